@@ -1,0 +1,24 @@
+.PHONY: install test lint format types check bench
+
+install:
+	python -m pip install torch==2.13.0
+	python -m pip install -e ".[test]"
+
+test:
+	python -m pytest
+
+lint:
+	ruff check .
+	ruff format --check .
+
+format:
+	ruff check --fix .
+	ruff format .
+
+types:
+	mypy
+
+check: lint types test
+
+bench:
+	python benchmarks/run.py

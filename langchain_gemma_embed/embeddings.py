@@ -1,0 +1,129 @@
+"""LangChain's ``Embeddings`` on the core's ``Embedder``: names are translated, nothing decided."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from gemma_embed import Embedder, Overlong, Task
+from gemma_embed.progress import ProgressCallback
+from gemma_embed.runtimes import Runtime, RuntimeName, one_name
+from langchain_core.embeddings import Embeddings
+
+
+class GemmaEmbeddings(Embeddings):
+    """EmbeddingGemma with the prompts, widths and vectors that it was trained for.
+
+    Queries and documents get their prompts by themselves, so do not add any. Safe to share
+    between threads and event loops, to pickle and to copy.
+
+    Example:
+        ```python
+        from langchain_gemma_embed import GemmaEmbeddings
+
+        embeddings = GemmaEmbeddings("ollama", dimensions=256)
+        vector = embeddings.embed_query("Which planet is known as the Red Planet?")
+        ```
+
+    Attributes:
+        embedder: The core's object, which does the work.
+    """
+
+    def __init__(
+        self,
+        runtime: RuntimeName | Runtime = "transformers",
+        model: str | None = None,
+        *,
+        dimensions: int | None = None,
+        query_task: Task | str = "query",
+        document_task: Task | str = "document",
+        overlong: Overlong = "error",
+        progress: bool | ProgressCallback = False,
+        model_name: str | None = None,
+    ) -> None:
+        """Check the options; nothing is loaded.
+
+        Args:
+            runtime: ``"transformers"``, ``"ollama"``, or an object of ``gemma_embed.runtimes``,
+                whose constructor takes host, device, dtype and the like.
+            model: A hub id, a folder, or a server's tag, for a runtime given by name.
+            dimensions: 768, 512, 256 or 128; None for the full width.
+            query_task: Task of ``embed_query``.
+            document_task: Task of ``embed_documents``.
+            overlong: What to do with a text too long for the model; see ``Embedder``.
+            progress: True for a bar, or a function of (texts done, texts in all).
+            model_name: Another name of ``model``, as some LangChain classes call it.
+
+        Raises:
+            ConfigurationError: If an option has a value that cannot work.
+        """
+        self.embedder = Embedder(
+            runtime,
+            one_name(model, model_name),
+            dimensions=dimensions,
+            query_task=query_task,
+            document_task=document_task,
+            overlong=overlong,
+            progress=progress,
+        )
+
+    def __repr__(self) -> str:
+        return f"GemmaEmbeddings({self.embedder!r})"
+
+    def for_task(self, task: Task | str) -> GemmaEmbeddings:
+        """Return a sibling for another task on the same loaded model; see ``Embedder.for_task``."""
+        sibling = object.__new__(type(self))
+        sibling.__dict__ = {**self.__dict__, "embedder": self.embedder.for_task(task)}
+        return sibling
+
+    @property
+    def cache_namespace(self) -> str:
+        """A namespace for caches, record managers and collections that hold document vectors.
+
+        It changes whenever the vectors would: with the weights, runtime, precision, prompt,
+        dimensions and policy for long texts.
+        """
+        return f"gemma-embed-{self.embedder.fingerprint}"
+
+    @property
+    def query_cache_namespace(self) -> str:
+        """The same for query vectors, which must never share a cache with document vectors."""
+        return f"gemma-embed-{self.embedder.fingerprint_for(self.embedder.query_task)}"
+
+    def embed_documents(
+        self,
+        texts: Iterable[str],
+        *,
+        titles: Iterable[str | None] | None = None,
+        task: Task | str | None = None,
+    ) -> list[list[float]]:
+        """Embed texts as documents; see ``Embedder.embed`` for errors.
+
+        Args:
+            texts: The texts, without any prompt.
+            titles: A title or None for each; a good title improves the vector.
+            task: Instead of ``document_task``, for this call.
+
+        Returns:
+            One list of ``dimensions`` floats for each text, in the same order.
+        """
+        return self.embedder.embed(texts, task, titles).tolist()  # type: ignore[no-any-return]
+
+    def embed_query(self, text: str, *, task: Task | str | None = None) -> list[float]:
+        """Embed one text as a query: ``dimensions`` floats."""
+        vectors = self.embedder.embed([text], task or self.embedder.query_task)
+        return vectors[0].tolist()  # type: ignore[no-any-return]
+
+    async def aembed_documents(
+        self,
+        texts: Iterable[str],
+        *,
+        titles: Iterable[str | None] | None = None,
+        task: Task | str | None = None,
+    ) -> list[list[float]]:
+        """Do what ``embed_documents`` does without blocking the event loop."""
+        return (await self.embedder.aembed(texts, task, titles)).tolist()  # type: ignore[no-any-return]
+
+    async def aembed_query(self, text: str, *, task: Task | str | None = None) -> list[float]:
+        """Do what ``embed_query`` does without blocking the event loop."""
+        vectors = await self.embedder.aembed([text], task or self.embedder.query_task)
+        return vectors[0].tolist()  # type: ignore[no-any-return]

@@ -1,0 +1,6 @@
+"""EmbeddingGemma for LlamaIndex."""
+
+from llamaindex_gemma_embed.embedding import GemmaEmbedding
+from llamaindex_gemma_embed.titles import GemmaTitles
+
+__all__ = ["GemmaEmbedding", "GemmaTitles"]

@@ -1,0 +1,269 @@
+"""The one path of a text, from the caller's list to vectors of the width asked for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal, get_args
+
+import numpy as np
+
+from gemma_embed.background import in_background
+from gemma_embed.errors import BadResponse, ConfigurationError, EmbeddingError, InputTooLong
+from gemma_embed.identity import fingerprint
+from gemma_embed.inputs import checked_texts, checked_titles
+from gemma_embed.progress import ProgressCallback, reporting
+from gemma_embed.prompts import SYMMETRIC_TASKS, Task, checked_task
+from gemma_embed.runtimes import RuntimeName, open_runtime
+from gemma_embed.runtimes.base import Batch, Runtime, TooLong
+from gemma_embed.vectors import Vectors, cut
+from gemma_embed.windows import halves
+
+logger = logging.getLogger("gemma_embed")
+
+Overlong = Literal["error", "truncate", "split"]
+
+
+class Embedder:
+    """Texts in, vectors out: prompts, order, duplicates, long texts and widths done right.
+
+    An embedder is immutable and may be shared by threads; it can be pickled and copied, and the
+    weights never travel with it.
+
+    Attributes:
+        runtime: Computes the vectors.
+        dimensions: Width of the vectors returned.
+        query_task: Task of ``embed_query``.
+        document_task: Task of ``embed_documents``.
+        overlong: What happens to a text of more tokens, its prompt counted, than the model reads:
+            ``error`` raises, ``truncate`` reads the beginning and logs a warning, ``split`` halves
+            the text between words until every part fits, and returns the mean of the parts'
+            vectors, weighted by their token counts and of unit length.
+        progress: False, True for a tqdm bar, or a function of (texts done, texts in all).
+    """
+
+    def __init__(
+        self,
+        runtime: RuntimeName | Runtime = "transformers",
+        model: str | None = None,
+        *,
+        dimensions: int | None = None,
+        query_task: Task | str = "query",
+        document_task: Task | str = "document",
+        overlong: Overlong = "error",
+        progress: bool | ProgressCallback = False,
+    ) -> None:
+        """Check the options; nothing is loaded.
+
+        Args:
+            runtime: ``"transformers"`` or ``"ollama"`` with their defaults, or a runtime object.
+            model: What a runtime given by name loads: a hub id, a folder, or a server's tag.
+            dimensions: One of the model's widths; None for the full one.
+            query_task: A ``Task``, or what ``custom_task`` returns.
+            document_task: The same.
+            overlong: See the class.
+            progress: See the class.
+
+        Raises:
+            ConfigurationError: If an option has a value that cannot work.
+        """
+        self.runtime = open_runtime(runtime, model)
+        width = self.runtime.model.width
+        self.dimensions = self.runtime.model.checked_dimensions(
+            width if dimensions is None else dimensions
+        )
+        self.query_task = checked_task(query_task)
+        self.document_task = checked_task(document_task)
+        if overlong not in get_args(Overlong):
+            raise ConfigurationError(
+                f"unknown overlong={overlong!r}; use 'error', 'truncate' or 'split'"
+            )
+        self.overlong = overlong
+        if not isinstance(progress, bool) and not callable(progress):
+            raise ConfigurationError(f"progress={progress!r} is neither a bool nor a function")
+        self.progress = progress
+
+    def __repr__(self) -> str:
+        return (
+            f"Embedder({self.runtime!r}, dimensions={self.dimensions}, "
+            f"query_task={self.query_task!r}, document_task={self.document_task!r}, "
+            f"overlong={self.overlong!r})"
+        )
+
+    def for_task(self, task: Task | str) -> Embedder:
+        """Return a sibling for another task, on the same loaded model.
+
+        Queries take the task. So do documents where the model card embeds both sides alike
+        (classification, clustering, sentence similarity, summarization); otherwise they keep
+        this embedder's document task, so an index serves all retrieval tasks.
+
+        Raises:
+            ConfigurationError: If the task is unknown.
+        """
+        checked = checked_task(task)
+        return Embedder(
+            self.runtime,
+            dimensions=self.dimensions,
+            query_task=checked,
+            document_task=checked if checked in SYMMETRIC_TASKS else self.document_task,
+            overlong=self.overlong,
+            progress=self.progress,
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """Name of the space that ``embed_documents`` fills: 32 hexadecimal digits.
+
+        Two embedders with equal fingerprints may share an index or a cache of documents. May load
+        the model, or ask the server which weights it holds.
+        """
+        return self.fingerprint_for(self.document_task)
+
+    def fingerprint_for(self, task: Task | str) -> str:
+        """Name of the space of a task: what ``fingerprint`` is for documents."""
+        prompts = self.runtime.prompts
+        checked = checked_task(task)
+        return fingerprint(
+            self.runtime.identity,
+            {
+                "prompt": prompts.prefix(checked),
+                "titled": prompts.titled if checked == "document" else None,
+                "dimensions": self.dimensions,
+                "overlong": self.overlong,
+            },
+        )
+
+    def embed_query(self, text: str) -> Vectors:
+        """Embed one text as a query: float32, shape (dimensions,), norm 1. See ``embed``."""
+        vector: Vectors = self.embed([text], self.query_task)[0]
+        return vector
+
+    def embed_documents(
+        self, texts: Iterable[str], titles: Iterable[str | None] | None = None
+    ) -> Vectors:
+        """Embed texts as documents: float32, shape (n, dimensions). See ``embed``."""
+        return self.embed(texts, self.document_task, titles)
+
+    async def aembed(
+        self,
+        texts: Iterable[str],
+        task: Task | str | None = None,
+        titles: Iterable[str | None] | None = None,
+    ) -> Vectors:
+        """Do what ``embed`` does, in a worker thread: the event loop is never blocked."""
+        return await in_background(self.embed, texts, task, titles)
+
+    def embed(
+        self,
+        texts: Iterable[str],
+        task: Task | str | None = None,
+        titles: Iterable[str | None] | None = None,
+    ) -> Vectors:
+        """Embed texts for a task.
+
+        Equal texts are computed once. Text reaches the model byte for byte after its prompt; the
+        empty text is embedded as its prompt alone.
+
+        Args:
+            texts: Any iterable of str but a str. No texts, no work: nothing is loaded.
+            task: A ``Task``, or what ``custom_task`` returns; None for ``document_task``.
+            titles: For documents, a title or None for each text.
+
+        Returns:
+            float32, shape (n, dimensions), rows of norm 1, in the order of the texts.
+
+        Raises:
+            InvalidInput: If a text or title cannot be embedded; ``index`` says which.
+            InputTooLong: If a text has too many tokens, under ``overlong="error"``.
+            EmbeddingError: If the runtime fails; ``index`` names a text where one is at fault.
+        """
+        items = checked_texts(texts)
+        task = self.document_task if task is None else checked_task(task)
+        headings = checked_titles(titles, len(items), task)
+        result = np.empty((len(items), self.dimensions), dtype=np.float32)
+        if not items:
+            return result
+        prompts = self.runtime.prompts
+        prefixes = [prompts.prefix(task, heading) for heading in headings]
+        places: dict[str, list[int]] = {}
+        for index, (prefix, text) in enumerate(zip(prefixes, items, strict=True)):
+            places.setdefault(prefix + text, []).append(index)
+        indices = list(places.values())
+        parts = [(prefixes[where[0]], items[where[0]]) for where in indices]
+        with reporting(self.progress, len(items)) as done:
+            try:
+                for rows, vectors in self._computed(list(places), parts):
+                    for row, vector in zip(rows, cut(vectors, self.dimensions), strict=True):
+                        result[indices[row]] = vector
+                    done(sum(len(indices[row]) for row in rows))
+            except EmbeddingError as error:
+                if error.index is not None:
+                    error.index = indices[error.index][0]
+                raise
+        return result
+
+    def _computed(
+        self, prompted: list[str], parts: list[tuple[str, str]]
+    ) -> Iterator[tuple[Sequence[int], Vectors]]:
+        too_long: list[int] = []
+        for outcome in self.runtime.embed(prompted):
+            if isinstance(outcome, Batch):
+                yield outcome.rows, outcome.vectors
+            elif self.overlong == "error":
+                raise self._too_long(outcome)
+            else:
+                too_long.append(outcome.row)
+        if not too_long:
+            return
+        verb = "cut to" if self.overlong == "truncate" else "split into parts of at most"
+        logger.warning(
+            "%d of %d texts were too long and were %s %d tokens, the prompt counted",
+            len(too_long),
+            len(prompted),
+            verb,
+            self.runtime.identity.max_tokens,
+        )
+        if self.overlong == "split":
+            for row in too_long:
+                yield [row], self._split(row, *parts[row])
+            return
+        for outcome in self.runtime.embed([prompted[row] for row in too_long], truncate=True):
+            if isinstance(outcome, TooLong):
+                raise self._too_long(TooLong(too_long[outcome.row], outcome.tokens))
+            yield [too_long[row] for row in outcome.rows], outcome.vectors
+
+    def _split(self, row: int, prefix: str, text: str) -> Vectors:
+        # Weights count the prompt's tokens too: the model's own mean pooling does the same.
+        mean = np.zeros(self.runtime.model.width)
+        windows = [text]
+        while windows:
+            window = windows.pop()
+            try:
+                (outcome,) = self.runtime.embed([prefix + window])
+            except EmbeddingError as error:
+                error.index = row
+                raise
+            if isinstance(outcome, Batch):
+                if outcome.tokens is None:
+                    raise BadResponse(
+                        "the server does not say how many tokens it read, which "
+                        "overlong='split' weighs by: update it, or use 'truncate'",
+                        index=row,
+                    )
+                mean += outcome.tokens * outcome.vectors[0].astype(np.float64)
+            elif len(window) > 1:
+                windows.extend(halves(window))
+            else:
+                raise self._too_long(TooLong(row, outcome.tokens), "its title or task")
+        return (mean / np.linalg.norm(mean)).astype(np.float32)[None, :]
+
+    def _too_long(self, outcome: TooLong, what: str = "the text with its prompt") -> InputTooLong:
+        limit = self.runtime.identity.max_tokens
+        count = "more" if outcome.tokens is None else f"{outcome.tokens}"
+        return InputTooLong(
+            f"{what} has {count} tokens, the model reads {limit}; split texts into smaller "
+            "chunks, or choose overlong='truncate' or overlong='split'",
+            index=outcome.row,
+            tokens=outcome.tokens,
+            limit=limit,
+        )

@@ -1,0 +1,138 @@
+"""Every error this package raises.
+
+EmbeddingError                               has ``index``: which text, where one text is at fault
+├── ConfigurationError   (also ValueError)   an option is wrong; raised by constructors
+├── MissingDependency    (also ImportError)  an optional package is not installed
+├── InvalidInput         (also ValueError)   a text, title or list cannot be embedded
+│   └── InputTooLong                         more tokens than the model reads; has ``tokens``
+├── ModelError                               the model is not what was asked for
+│   ├── ModelNotFound                        missing, gated, or not pulled
+│   ├── ModelCorrupt                         files damaged or incomplete
+│   ├── WrongModel                           would give other vectors than EmbeddingGemma's
+│   └── ModelChanged                         other weights under the same name, in mid-use
+├── BadResponse                              a runtime's answer cannot be right
+├── ServerRefused                            the server answered, and asking again will not help
+└── TransientError                           asking again later may help; has ``attempts``
+    ├── ConnectionFailed
+    ├── ServerTimeout
+    ├── ServerBusy
+    └── ServerFailed
+
+Messages say what failed, where (an index, never the text), and what mends it.
+"""
+
+
+class EmbeddingError(Exception):
+    """Base of every error raised on purpose by this package.
+
+    Attributes:
+        index: Position in the caller's list of the text at fault, or None if no single one is.
+    """
+
+    def __init__(self, message: str, *, index: int | None = None) -> None:
+        super().__init__(message)
+        self.index = index
+
+    def __str__(self) -> str:
+        message = str(self.args[0])
+        return message if self.index is None else f"text at index {self.index}: {message}"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exception's own way would call the constructor without the keyword arguments.
+        return (_restored, (type(self), self.args[0], self.__dict__))
+
+
+def _restored(kind: type[EmbeddingError], message: str, state: dict[str, object]) -> EmbeddingError:
+    error = kind(message)
+    error.__dict__.update(state)
+    return error
+
+
+class ConfigurationError(EmbeddingError, ValueError):
+    """An option has a value that cannot work."""
+
+
+class MissingDependency(EmbeddingError, ImportError):
+    """An optional package is needed and not installed; the message has the install command."""
+
+
+class InvalidInput(EmbeddingError, ValueError):
+    """Something handed in cannot be embedded; ``index`` is None when the list itself is wrong."""
+
+
+class InputTooLong(InvalidInput):
+    """A text has more tokens, its prompt counted, than the model reads.
+
+    Attributes:
+        tokens: Tokens of the prompted text, special tokens included; None where a server
+            refused without saying.
+        limit: Tokens that the model reads.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        index: int | None = None,
+        tokens: int | None = None,
+        limit: int | None = None,
+    ) -> None:
+        super().__init__(message, index=index)
+        self.tokens = tokens
+        self.limit = limit
+
+
+class ModelError(EmbeddingError):
+    """The model is not what was asked for."""
+
+
+class ModelNotFound(ModelError):
+    """The weights are missing, gated, or not pulled."""
+
+
+class ModelCorrupt(ModelError):
+    """A file of the model is damaged, incomplete, or of a kind that is never loaded."""
+
+
+class WrongModel(ModelError):
+    """The model, or the software that would run it, gives other vectors than EmbeddingGemma's."""
+
+
+class ModelChanged(ModelError):
+    """The server now holds other weights under the same name."""
+
+
+class BadResponse(EmbeddingError):
+    """A runtime's answer cannot be right: count, width, a non-finite or all-zero vector."""
+
+
+class ServerRefused(EmbeddingError):
+    """The server answered with a refusal that repeating cannot change."""
+
+
+class TransientError(EmbeddingError):
+    """The server could not be used now.
+
+    Attributes:
+        attempts: Requests made before giving up.
+    """
+
+    def __init__(self, message: str, *, attempts: int = 1, index: int | None = None) -> None:
+        super().__init__(message, index=index)
+        self.attempts = attempts
+
+
+class ConnectionFailed(TransientError):
+    """No connection, or the connection broke."""
+
+
+class ServerTimeout(TransientError):
+    """No answer within the time allowed."""
+
+
+class ServerBusy(TransientError):
+    """The server said that it is overloaded."""
+
+
+class ServerFailed(TransientError):
+    """The server, or something behind it, broke down while working."""

@@ -1,0 +1,160 @@
+"""Tasks, and the text that goes before the user's for each of them.
+
+EmbeddingGemma was trained with a prompt on every text; without it, retrieval quality drops and
+nothing says so. The forms are those of Google's model card
+(https://ai.google.dev/gemma/docs/embeddinggemma/model_card, section "Prompt instructions").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
+
+from gemma_embed.errors import ConfigurationError, InvalidInput
+
+Task = Literal[
+    "query",
+    "document",
+    "question answering",
+    "fact checking",
+    "classification",
+    "clustering",
+    "sentence similarity",
+    "code retrieval",
+    "summarization",
+]
+
+TASKS: tuple[str, ...] = get_args(Task)
+
+# In these the two sides are embedded alike; in all others documents keep the document prompt.
+SYMMETRIC_TASKS = frozenset(
+    {"classification", "clustering", "sentence similarity", "summarization"}
+)
+
+_CUSTOM = "custom:"
+
+
+def custom_task(description: str) -> str:
+    """Name a task that the model card does not list.
+
+    Args:
+        description: What goes into ``task: {description} | query: ``, say ``legal clause lookup``.
+
+    Returns:
+        A task name that is accepted wherever a ``Task`` is.
+
+    Raises:
+        ConfigurationError: If the description is empty or holds ``|`` or a line break.
+    """
+    return checked_task(_CUSTOM + description)
+
+
+def checked_task(task: str) -> str:
+    """Return ``task`` if it names a task.
+
+    Raises:
+        ConfigurationError: If it is neither in ``Task`` nor made by ``custom_task``.
+    """
+    if task in TASKS:
+        return task
+    if isinstance(task, str) and task.startswith(_CUSTOM):
+        description = task.removeprefix(_CUSTOM)
+        if not description.strip() or any(mark in description for mark in "|\r\n"):
+            raise ConfigurationError(
+                "a custom task's description must be one non-empty line without '|', "
+                f"got {description!r}"
+            )
+        return task
+    raise ConfigurationError(
+        f"unknown task {task!r}; use one of {', '.join(map(repr, TASKS))}, "
+        "or custom_task('a description')"
+    )
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of one model.
+
+    Attributes:
+        prefixes: What precedes the text, by task, for every task but ``document``.
+        document: What precedes a document without a title.
+        titled: The same with a title; ``{title}`` stands for it. None if the model has no such
+            form.
+        custom: What precedes the text of a custom task; ``{description}`` stands for it.
+    """
+
+    prefixes: Mapping[str, str]
+    document: str
+    titled: str | None
+    custom: str = field(default="task: {description} | query: ")
+
+    def prefix(self, task: str, title: str | None = None) -> str:
+        """Return what precedes a text.
+
+        Args:
+            task: A task name that ``checked_task`` accepts.
+            title: A document's title. Line breaks and ``|`` in it become spaces, so that a title
+                cannot fake the text field; blank means none.
+
+        Raises:
+            InvalidInput: If there is a title, and this model has no place for one.
+        """
+        if task == "document":
+            cleaned = " ".join((title or "").replace("|", " ").split())
+            if not cleaned:
+                return self.document
+            if self.titled is None:
+                raise InvalidInput(
+                    f"this checkpoint's own document prompt ({self.document!r}) has no place for "
+                    "a title; leave titles out"
+                )
+            # Not str.format: braces in a title are the user's.
+            return self.titled.replace("{title}", cleaned)
+        if task.startswith(_CUSTOM):
+            return self.custom.replace("{description}", task.removeprefix(_CUSTOM).strip())
+        return self.prefixes[task]
+
+    def prompted(self, text: str, task: str, title: str | None = None) -> str:
+        """Return the text as the model reads it; the text itself is never altered."""
+        return self.prefix(task, title) + text
+
+    def title_and_text(self, document: str) -> tuple[str | None, str]:
+        """Take a document apart that already carries its title in this model's form.
+
+        Returns:
+            (title, text), or (None, document) for any other text.
+        """
+        before, _, between = (self.titled or "").partition("{title}")
+        title, found, text = document.removeprefix(before).partition(between or "{title}")
+        if not found or not document.startswith(before) or not title.strip() or "|" in title:
+            return None, document
+        return title, text
+
+    def overridden(
+        self, own: Mapping[str, str], keys: Mapping[str, str]
+    ) -> tuple[Prompts, tuple[str, ...]]:
+        """Take over the prompts that a checkpoint states itself.
+
+        Args:
+            own: The ``prompts`` of a checkpoint's ``config_sentence_transformers.json``.
+            keys: For each task the name under which a checkpoint keeps its prompt.
+
+        Returns:
+            The prompts to use, and the tasks in which they differ from these.
+        """
+        changed = {
+            task: own[key]
+            for task, key in keys.items()
+            if key in own and own[key] != self.prefix(task)
+        }
+        if not changed:
+            return self, ()
+        document = changed.get("document", self.document)
+        titled = self.titled
+        if document != self.document:
+            named = document.replace("title: none", "title: {title}")
+            titled = named if named != document else None
+        prefixes = {task: changed.get(task, prefix) for task, prefix in self.prefixes.items()}
+        prompts = replace(self, prefixes=prefixes, document=document, titled=titled)
+        return prompts, tuple(sorted(changed))

@@ -1,0 +1,234 @@
+"""A checkpoint folder: read and judged before any weight is loaded.
+
+Two layouts exist (sentence-transformers 5, in which Google published, and 6, in which fine-tunes
+are saved); both are plain JSON and safetensors. ``modules.json`` names classes; they are
+compared with an allow-list, and nothing is ever imported from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from gemma_embed.errors import ModelCorrupt, ModelNotFound, WrongModel
+from gemma_embed.models import Model
+from gemma_embed.prompts import Prompts
+
+logger = logging.getLogger("gemma_embed")
+
+_MODULES = ("Transformer", "Pooling", "Dense", "Normalize")
+_LFS_POINTER = b"version https://git-lfs"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder that holds what the model table says it must.
+
+    Attributes:
+        folder: Where it is.
+        model: The row it was judged by.
+        prompts: The row's, unless the checkpoint states others.
+        max_tokens: Tokens read of a text, special tokens counted.
+        dense: Folders of the Dense layers, in order.
+    """
+
+    folder: Path
+    model: Model
+    prompts: Prompts
+    max_tokens: int
+    dense: tuple[Path, ...]
+
+    @classmethod
+    def read(cls, folder: Path, model: Model) -> Checkpoint:
+        """Read a folder's JSON files and judge them.
+
+        Raises:
+            ModelNotFound: If the folder holds no model.
+            ModelCorrupt: If a file is missing, damaged, or pickled.
+            WrongModel: If its vectors would not be this model's.
+        """
+        if not (folder / "config.json").is_file():
+            raise ModelNotFound(f"{folder} holds no config.json, so it is not a model folder")
+        config = _json(folder / "config.json")
+        if not (folder / "tokenizer.json").is_file():
+            # Without it, transformers makes up a tokenizer of five tokens.
+            raise ModelCorrupt(f"{folder}/tokenizer.json is missing; download the model again")
+        _check_config(config, folder, model)
+        pooling, dense = _modules(folder, model)
+        _check_pooling(_json(pooling / "config.json"), pooling)
+        _check_dense(dense, config["hidden_size"], model)
+        for weights in (folder, *dense):
+            _check_weights(weights)
+        return cls(folder, model, _prompts(folder, model), _max_tokens(folder, model), dense)
+
+    @cached_property
+    def revision(self) -> str:
+        """Name of these weights: the hub's commit, or a SHA-256 over the files that matter."""
+        if self.folder.parent.name == "snapshots" and len(self.folder.name) == 40:
+            return self.folder.name
+        digest = hashlib.sha256()
+        for path in sorted(self._vector_files()):
+            digest.update(path.relative_to(self.folder).as_posix().encode() + b"\0")
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+        return f"sha256:{digest.hexdigest()}"
+
+    def _vector_files(self) -> Iterator[Path]:
+        yield self.folder / "config.json"
+        yield self.folder / "tokenizer.json"
+        for weights in (self.folder, *self.dense):
+            yield from weights.glob("*.safetensors")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    value = _any_json(path)
+    if not isinstance(value, dict):
+        raise ModelCorrupt(f"{path} is not a JSON object; download the model again")
+    return value
+
+
+def _any_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelCorrupt(f"{path} is missing; download the model again, whole") from error
+    except (OSError, ValueError) as error:
+        raise ModelCorrupt(f"{path} is not readable JSON; download the model again") from error
+
+
+def _check_config(config: Mapping[str, Any], folder: Path, model: Model) -> None:
+    found = config.get("model_type")
+    if found != model.model_type:
+        raise WrongModel(
+            f"{folder} holds a {found!r} model, {model.name} is {model.model_type!r}; "
+            "name a folder or hub id of EmbeddingGemma or a fine-tune of it"
+        )
+    if config.get("use_bidirectional_attention") is not True:
+        raise WrongModel(
+            f"{folder}/config.json does not say use_bidirectional_attention: true: it is a Gemma 3 "
+            "text generator, or was saved by transformers < 4.57, and would run with causal "
+            "attention; use the original EmbeddingGemma config.json"
+        )
+    window = config.get("sliding_window")
+    if window != model.sliding_window:
+        raise WrongModel(
+            f"{folder}/config.json says sliding_window: {window}, {model.name} was trained with "
+            f"{model.sliding_window}. transformers 4.57 to 5.15 halve the value each time they "
+            f"save; set it back to {model.sliding_window} in that file"
+        )
+
+
+def _modules(folder: Path, model: Model) -> tuple[Path, tuple[Path, ...]]:
+    path = folder / "modules.json"
+    if not path.is_file():
+        raise WrongModel(
+            f"{folder} has no modules.json, so its pooling and Dense layers are missing; "
+            "copy the whole model folder, not just the backbone"
+        )
+    modules = _any_json(path)
+    found: list[tuple[str, Path]] = []
+    for module in modules if isinstance(modules, list) else ():
+        kind = str(module.get("type")) if isinstance(module, dict) else "?"
+        name = kind.rpartition(".")[2]
+        if not kind.startswith("sentence_transformers.") or name not in _MODULES:
+            raise WrongModel(
+                f"{path} asks for a module of class {kind!r}; only sentence-transformers' own "
+                f"{', '.join(_MODULES)} are read, and no class named in a model is ever imported"
+            )
+        place = PurePosixPath(str(module.get("path", "")))
+        if place.is_absolute() or ".." in place.parts:
+            raise WrongModel(f"{path} points outside the model folder")
+        found.append((name, folder / place))
+    kinds = [name for name, _ in found]
+    expected = ["Transformer", "Pooling", *["Dense"] * model.dense_layers, "Normalize"]
+    if kinds.count("Dense") < model.dense_layers:
+        raise WrongModel(
+            f"{path} lists {kinds.count('Dense')} Dense layers, {model.name} has "
+            f"{model.dense_layers}: without them vectors lie in another space; "
+            "use a copy of the model that kept them"
+        )
+    if kinds != expected or found[0][1] != folder:
+        raise WrongModel(f"{path} chains {kinds}, {model.name} is {expected}; use that layout")
+    return found[1][1], tuple(place for name, place in found if name == "Dense")
+
+
+def _check_pooling(config: Mapping[str, Any], folder: Path) -> None:
+    modes = {
+        key.removeprefix("pooling_mode_")
+        for key, on in config.items()
+        if key.startswith("pooling_mode_") and on is True
+    }
+    modes |= {str(config["pooling_mode"])} if "pooling_mode" in config else set()
+    if not modes <= {"mean", "mean_tokens"} or not modes:
+        raise WrongModel(f"{folder}/config.json asks for {sorted(modes)} pooling, not the mean")
+    if config.get("include_prompt", True) is not True:
+        raise WrongModel(f"{folder}/config.json leaves the prompt out of the mean; set it to true")
+
+
+def _check_dense(folders: tuple[Path, ...], hidden_size: int, model: Model) -> None:
+    width = hidden_size
+    for folder in folders:
+        config = _json(folder / "config.json")
+        activation = str(config.get("activation_function", "")).rpartition(".")[2]
+        if config.get("bias") is not False or activation != "Identity":
+            raise WrongModel(
+                f"{folder}/config.json is a Dense layer with a bias or an activation "
+                f"({activation}); those of {model.name} have neither"
+            )
+        if config.get("in_features") != width:
+            raise ModelCorrupt(f"{folder}/config.json does not take the {width} numbers before it")
+        width = config.get("out_features", 0)
+    if width != model.width:
+        raise WrongModel(f"{folders[-1]} ends {width} wide, {model.name} is {model.width} wide")
+
+
+def _check_weights(folder: Path) -> None:
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        pickled = sorted(path.name for path in (*folder.glob("*.bin"), *folder.glob("*.pt")))
+        if pickled:
+            raise ModelCorrupt(
+                f"{folder} holds only pickled weights ({', '.join(pickled)}), which can run code "
+                "when loaded and are never read; get the safetensors copy of the model"
+            )
+        raise ModelCorrupt(f"{folder} holds no safetensors file; download the model again, whole")
+    for path in files:
+        with path.open("rb") as file:
+            start = file.read(len(_LFS_POINTER))
+            length = path.stat().st_size
+        if start == _LFS_POINTER:
+            raise ModelCorrupt(f"{path} is a Git LFS pointer, not weights; run: git lfs pull")
+        header = int.from_bytes(start[:8], "little")
+        if length < 8 or header > length - 8:
+            raise ModelCorrupt(f"{path} is truncated or damaged; download it again")
+
+
+def _prompts(folder: Path, model: Model) -> Prompts:
+    path = folder / "config_sentence_transformers.json"
+    if not path.is_file():
+        return model.prompts
+    own = _json(path).get("prompts") or {}
+    if not isinstance(own, dict) or not all(isinstance(prompt, str) for prompt in own.values()):
+        raise ModelCorrupt(f"{path} has prompts that are not text; download the model again")
+    prompts, changed = model.prompts.overridden(own, model.prompt_keys)
+    if changed:
+        logger.warning(
+            "%s states its own prompts for %s; they replace those of %s",
+            folder.name,
+            ", ".join(changed),
+            model.name,
+        )
+    return prompts
+
+
+def _max_tokens(folder: Path, model: Model) -> int:
+    path = folder / "sentence_bert_config.json"
+    own = _json(path).get("max_seq_length") if path.is_file() else None
+    return min(int(own), model.context) if own else model.context

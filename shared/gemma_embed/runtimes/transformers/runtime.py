@@ -1,0 +1,182 @@
+"""The model in this process, on plain transformers and safetensors."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from gemma_embed.errors import ConfigurationError, MissingDependency
+from gemma_embed.identity import Identity
+from gemma_embed.models import EMBEDDINGGEMMA_300M, Model
+from gemma_embed.prompts import Prompts
+from gemma_embed.runtimes.base import Batch, TooLong
+from gemma_embed.runtimes.transformers.checkpoint import Checkpoint
+from gemma_embed.runtimes.transformers.hub import model_folder
+from gemma_embed.runtimes.transformers.network import DType, Network
+from gemma_embed.vectors import checked_vectors, plan_batches
+
+# Two CPU cores were fastest from 1,024 to 4,096; beyond that only memory grows.
+_TOKENS_PER_BATCH = 2048
+
+
+class TransformersRuntime:
+    """EmbeddingGemma, or a fine-tune of it, loaded from a folder or the Hugging Face hub.
+
+    Loads on first use. One forward pass runs at a time; threads wait for each other. Copies share
+    the loaded model, pickles carry only the settings.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        revision: str | None = None,
+        device: str | None = None,
+        dtype: DType = "float32",
+        offline: bool = False,
+    ) -> None:
+        """Check the options; nothing is loaded.
+
+        Args:
+            model: A folder, or a hub id; None for Google's EmbeddingGemma 300M.
+            revision: The hub's branch, tag or commit.
+            device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``...; None for a GPU where there is one.
+            dtype: ``float32`` gives the reference's vectors on every device; ``bfloat16`` is
+                faster on hardware that has it, and close (cosine >= 0.999).
+            offline: Never ask the hub.
+
+        Raises:
+            ConfigurationError: If an option has a value that cannot work.
+        """
+        if dtype not in get_args(DType):
+            reason = (
+                "float16 overflows in this model (activations reach 264,000, it ends at 65,504) "
+                "and gives NaN"
+                if "float16" in str(dtype)
+                else "it is unknown"
+            )
+            raise ConfigurationError(f"dtype={dtype!r}: {reason}; use 'float32' or 'bfloat16'")
+        self._model = EMBEDDINGGEMMA_300M
+        self._source = str(model) if model is not None else self._model.repository
+        self._revision = revision
+        self._device = device
+        self._dtype = dtype
+        self._offline = offline
+        self._lock = threading.RLock()
+        self._checkpoint: Checkpoint | None = None
+        self._network: Network | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The constructor's arguments: what makes an equal runtime elsewhere."""
+        return {
+            "model": self._source,
+            "revision": self._revision,
+            "device": self._device,
+            "dtype": self._dtype,
+            "offline": self._offline,
+        }
+
+    def __repr__(self) -> str:
+        return f"TransformersRuntime({', '.join(f'{k}={v!r}' for k, v in self.settings.items())})"
+
+    def __getstate__(self) -> dict[str, object]:
+        left_here = {"_lock", "_checkpoint", "_network"}
+        return {name: value for name, value in self.__dict__.items() if name not in left_here}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.RLock()
+        self._checkpoint = None
+        self._network = None
+
+    def __copy__(self) -> TransformersRuntime:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, object]) -> TransformersRuntime:
+        # Settings never change, and a second copy of the weights would serve nobody.
+        return self
+
+    @property
+    def model(self) -> Model:
+        """The row of the model table."""
+        return self._model
+
+    @property
+    def prompts(self) -> Prompts:
+        """The checkpoint's prompts. Reads its JSON files, not its weights."""
+        return self._read().prompts
+
+    @property
+    def identity(self) -> Identity:
+        """What decides the numbers. Reads a local folder's weights once, to name them."""
+        checkpoint = self._read()
+        return Identity(
+            model=self._model.name,
+            source=self._source,
+            revision=checkpoint.revision,
+            runtime="transformers",
+            precision=self._dtype,
+            max_tokens=checkpoint.max_tokens,
+        )
+
+    def embed(self, texts: Sequence[str], *, truncate: bool = False) -> Iterator[Batch | TooLong]:
+        """Compute vectors; see ``Runtime.embed``. Too long texts are reported before any work."""
+        network = self._load()
+        with self._lock:
+            tokens = network.tokenize(texts)
+        limit = self._read().max_tokens
+        rows = []
+        for row, ids in enumerate(tokens):
+            if len(ids) <= limit:
+                rows.append(row)
+            elif truncate:
+                # The right end goes, the closing token stays: what the reference does.
+                tokens[row] = [*ids[: limit - 1], ids[-1]]
+                rows.append(row)
+            else:
+                yield TooLong(row, len(ids))
+        sizes = [len(tokens[row]) for row in rows]
+        for members in plan_batches(sizes, len(sizes), _TOKENS_PER_BATCH, padded=True):
+            batch = [rows[member] for member in members]
+            with self._lock:
+                vectors = network.forward([tokens[row] for row in batch])
+            yield Batch(
+                batch,
+                checked_vectors(vectors, batch, self._model.width, "the model"),
+                sum(len(tokens[row]) for row in batch),
+            )
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Count the tokens of prompted texts, special tokens included."""
+        network = self._load()
+        with self._lock:
+            return [len(ids) for ids in network.tokenize(texts)]
+
+    def _read(self) -> Checkpoint:
+        with self._lock:
+            if self._checkpoint is None:
+                _require_transformers()
+                folder = model_folder(self._source, self._revision, offline=self._offline)
+                self._checkpoint = Checkpoint.read(folder, self._model)
+            return self._checkpoint
+
+    def _load(self) -> Network:
+        with self._lock:
+            if self._network is None:
+                self._network = Network(self._read(), self._device, self._dtype)
+            return self._network
+
+
+def _require_transformers() -> None:
+    try:
+        import safetensors  # noqa: F401
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise MissingDependency(
+            "runtime='transformers' needs torch, transformers and safetensors: "
+            'pip install "gemma-embed[transformers]"'
+        ) from error

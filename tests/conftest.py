@@ -1,0 +1,43 @@
+"""What several test files share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Before any library reads them: tests never reach out.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["ANONYMIZED_TELEMETRY"] = "False"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import checkpoints
+import pytest
+from fakes import FakeRuntime
+from gemma_embed.runtimes import TransformersRuntime
+
+
+@pytest.fixture
+def fake() -> FakeRuntime:
+    return FakeRuntime()
+
+
+@pytest.fixture(scope="session")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small sound checkpoint that no test changes."""
+    return checkpoints.build(tmp_path_factory.mktemp("narrow"), checkpoints.SHAPES["narrow"])
+
+
+@pytest.fixture(scope="session")
+def local(narrow: Path) -> TransformersRuntime:
+    """A runtime on it, loaded once."""
+    return TransformersRuntime(narrow, device="cpu")
+
+
+@pytest.fixture(autouse=True)
+def _no_server_from_outside(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if request.node.get_closest_marker("ollama") is None:
+        for name in ("OLLAMA_HOST", "OLLAMA_API_KEY"):
+            monkeypatch.delenv(name, raising=False)

@@ -1,0 +1,141 @@
+"""From a hub id to a folder, against a hub on this machine that refuses in the real one's ways."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+COMMIT = "64614b0b8b64f0c6c1e52b07e4e9a4e8fe4d2da2"
+
+SCRIPT = """
+import sys, json
+from gemma_embed import Embedder
+from gemma_embed.runtimes import TransformersRuntime
+options = json.loads(sys.argv[1])
+try:
+    embedder = Embedder(TransformersRuntime(device="cpu", **options))
+    print("shape", embedder.embed(["a"]).shape)
+    print("revision", embedder.runtime.identity.revision)
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+@contextmanager
+def hub(status: int, code: str | None) -> Iterator[tuple[str, list[str]]]:
+    """A hub that answers everything alike; yields its address and the paths asked for."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            asked.append(self.path)
+            self.send_response(status)
+            if code:
+                self.send_header("X-Error-Code", code)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_GET = do_HEAD = do_POST = answer
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", asked
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def run(home: Path, endpoint: str, **options: object) -> str:
+    # The hub's library reads its address when imported, so each case is a process.
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+    env = clean | {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "HF_TOKEN": "hf_canary"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", SCRIPT, json.dumps(options)],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "hf_canary" not in done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "message"),
+    [
+        (401, "GatedRepo", "gated: its licence must be accepted"),
+        (403, "GatedRepo", "gated: its licence must be accepted"),
+        (401, "RepoNotFound", "the hub knows no google/embeddinggemma-300m"),
+        (404, "RepoNotFound", "the hub knows no google/embeddinggemma-300m"),
+        (500, None, "the hub could not be reached"),
+    ],
+)
+def test_a_refusal_names_all_three_ways_out(
+    tmp_path: Path, status: int, code: str, message: str
+) -> None:
+    with hub(status, code) as (endpoint, asked):
+        output = run(tmp_path, endpoint)
+    assert output.startswith("ModelNotFound")
+    assert message in output
+    for way in (
+        "accept the licence",
+        "hf auth login",
+        "ollama pull embeddinggemma",
+        "local folder",
+    ):
+        assert way in output
+    assert asked
+
+
+def test_a_missing_revision_is_named(tmp_path: Path) -> None:
+    with hub(404, "RevisionNotFound") as (endpoint, _):
+        output = run(tmp_path, endpoint, revision="v9")
+    assert "has no revision 'v9'" in output
+
+
+def test_offline_asks_nobody(tmp_path: Path) -> None:
+    with hub(401, "GatedRepo") as (endpoint, asked):
+        output = run(tmp_path, endpoint, offline=True)
+    assert "not on this disk, and offline=True" in output
+    assert asked == []
+
+
+def cached(home: Path, checkpoint: Path) -> Path:
+    repository = home / "hub" / "models--google--embeddinggemma-300m"
+    snapshot = repository / "snapshots" / COMMIT
+    shutil.copytree(checkpoint, snapshot)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    return snapshot
+
+
+def test_what_is_on_the_disk_is_used_without_asking(tmp_path: Path, narrow: Path) -> None:
+    cached(tmp_path, narrow)
+    with hub(500, None) as (endpoint, asked):
+        output = run(tmp_path, endpoint)
+    assert output.split() == ["shape", "(1,", "768)", "revision", COMMIT]
+    assert asked == []
+
+
+def test_an_interrupted_download_is_not_taken_for_the_model(tmp_path: Path, narrow: Path) -> None:
+    (cached(tmp_path, narrow) / "model.safetensors").unlink()
+    with hub(500, None) as (endpoint, asked):
+        output = run(tmp_path, endpoint)
+    assert output.startswith("ModelNotFound")
+    assert asked

@@ -1,0 +1,360 @@
+"""The LlamaIndex class: its contract, its fields, and how it fares in LlamaIndex."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import pickle
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fakes import FakeRuntime, vector_of
+from gemma_embed.errors import ConfigurationError, InvalidInput
+from gemma_embed.runtimes import Batch, OllamaRuntime, TooLong, TransformersRuntime
+from llama_index.core import Document, Settings, VectorStoreIndex
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
+from llama_index.core.ingestion import IngestionCache, IngestionPipeline
+from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation.event_handlers import BaseEventHandler
+from llama_index.core.instrumentation.events import BaseEvent
+from llama_index.core.instrumentation.events.embedding import (
+    EmbeddingEndEvent,
+    EmbeddingStartEvent,
+)
+from llama_index.core.node_parser import SentenceSplitter
+from llama_index.core.schema import MetadataMode, TextNode
+from llama_index.core.storage.kvstore import SimpleKVStore
+from ollama_server import OllamaServer
+
+from llamaindex_gemma_embed import GemmaEmbedding, GemmaTitles
+
+DOCUMENT = "title: none | text: "
+QUERY = "task: search result | query: "
+
+
+@pytest.fixture
+def embedding(fake: FakeRuntime) -> GemmaEmbedding:
+    return GemmaEmbedding(fake)
+
+
+def test_it_is_a_base_embedding() -> None:
+    assert BaseEmbedding in GemmaEmbedding.__mro__
+    assert GemmaEmbedding.class_name() == "GemmaEmbedding"
+
+
+def test_sync_methods(embedding: GemmaEmbedding, fake: FakeRuntime) -> None:
+    query = embedding.get_query_embedding("a\n b ")
+    text = embedding.get_text_embedding(" c")
+    texts = embedding.get_text_embedding_batch(["d", "e"])
+    assert fake.texts == [QUERY + "a\n b ", DOCUMENT + " c", DOCUMENT + "d", DOCUMENT + "e"]
+    for vector in (query, text, *texts):
+        assert type(vector) is list
+        assert type(vector[0]) is float
+        assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-6)
+    assert embedding.get_agg_embedding_from_queries(["a"]) == embedding.get_query_embedding("a")
+
+
+async def test_async_methods_give_the_same(embedding: GemmaEmbedding) -> None:
+    assert await embedding.aget_query_embedding("a") == embedding.get_query_embedding("a")
+    assert await embedding.aget_text_embedding("a") == embedding.get_text_embedding("a")
+    texts = [f"{i}" for i in range(20)]
+    theirs = await embedding.aget_text_embedding_batch(texts)
+    assert theirs == embedding.get_text_embedding_batch(texts)
+
+
+def test_three_event_loops_in_a_row() -> None:
+    with OllamaServer() as server:
+        embedding = GemmaEmbedding(OllamaRuntime(host=server.url))
+        first, _, third = [asyncio.run(embedding.aget_query_embedding("x")) for _ in range(3)]
+    assert first == third
+
+
+class Slow(FakeRuntime):
+    running = most = 0
+
+    def embed(self, texts: Sequence[str], *, truncate: bool = False) -> Iterator[Batch | TooLong]:
+        type(self).running += 1
+        type(self).most = max(self.most, self.running)
+        time.sleep(0.05)
+        type(self).running -= 1
+        yield from super().embed(texts)
+
+
+async def test_async_batches_do_not_flood_nor_block() -> None:
+    embedding = GemmaEmbedding(Slow(), embed_batch_size=2)
+    beats = 0
+
+    async def heartbeat() -> None:
+        nonlocal beats
+        while True:
+            await asyncio.sleep(0.005)
+            beats += 1
+
+    beating = asyncio.create_task(heartbeat())
+    vectors = await embedding.aget_text_embedding_batch([f"{i}" for i in range(60)])
+    beating.cancel()
+    assert len(vectors) == 60
+    assert 1 < Slow.most <= 4
+    assert beats > 20
+
+
+def test_batches_are_of_the_size_asked_for(fake: FakeRuntime) -> None:
+    GemmaEmbedding(fake, embed_batch_size=7).get_text_embedding_batch([f"{i}" for i in range(20)])
+    assert fake.calls == 3
+
+
+@pytest.mark.parametrize("dimensions", [768, 512, 256, 128])
+def test_every_width(fake: FakeRuntime, dimensions: int) -> None:
+    vector = GemmaEmbedding(fake, dimensions=dimensions).get_text_embedding("a")
+    expected = vector_of(DOCUMENT + "a")[:dimensions]
+    np.testing.assert_allclose(vector, expected / np.linalg.norm(expected), atol=1e-7)
+
+
+CHANGES: list[dict[str, Any]] = [
+    {"dimensions": 256},
+    {"query_task": "fact checking"},
+    {"document_task": "clustering"},
+    {"overlong": "split"},
+    {"runtime": TransformersRuntime("other/model")},
+    {"runtime": TransformersRuntime(revision="v2")},
+    {"runtime": TransformersRuntime(dtype="bfloat16")},
+    {"runtime": OllamaRuntime()},
+    {"runtime": OllamaRuntime("embeddinggemma:300m-qat-q4_0")},
+    {"runtime": OllamaRuntime(host="http://127.0.0.1:9999")},
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=str)
+def test_each_setting_is_in_to_dict_and_comes_back(change: dict[str, Any]) -> None:
+    base = GemmaEmbedding()
+    changed = GemmaEmbedding(**change)
+    written = changed.to_dict()
+    assert written != base.to_dict()
+    again = GemmaEmbedding.from_dict(json.loads(json.dumps(written)))
+    assert again.to_dict() == written
+    assert again.runtime.settings == changed.runtime.settings
+
+
+def test_equal_settings_are_equal_dicts() -> None:
+    assert GemmaEmbedding().to_dict() == GemmaEmbedding().to_dict()
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ({"dimension": 256}, TypeError),
+        ({"normalize": True}, TypeError),
+        ({"dimensions": 100}, ConfigurationError),
+        ({"query_task": "search"}, ConfigurationError),
+        ({"overlong": "cut"}, ConfigurationError),
+        ({"runtime": "torch"}, ConfigurationError),
+        ({"runtime": {"runtime": "ollama", "port": 1}}, ConfigurationError),
+        ({"runtime": OllamaRuntime(), "model": "x"}, ConfigurationError),
+        ({"model": "a", "model_name": "b"}, ConfigurationError),
+        ({"embed_batch_size": 0}, ValueError),
+        ({"embeddings_cache": SimpleKVStore()}, ConfigurationError),
+    ],
+)
+def test_bad_options_are_refused_at_once(options: dict[str, Any], kind: type[Exception]) -> None:
+    with pytest.raises(kind):
+        GemmaEmbedding(**options)
+
+
+def test_the_role_blind_cache_is_refused_later_too(embedding: GemmaEmbedding) -> None:
+    embedding.embeddings_cache = SimpleKVStore()
+    with pytest.raises(ConfigurationError, match="pull/23181"):
+        embedding.get_text_embedding("Paris")
+
+
+def test_an_assignment_takes_effect_or_is_refused(
+    embedding: GemmaEmbedding, fake: FakeRuntime
+) -> None:
+    embedding.dimensions = 128
+    assert len(embedding.get_text_embedding("a")) == 128
+    embedding.dimensions = 100
+    with pytest.raises(ConfigurationError):
+        embedding.get_text_embedding("a")
+
+
+def test_model_name_says_what_runs() -> None:
+    assert GemmaEmbedding().model_name == "google/embeddinggemma-300m"
+    assert GemmaEmbedding("ollama").model_name == "embeddinggemma:300m"
+    assert GemmaEmbedding("ollama", model_name="embeddinggemma:x").model_name == "embeddinggemma:x"
+
+
+COPIES: list[Callable[[Any], Any]] = [
+    copy.copy,
+    copy.deepcopy,
+    lambda e: e.model_copy(deep=True),
+    lambda e: pickle.loads(pickle.dumps(e)),
+]
+
+
+@pytest.mark.parametrize("again", COPIES)
+def test_copies_work(narrow: Path, again: Callable[[Any], Any]) -> None:
+    embedding = GemmaEmbedding(TransformersRuntime(narrow, device="cpu"), dimensions=128)
+    expected = embedding.get_query_embedding("x")
+    copied = again(embedding)
+    assert copied.to_dict() == embedding.to_dict()
+    np.testing.assert_allclose(copied.get_query_embedding("x"), expected, atol=1e-6)
+
+
+def test_for_task_shares_the_model(embedding: GemmaEmbedding, fake: FakeRuntime) -> None:
+    sibling = embedding.for_task("clustering")
+    sibling.get_text_embedding("a")
+    assert fake.texts == ["task: clustering | query: a"]
+    assert sibling.runtime is fake
+    assert embedding.document_task == "document"
+
+
+@pytest.fixture
+def settings(embedding: GemmaEmbedding) -> Iterator[GemmaEmbedding]:
+    before = Settings._embed_model
+    Settings.embed_model = embedding
+    yield embedding
+    Settings._embed_model = before
+
+
+def test_settings_and_vector_store_index(settings: GemmaEmbedding) -> None:
+    documents = [Document(text=text, metadata={}) for text in "abc"]
+    index = VectorStoreIndex.from_documents(documents)
+    (found,) = index.as_retriever(similarity_top_k=1).retrieve("b")
+    query = vector_of(QUERY + "b")
+    best = max("abc", key=lambda text: query @ vector_of(DOCUMENT + text))
+    assert found.text == best
+    assert found.score == pytest.approx(query @ vector_of(DOCUMENT + best), abs=1e-5)
+
+
+def test_ingestion_cache_sees_each_change(fake: FakeRuntime) -> None:
+    cache = IngestionCache()
+    nodes = [TextNode(text="a", id_="1")]
+
+    def width(dimensions: int) -> int:
+        embedding = GemmaEmbedding(fake, dimensions=dimensions)
+        pipeline = IngestionPipeline(transformations=[embedding], cache=cache)
+        (node,) = pipeline.run(nodes=nodes)
+        return len(node.embedding or [])
+
+    assert [width(768), width(128), width(128)] == [768, 128, 128]
+    assert fake.calls == 2
+
+
+def test_ingestion_pipeline_with_workers(narrow: Path) -> None:
+    embedding = GemmaEmbedding(TransformersRuntime(narrow, device="cpu"), dimensions=128)
+    pipeline = IngestionPipeline(transformations=[GemmaTitles(), embedding], disable_cache=True)
+    nodes = [TextNode(text=f"text {i}", metadata={"title": f"T{i}"}) for i in range(4)]
+    done = pipeline.run(nodes=nodes, num_workers=2)
+    expected = embedding.get_text_embedding_batch(
+        [f"title: T{i} | text: text {i}" for i in range(4)]
+    )
+    by_text = {node.text: node.embedding for node in done}
+    for i in range(4):
+        np.testing.assert_allclose(by_text[f"text {i}"], expected[i], atol=1e-6)
+
+
+class TestTitles:
+    @pytest.mark.parametrize("title", ["Eiffel Tower", "{braces} {0}", "A | text: forged"])
+    def test_a_title_takes_its_place(
+        self, embedding: GemmaEmbedding, fake: FakeRuntime, title: str
+    ) -> None:
+        node = TextNode(text="Body {x}", metadata={"title": title, "file_path": "/a/b", "page": 3})
+        embedding(GemmaTitles()([node]))
+        cleaned = title.replace("A | text:", "A text:")
+        assert fake.texts == [f"title: {cleaned} | text: Body {{x}}"]
+        assert node.metadata["title"] == title
+
+    def test_a_node_without_title_is_its_text(
+        self, embedding: GemmaEmbedding, fake: FakeRuntime
+    ) -> None:
+        embedding(GemmaTitles()([TextNode(text="Body", metadata={"file_path": "/a/b"})]))
+        assert fake.texts == [DOCUMENT + "Body"]
+
+    def test_chunks_keep_the_title(self, embedding: GemmaEmbedding, fake: FakeRuntime) -> None:
+        text = " ".join(f"Sentence number {i}." for i in range(40))
+        document = Document(text=text, metadata={"heading": "T", "file_path": "/a"})
+        pipeline = IngestionPipeline(
+            transformations=[
+                SentenceSplitter(chunk_size=60, chunk_overlap=0),
+                GemmaTitles(title_key="heading"),
+                embedding,
+            ]
+        )
+        nodes = pipeline.run(documents=[document])
+        assert len(nodes) > 2
+        assert all(text.startswith("title: T | text: Sentence") for text in fake.texts)
+
+    def test_plain_from_documents_sees_titles_set_before(
+        self, settings: GemmaEmbedding, fake: FakeRuntime
+    ) -> None:
+        document = Document(text="Body", metadata={"title": "T"})
+        VectorStoreIndex.from_documents(list(GemmaTitles()([document])))
+        assert fake.texts == ["title: T | text: Body"]
+
+    def test_the_generator_sees_title_and_text(self) -> None:
+        (node,) = GemmaTitles()([TextNode(text="Body", metadata={"title": "T", "page": 3})])
+        assert node.get_content(MetadataMode.LLM) == "title: T | text: Body"
+
+
+class Events(BaseEventHandler):
+    seen: list[BaseEvent] = []
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "Events"
+
+    def handle(self, event: BaseEvent, **kwargs: Any) -> None:
+        self.seen.append(event)
+
+
+@pytest.fixture
+def events() -> Iterator[list[BaseEvent]]:
+    dispatcher = get_dispatcher()
+    handler = Events(seen=[])
+    dispatcher.add_event_handler(handler)
+    yield handler.seen
+    dispatcher.event_handlers.remove(handler)
+
+
+def test_events_count_right_and_carry_no_secrets(events: list[BaseEvent]) -> None:
+    with OllamaServer() as server:
+        runtime = OllamaRuntime(host=server.url, headers={"X-Key": "CANARY"})
+        embedding = GemmaEmbedding(runtime, embed_batch_size=2, dimensions=128)
+        embedding.get_text_embedding_batch(["a", "b", "c"])
+        embedding.get_query_embedding("q")
+    starts = [event for event in events if isinstance(event, EmbeddingStartEvent)]
+    ends = [event for event in events if isinstance(event, EmbeddingEndEvent)]
+    assert len(starts) == 3
+    assert [len(event.embeddings) for event in ends] == [2, 1, 1]
+    assert [event.chunks for event in ends] == [["a", "b"], ["c"], ["q"]]
+    assert starts[0].model_dict["dimensions"] == 128
+    assert all("CANARY" not in event.model_dump_json() for event in events)
+
+
+def test_callbacks_may_be_replaced_at_any_time(embedding: GemmaEmbedding) -> None:
+    counter = TokenCountingHandler(tokenizer=str.split)
+    embedding.callback_manager = CallbackManager([counter])
+    embedding.get_text_embedding_batch(["one two", "three"])
+    assert counter.total_embedding_token_count == 3
+
+
+def test_secrets_are_nowhere_to_be_seen() -> None:
+    runtime = OllamaRuntime(host="https://proxy.example", headers={"X-Key": "CANARY"})
+    embedding = GemmaEmbedding(runtime)
+    for shown in (repr(embedding), str(embedding), embedding.to_json(), embedding.to_payload()):
+        assert "CANARY" not in str(shown)
+
+
+def test_a_bar_is_drawn_once(embedding: GemmaEmbedding, capsys: pytest.CaptureFixture[str]) -> None:
+    embedding.get_text_embedding_batch(["a", "b"], show_progress=True)
+    assert capsys.readouterr().err.count("2/2") >= 1
+
+
+def test_errors_are_the_cores(embedding: GemmaEmbedding) -> None:
+    with pytest.raises(InvalidInput, match="index 1"):
+        embedding.get_text_embedding_batch(["fine", None])

@@ -1,0 +1,486 @@
+"""OllamaRuntime where things go wrong: what is repeated, what is divided, and who is told what."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from email.utils import formatdate
+from typing import Any
+
+import ollama_faults as faults
+import pytest
+from gemma_embed.errors import (
+    BadResponse,
+    ConnectionFailed,
+    EmbeddingError,
+    ModelNotFound,
+    ServerBusy,
+    ServerFailed,
+    ServerRefused,
+    ServerTimeout,
+    TransientError,
+    WrongModel,
+)
+from gemma_embed.runtimes import Batch, OllamaRuntime
+from gemma_embed.runtimes.ollama import retry
+from ollama_server import OllamaServer, ServedModel
+from ollama_wire import JSON, Reply
+
+
+@pytest.fixture
+def server() -> Iterator[OllamaServer]:
+    with OllamaServer() as server:
+        yield server
+
+
+@pytest.fixture
+def runtime(server: OllamaServer) -> OllamaRuntime:
+    """One that has checked the server and loaded the model, so that only texts are left to fail."""
+    runtime = OllamaRuntime(host=server.url)
+    list(runtime.embed(["first"]))
+    server.requests.clear()
+    server.texts.clear()
+    return runtime
+
+
+@pytest.fixture(autouse=True)
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses between attempts, none of which is really made."""
+    made: list[float] = []
+
+    def pause(seconds: float, stop: threading.Event) -> bool:
+        made.append(seconds)
+        return stop.is_set()
+
+    monkeypatch.setattr(retry, "pause", pause)
+    return made
+
+
+def literal(body: bytes | str, status: int = 200, content_type: str = JSON) -> faults.Lie:
+    data = body if isinstance(body, bytes) else body.encode()
+    return lambda reply: Reply(status, data, content_type)
+
+
+def inputs(server: OllamaServer) -> list[list[str]]:
+    return [request.json["input"] for request in server.requests if request.path == "/api/embed"]
+
+
+def failure(runtime: OllamaRuntime, texts: list[str]) -> tuple[EmbeddingError, list[int]]:
+    """The error that embedding ends with, and the rows that were embedded before."""
+    rows: list[int] = []
+
+    def collect() -> None:
+        for outcome in runtime.embed(texts):
+            assert isinstance(outcome, Batch)
+            rows.extend(outcome.rows)
+
+    with pytest.raises(EmbeddingError) as caught:
+        collect()
+    assert "127.0.0.1" in str(caught.value)
+    return caught.value, sorted(rows)
+
+
+Break = Callable[[OllamaServer, int | None], None]
+
+# What may pass: how it is broken, what it is called when it does not pass.
+TRANSIENT: dict[str, tuple[Break, type[EmbeddingError]]] = {
+    "reset": (lambda s, n: s.reset_connection(times=n), ConnectionFailed),
+    "408": (lambda s, n: s.fail(408, "", times=n), ServerBusy),
+    "429": (lambda s, n: s.fail(429, "slow down", times=n), ServerBusy),
+    "500": (lambda s, n: s.fail(500, "boom", times=n), ServerFailed),
+    "502 page": (lambda s, n: s.fail(502, body="<html>Bad</html>", times=n), ServerFailed),
+    "503": (lambda s, n: s.fail(503, times=n), ServerBusy),
+    "504 page": (lambda s, n: s.fail(504, body="<html>", times=n), ServerFailed),
+    "load failed": (lambda s, n: s.fail(500, faults.LOAD_FAILED, times=n), ServerFailed),
+    "runner EOF": (lambda s, n: s.fail(400, faults.RUNNER_EOF, times=n), ServerFailed),
+    "runner EOF, old": (lambda s, n: s.fail(500, faults.RUNNER_EOF_OLD, times=n), ServerFailed),
+    "tokenizer EOF": (lambda s, n: s.fail(400, faults.TOKENIZE_EOF, times=n), ServerFailed),
+    "tokenizer refused": (lambda s, n: s.fail(400, faults.TOKENIZE_DOWN, times=n), ServerFailed),
+    "runner reset": (
+        lambda s, n: s.fail(
+            400,
+            'Post "http://127.0.0.1:1/v1/embeddings": read tcp 127.0.0.1:2->127.0.0.1:1: wsarecv: '
+            "An existing connection was forcibly closed by the remote host.",
+            times=n,
+        ),
+        ServerFailed,
+    ),
+    "not responding": (
+        lambda s, n: s.fail(400, "unexpected server status: llm server not responding", times=n),
+        ServerFailed,
+    ),
+    "slow start": (
+        lambda s, n: s.fail(400, "timed out waiting for llama-server to start - ", times=n),
+        ServerFailed,
+    ),
+    "cut in the body": (lambda s, n: s.answer(faults.truncated, times=n), BadResponse),
+    "half a JSON": (lambda s, n: s.answer(literal('{"embeddings":[[0.1,'), times=n), BadResponse),
+    "not UTF-8": (lambda s, n: s.answer(literal(b'{"embeddings":"\xff'), times=n), BadResponse),
+}
+
+
+class TestWhatMayPass:
+    @pytest.mark.parametrize("name", TRANSIENT)
+    def test_is_tried_again(
+        self, server: OllamaServer, runtime: OllamaRuntime, pauses: list[float], name: str
+    ) -> None:
+        TRANSIENT[name][0](server, 2)
+        (batch,) = runtime.embed(["a"])
+        assert isinstance(batch, Batch)
+        assert inputs(server) == [["a"]] * 3
+        assert len(pauses) == 2
+
+    @pytest.mark.parametrize("name", TRANSIENT)
+    def test_and_given_up_after_max_retries(
+        self, server: OllamaServer, runtime: OllamaRuntime, name: str
+    ) -> None:
+        break_it, kind = TRANSIENT[name]
+        break_it(server, None)
+        error, _ = failure(runtime, ["a"])
+        assert type(error) is kind
+        assert "4 attempts" in str(error)
+        assert error.__cause__ is not None
+        assert len(inputs(server)) == 4
+        if isinstance(error, TransientError):
+            assert error.attempts == 4
+
+    def test_no_text_is_blamed_for_the_server(
+        self, server: OllamaServer, runtime: OllamaRuntime
+    ) -> None:
+        server.fail(503, times=None)
+        assert failure(runtime, ["a"])[0].index is None
+
+    def test_not_at_all_with_max_retries_0(self, server: OllamaServer) -> None:
+        runtime = OllamaRuntime(host=server.url, max_retries=0)
+        list(runtime.embed(["first"]))
+        server.fail(503, times=1)
+        error, _ = failure(runtime, ["a"])
+        assert isinstance(error, ServerBusy)
+        assert "attempts" not in str(error)
+
+    def test_pauses_grow_and_are_random(
+        self, server: OllamaServer, runtime: OllamaRuntime, pauses: list[float]
+    ) -> None:
+        server.fail(503, times=None)
+        for _ in range(5):
+            failure(runtime, ["a"])
+        assert len(pauses) == 15
+        for first, second, third in zip(pauses[0::3], pauses[1::3], pauses[2::3], strict=True):
+            assert (first <= 0.5, second <= 1.0, third <= 2.0) == (True, True, True)
+        assert len(set(pauses)) == 15
+
+    def test_retry_after_is_honoured(
+        self, server: OllamaServer, runtime: OllamaRuntime, pauses: list[float]
+    ) -> None:
+        server.fail(503, headers={"Retry-After": "7"})
+        server.fail(429, headers={"Retry-After": formatdate(time.time() + 30, usegmt=True)})
+        server.fail(503, headers={"Retry-After": "86400"})
+        list(runtime.embed(["a"]))
+        assert pauses[0] == 7.0
+        assert 20.0 < pauses[1] <= 30.0
+        assert pauses[2] == 60.0
+
+    def test_a_server_that_restarts(self, server: OllamaServer, runtime: OllamaRuntime) -> None:
+        server.stop()
+        error, _ = failure(runtime, ["a"])
+        assert isinstance(error, ConnectionFailed)
+        assert "ollama serve" in str(error)
+        server.start()
+        assert len(list(runtime.embed(["a"]))) == 1
+
+    def test_a_port_where_nobody_listens(self) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        error, _ = failure(OllamaRuntime(host=f"127.0.0.1:{port}"), ["a"])
+        assert isinstance(error, ConnectionFailed)
+        assert error.attempts == 4
+
+    @pytest.mark.parametrize("path", ["/api/version", "/api/tags", "/api/show"])
+    def test_the_first_questions_are_repeated_too(self, server: OllamaServer, path: str) -> None:
+        server.fail(503, path=path, times=2)
+        server.reset_connection(path=path)
+        assert len(list(OllamaRuntime(host=server.url).embed(["a"]))) == 1
+
+    def test_a_load_that_fails(self, server: OllamaServer) -> None:
+        server.load_error = faults.LOAD_FAILED
+        runtime = OllamaRuntime(host=server.url)
+        error, _ = failure(runtime, ["a"])
+        assert isinstance(error, ServerFailed)
+        assert "process has terminated" in str(error)
+        server.load_error = ""
+        assert len(list(runtime.embed(["a"]))) == 1
+
+
+class TestTime:
+    def test_no_answer_in_time_is_repeated_once(self, server: OllamaServer) -> None:
+        runtime = OllamaRuntime(host=server.url, timeout=0.2)
+        list(runtime.embed(["first"]))
+        server.answer(faults.stalled(1.0), times=None)
+        error, _ = failure(runtime, ["a"])
+        assert isinstance(error, ServerTimeout)
+        assert "0.2 s" in str(error)
+        assert inputs(server)[-2:] == [["a"], ["a"]]
+        assert inputs(server).count(["a"]) == 2
+
+    def test_an_answer_that_trickles_is_not_waited_for(self, server: OllamaServer) -> None:
+        runtime = OllamaRuntime(host=server.url, timeout=0.3, max_retries=0)
+        list(runtime.embed(["first"]))
+        # A piece every 0.2 s: each in time by itself, all of them in 2 s.
+        server.answer(faults.dripping(0.2), times=None)
+        started = time.monotonic()
+        error, _ = failure(runtime, ["a"])
+        assert isinstance(error, ServerTimeout)
+        assert time.monotonic() - started < 1.5
+
+    def test_loading_has_a_time_out_of_its_own(self) -> None:
+        with OllamaServer(load_seconds=0.5) as server:
+            assert len(list(OllamaRuntime(host=server.url, timeout=0.3).embed(["a"]))) == 1
+        with OllamaServer(load_seconds=2.0) as server:
+            error, _ = failure(OllamaRuntime(host=server.url, load_timeout=0.2), ["a"])
+            assert isinstance(error, ServerTimeout)
+            assert "0.2 s" in str(error)
+            assert "load_timeout" in str(error)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("status", "error", "kind", "words"),
+        [
+            (301, "", ServerRefused, "redirects are not followed"),
+            (307, "", ServerRefused, "redirects are not followed"),
+            (400, "invalid input type", ServerRefused, "invalid input type"),
+            (401, "unauthorized", ServerRefused, "Authorization"),
+            (403, "", ServerRefused, "does not let us in"),
+            (
+                404,
+                'model "embeddinggemma:300m" not found, try pulling it first',
+                ModelNotFound,
+                "pull",
+            ),
+            (404, "page not found", ServerRefused, "no Ollama API"),
+            (405, "method not allowed", ServerRefused, "no Ollama API"),
+            (407, "", ServerRefused, "does not let us in"),
+            (413, "", ServerRefused, "size"),
+            (422, "", ServerRefused, "refuses"),
+            (500, faults.NO_EMBEDDINGS_OLD, WrongModel, "does not embed"),
+            (501, faults.NO_EMBEDDINGS, WrongModel, "does not embed"),
+            (
+                500,
+                "error starting llama-server: llama-server binary not found",
+                ServerRefused,
+                "binary",
+            ),
+        ],
+    )
+    def test_are_final(
+        self,
+        server: OllamaServer,
+        runtime: OllamaRuntime,
+        pauses: list[float],
+        status: int,
+        error: str,
+        kind: type[EmbeddingError],
+        words: str,
+    ) -> None:
+        server.fail(status, error, times=None)
+        raised, _ = failure(runtime, ["a"])
+        assert type(raised) is kind
+        assert words in str(raised)
+        assert f"status {status}" in str(raised)
+        assert len(inputs(server)) == 1
+        assert pauses == []
+
+    def test_redirects_are_not_followed_and_no_token_goes_along(self, server: OllamaServer) -> None:
+        with OllamaServer() as other:
+            runtime = OllamaRuntime(host=server.url, headers={"Authorization": "Bearer abc"})
+            list(runtime.embed(["first"]))
+            server.fail(302, "", headers={"Location": other.url + "/api/embed"}, times=None)
+            error, _ = failure(runtime, ["a"])
+            assert isinstance(error, ServerRefused)
+            assert other.requests == []
+
+    @pytest.mark.parametrize(
+        "body", ["[1]", "null", '"s"', "{}", '{"error":{"message":"deep"}}', '{"error":5}', "<p>x"]
+    )
+    def test_error_bodies_of_any_form_are_read(
+        self, server: OllamaServer, runtime: OllamaRuntime, body: str
+    ) -> None:
+        server.fail(400, body=body, content_type=JSON)
+        error, _ = failure(runtime, ["a"])
+        assert type(error) is ServerRefused
+        assert ("deep" in str(error)) == ("deep" in body)
+
+    def test_an_excerpt_is_short_and_printable(
+        self, server: OllamaServer, runtime: OllamaRuntime
+    ) -> None:
+        server.fail(400, body="<h1>Bad\x1b[31m\x00 gateway</h1>\n" + "x" * 5000)
+        error, _ = failure(runtime, ["a"])
+        assert "Bad [31m gateway xxx" in str(error)
+        assert len(str(error)) < 600
+        assert str(error).isprintable()
+
+
+class TestBlame:
+    """A list fails as a whole and no answer says why: halves tell."""
+
+    @pytest.mark.parametrize(
+        ("status", "text", "kind"),
+        [
+            (400, faults.RUNNER_EOF, ServerFailed),
+            (500, faults.RUNNER_EOF_OLD, ServerFailed),
+            (400, faults.NAN_REFUSED, BadResponse),
+            (500, faults.NAN_UNENCODABLE, BadResponse),
+            (413, "too large", ServerRefused),
+        ],
+    )
+    def test_the_text_is_named_and_all_others_are_embedded(
+        self,
+        server: OllamaServer,
+        runtime: OllamaRuntime,
+        status: int,
+        text: str,
+        kind: type[EmbeddingError],
+    ) -> None:
+        server.fail_texts(lambda text: "poison" in text, status, text)
+        texts = [f"text {number}" for number in range(60)]
+        texts[41] = "the poison"
+        error, rows = failure(runtime, texts)
+        assert type(error) is kind
+        assert error.index == 41
+        assert rows == [row for row in range(60) if row != 41]
+        assert "poison" not in str(error)
+        assert len(inputs(server)) < 30
+
+    @pytest.mark.parametrize("version", ["0.12.7", "0.14.0", "0.33.0"])
+    def test_a_model_that_computes_nan_is_caught_on_every_server(self, version: str) -> None:
+        # A vector of zeros where the server is of the newest era: status 200.
+        model = ServedModel(embed=lambda text: [float("nan") if "odd" in text else 1.0] * 768)
+        with OllamaServer([model], version=version) as server:
+            error, rows = failure(OllamaRuntime(host=server.url), ["a", "b", "odd", "c"])
+        assert isinstance(error, BadResponse)
+        assert error.index == 2
+        assert rows == [0, 1, 3]
+
+    def test_when_every_text_fails_the_second_ends_it(
+        self, server: OllamaServer, runtime: OllamaRuntime
+    ) -> None:
+        server.fail_texts(lambda text: True, 400, faults.NAN_REFUSED)
+        error, rows = failure(runtime, [f"{number}" for number in range(64)])
+        assert error.index is not None
+        assert rows == []
+        assert len(inputs(server)) < 12
+
+    @pytest.mark.parametrize(("status", "text"), [(404, "page not found"), (401, ""), (400, "no")])
+    def test_what_no_text_can_cause_is_not_divided(
+        self, server: OllamaServer, runtime: OllamaRuntime, status: int, text: str
+    ) -> None:
+        server.fail(status, text, times=None)
+        error, _ = failure(runtime, ["a", "b", "c"])
+        assert error.index is None
+        assert len(inputs(server)) == 1
+
+    def test_batches_that_succeed_beside_a_failing_one_are_not_lost(
+        self, server: OllamaServer
+    ) -> None:
+        runtime = OllamaRuntime(host=server.url, max_batch=2)
+        server.fail_texts(lambda text: "poison" in text, 400, faults.NAN_REFUSED)
+        error, rows = failure(runtime, ["poison!", "a", "b", "c", "d", "e"])
+        assert error.index == 0
+        # Its neighbour, and the batch that was under way; a third was not begun or came through.
+        assert set(rows) >= {1, 2, 3}
+
+
+class TestAnswersThatCannotBeRight:
+    @pytest.mark.parametrize(
+        ("lie", "words"),
+        [
+            (faults.one_fewer, "2 vectors for 3"),
+            (faults.one_more, "4 vectors for 3"),
+            (faults.no_vectors, "0 vectors for 3"),
+            (faults.width(512), "512 numbers"),
+            (faults.width(4096), "4096 numbers"),
+            (faults.vectors(lambda rows: [rows[0][:-1], *rows[1:]]), "equally wide"),
+            (faults.edited(lambda answer: {"model": "m"}), "form"),
+            (faults.edited(lambda answer: {"embeddings": None}), "form"),
+            (faults.edited(lambda answer: {"embeddings": "none"}), "form"),
+            (faults.edited(lambda answer: [answer]), "form"),
+            (literal("null"), "form"),
+            (literal("[" * 100_000), "form"),
+            (faults.html_page, "web page"),
+            (literal("x" * 10_000_000), "far more bytes"),
+            (lambda reply: replace(reply, headers={"Content-Encoding": "gzip"}), "compressed"),
+        ],
+    )
+    def test_as_a_whole(
+        self, server: OllamaServer, runtime: OllamaRuntime, lie: faults.Lie, words: str
+    ) -> None:
+        server.answer(lie, times=None)
+        error, rows = failure(runtime, ["a", "b", "c"])
+        assert type(error) is BadResponse
+        assert words in str(error)
+        assert error.index is None
+        assert rows == []
+
+    @pytest.mark.parametrize(
+        "wrong", [[0.0] * 768, [None] * 768, ["x"] * 768, None, [float("inf")] * 768]
+    )
+    def test_for_one_text(self, server: OllamaServer, runtime: OllamaRuntime, wrong: Any) -> None:
+        def spoilt(rows: list[Any]) -> list[Any]:
+            # The text at row 2 always comes third, or first of its half.
+            sent = inputs(server)[-1]
+            return [wrong if text == "b2" else row for text, row in zip(sent, rows, strict=True)]
+
+        server.answer(faults.vectors(spoilt), times=None)
+        error, rows = failure(runtime, ["a0", "a1", "b2", "a3"])
+        assert type(error) is BadResponse
+        assert error.index == 2
+        assert rows == [0, 1, 3]
+
+    def test_numbers_as_json_does_not_allow_them(
+        self, server: OllamaServer, runtime: OllamaRuntime
+    ) -> None:
+        for number in ("NaN", "Infinity", "1e309"):
+            row = ",".join([number] + ["0.1"] * 767)
+            server.answer(literal('{"embeddings":[[' + row + "]]}"))
+            error, _ = failure(runtime, ["a"])
+            assert isinstance(error, BadResponse)
+            assert error.index == 0
+
+    @pytest.mark.parametrize("path", ["/api/version", "/api/tags", "/api/show"])
+    @pytest.mark.parametrize("lie", [faults.html_page, literal("[]"), literal("{")])
+    def test_to_the_first_questions(self, server: OllamaServer, path: str, lie: faults.Lie) -> None:
+        server.answer(lie, path=path, times=None)
+        with pytest.raises(BadResponse):
+            _ = OllamaRuntime(host=server.url).identity
+
+    def test_a_pull_that_speaks_nonsense(
+        self, server: OllamaServer, runtime: OllamaRuntime
+    ) -> None:
+        server.answer(literal("nonsense\n"), path="/api/pull")
+        with pytest.raises(BadResponse):
+            runtime.pull()
+        server.reset_connection(path="/api/pull")
+        with pytest.raises(ConnectionFailed):
+            runtime.pull()
+        server.stop()
+        with pytest.raises(ConnectionFailed):
+            runtime.pull()
+
+
+def test_a_job_outlives_its_server(server: OllamaServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "pause", lambda seconds, stop: bool(stop.wait(0.1)))
+    server.embed_seconds = 0.002
+    texts = [f"text {number}" for number in range(300)]
+    runtime = OllamaRuntime(host=server.url, max_batch=10, max_retries=30)
+    rows: list[int] = []
+    for outcome in runtime.embed(texts):
+        assert isinstance(outcome, Batch)
+        rows += outcome.rows
+        if len(rows) == 100:
+            server.stop()
+            threading.Timer(0.3, server.start).start()
+    assert sorted(rows) == list(range(300))

@@ -1,0 +1,264 @@
+"""OllamaRuntime's options: addresses, what is refused, and what stays secret."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import ollama_faults as faults
+import pytest
+from gemma_embed.errors import ConfigurationError, EmbeddingError, MissingDependency
+from gemma_embed.runtimes import OllamaRuntime
+from gemma_embed.runtimes.ollama.host import Endpoint, resolve_host
+from ollama_server import OllamaServer
+
+SECRET = "canary-of-a-token-7f3a"
+TEXT = "title: none | text: the canary sings privately at dawn"
+
+
+@pytest.fixture
+def server() -> Iterator[OllamaServer]:
+    with OllamaServer() as server:
+        yield server
+
+
+class TestAddress:
+    @pytest.mark.parametrize(
+        ("host", "url"),
+        [
+            ("", "http://127.0.0.1:11434"),
+            ("  ", "http://127.0.0.1:11434"),
+            ("1.2.3.4", "http://1.2.3.4:11434"),
+            ("1.2.3.4:56789", "http://1.2.3.4:56789"),
+            (":56789", "http://127.0.0.1:56789"),
+            ("example.com", "http://example.com:11434"),
+            ("example.com:", "http://example.com:11434"),
+            ("example.com/", "http://example.com:11434"),
+            ("example.com:56789/path/", "http://example.com:56789/path"),
+            ("http://example.com", "http://example.com:80"),
+            ("HTTP://example.com", "http://example.com:80"),
+            ("https://example.com", "https://example.com:443"),
+            ("https://example.com:8443/a/b", "https://example.com:8443/a/b"),
+            ("ollama.com", "https://ollama.com:443"),
+            (' "127.0.0.1:1" ', "http://127.0.0.1:1"),
+            ("'gpu-box'", "http://gpu-box:11434"),
+            ("0.0.0.0", "http://127.0.0.1:11434"),
+            ("http://0.0.0.0:8080", "http://127.0.0.1:8080"),
+            ("::", "http://[::1]:11434"),
+            ("[::]:99", "http://[::1]:99"),
+            ("::1", "http://[::1]:11434"),
+            ("[::1]", "http://[::1]:11434"),
+            ("[2001:db8::2]:7", "http://[2001:db8::2]:7"),
+            ("https://[2001:db8::2]/x", "https://[2001:db8::2]:443/x"),
+        ],
+    )
+    def test_is_read_as_ollama_reads_it(self, host: str, url: str) -> None:
+        assert resolve_host(host) == url
+        assert resolve_host(url) == url
+
+    @pytest.mark.parametrize(
+        "host",
+        [
+            f"http://user:{SECRET}@example.com",
+            f"{SECRET}@example.com",
+            f"http://example.com/?key={SECRET}",
+            f"http://example.com/#{SECRET}",
+            f"ftp://{SECRET}",
+            f"http://example.com:{SECRET}",
+            "example.com:0",
+            "example.com:65536",
+            "example.com:١٢",
+            "http://[::1",
+            "exa mple.com",
+            "１２７.0.0.1",
+        ],
+    )
+    def test_nonsense_and_secrets_in_it_are_refused_unquoted(self, host: str) -> None:
+        with pytest.raises(ConfigurationError) as caught:
+            OllamaRuntime(host=host)
+        assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+    def test_comes_from_the_environment_unless_given(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("OLLAMA_HOST", "gpu-box:1234")
+        assert OllamaRuntime().settings["host"] == "http://gpu-box:1234"
+        assert OllamaRuntime(host="").settings["host"] == "http://127.0.0.1:11434"
+        monkeypatch.delenv("OLLAMA_HOST")
+        assert OllamaRuntime().settings["host"] == "http://127.0.0.1:11434"
+
+    @pytest.mark.parametrize(
+        ("url", "loopback"),
+        [
+            ("http://127.0.0.1:11434", True),
+            ("http://127.8.8.8:80/path", True),
+            ("http://[::1]:11434", True),
+            ("http://LocalHost:11434", True),
+            ("http://localhost.example.com:11434", False),
+            ("http://10.0.0.1:11434", False),
+            ("https://example.com:443", False),
+        ],
+    )
+    def test_knows_this_machine(self, url: str, loopback: bool) -> None:
+        assert Endpoint(url).loopback is loopback
+
+    @pytest.mark.parametrize("value", ["http://127.0.0.1:port-" + SECRET, "[::1"])
+    def test_malformed_in_the_environment_the_client_cannot_be_imported(self, value: str) -> None:
+        code = (
+            "from gemma_embed.runtimes import OllamaRuntime\n"
+            "list(OllamaRuntime(host='127.0.0.1:9').embed(['a']))"
+        )
+        environment = {**os.environ, "OLLAMA_HOST": value}
+        ended = subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert "ConfigurationError" in ended.stderr
+        assert "OLLAMA_HOST" in ended.stderr
+        assert SECRET not in ended.stderr
+
+
+class TestOptions:
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"model": ""},
+            {"model": "  "},
+            {"timeout": 0},
+            {"timeout": -1},
+            {"timeout": float("inf")},
+            {"timeout": float("nan")},
+            {"timeout": None},
+            {"timeout": True},
+            {"load_timeout": "5"},
+            {"max_batch": 0},
+            {"max_batch": 129},
+            {"max_batch": 2.0},
+            {"max_batch_bytes": 0},
+            {"concurrency": 0},
+            {"max_retries": -1},
+            {"max_retries": True},
+            {"keep_alive": "300"},
+            {"keep_alive": "abc"},
+            {"keep_alive": ""},
+            {"keep_alive": True},
+            {"keep_alive": float("nan")},
+            {"headers": {"X Y": "z"}},
+            {"headers": {"X": SECRET + "\r\nEvil: 1"}},
+            {"headers": {"X": SECRET + "é"}},
+            {"headers": {"X": " " + SECRET}},
+            {"headers": {"X": 5}},
+        ],
+    )
+    def test_that_cannot_work_are_refused_at_once(self, options: dict[str, Any]) -> None:
+        with pytest.raises(ConfigurationError) as caught:
+            OllamaRuntime(**options)
+        assert SECRET not in str(caught.value)
+
+    @pytest.mark.parametrize("keep_alive", [0, -1, 2.5, "0", "-1s", "1h30m", "1.5h", "500ms"])
+    def test_keep_alive_takes_what_ollama_takes(self, keep_alive: float | str) -> None:
+        assert OllamaRuntime(keep_alive=keep_alive).settings["keep_alive"] == keep_alive
+
+    @pytest.mark.parametrize("tag", ["gpt-oss:cloud", "embeddinggemma:300m-cloud", "x/y:1b-CLOUD"])
+    def test_models_in_the_cloud_are_refused(self, tag: str) -> None:
+        with pytest.raises(ConfigurationError, match="cloud"):
+            OllamaRuntime(tag)
+
+    def test_without_the_client_the_install_command_is_told(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        runtime = OllamaRuntime()
+        monkeypatch.delitem(sys.modules, "gemma_embed.runtimes.ollama.session", raising=False)
+        monkeypatch.delitem(sys.modules, "gemma_embed.runtimes.ollama.server", raising=False)
+        monkeypatch.setitem(sys.modules, "ollama", None)
+        with pytest.raises(MissingDependency, match=r'pip install "gemma-embed\[ollama\]"'):
+            list(runtime.embed(["a"]))
+
+
+class TestSecrets:
+    def test_headers_are_in_no_word_of_it(self, server: OllamaServer) -> None:
+        runtime = OllamaRuntime(host=server.url, headers={"X-Key": SECRET})
+        shown = [repr(runtime), str(runtime), f"{runtime.settings}", repr(runtime.__getstate__())]
+        shown += [repr(vars(runtime)), repr(runtime.identity)]
+        assert SECRET not in "".join(shown)
+        assert SECRET.encode() in pickle.dumps(runtime)
+
+    @pytest.mark.parametrize(
+        "lie",
+        [
+            lambda s: s.fail(400, f"bad token {SECRET} for {TEXT}", times=None),
+            lambda s: s.fail(500, f"cannot embed {TEXT[24:]}", times=None),
+            lambda s: s.fail(502, body=f"<p>{SECRET}</p><p>{TEXT}</p>", times=None),
+            lambda s: s.answer(faults.edited(lambda answer: {"echo": TEXT + SECRET}), times=None),
+            lambda s: s.answer(faults.edited(lambda answer: {"embeddings": [[TEXT]]}), times=None),
+            lambda s: s.reset_connection(times=None),
+        ],
+    )
+    def test_neither_they_nor_texts_are_in_errors_and_logs(
+        self,
+        server: OllamaServer,
+        lie: Any,
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr("gemma_embed.runtimes.ollama.retry.pause", lambda seconds, stop: False)
+        caplog.set_level(logging.DEBUG)
+        headers = {"X-Key": SECRET, "Authorization": f"Bearer {SECRET}"}
+        runtime = OllamaRuntime(host=server.url, headers=headers)
+        list(runtime.embed(["first"]))
+        lie(server)
+        with pytest.raises(EmbeddingError) as caught:
+            list(runtime.embed([TEXT]))
+        said = "".join(traceback.format_exception(caught.value)) + caplog.text
+        assert "gemma_embed" in said
+        assert SECRET not in said
+        assert "canary" not in said
+
+    def test_a_server_s_own_words_are_kept_where_they_repeat_nothing(
+        self, server: OllamaServer
+    ) -> None:
+        runtime = OllamaRuntime(host=server.url, headers={"X-Key": SECRET})
+        server.fail(400, "the model is out of order", times=None)
+        with pytest.raises(EmbeddingError, match='it says "the model is out of order"'):
+            list(runtime.embed([TEXT]))
+
+    def test_the_client_s_api_key_goes_nowhere(
+        self, server: OllamaServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("OLLAMA_API_KEY", SECRET)
+        runtime = OllamaRuntime(host=server.url)
+        list(runtime.embed(["a"]))
+        runtime.pull()
+        list(OllamaRuntime(host=server.url, headers={"authorization": "Mine"}).embed(["a"]))
+        sent = [request.headers.get("authorization") for request in server.requests]
+        assert set(sent) == {None, "Mine"}
+        assert SECRET not in str([request.headers for request in server.requests])
+
+    def test_this_machine_is_never_reached_through_a_proxy(
+        self, server: OllamaServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, "http://127.0.0.1:9")
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        monkeypatch.delenv("no_proxy", raising=False)
+        assert len(list(OllamaRuntime(host=server.url).embed(["a"]))) == 1
+
+    def test_other_machines_are(
+        self, server: OllamaServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HTTP_PROXY", server.url)
+        monkeypatch.setenv("OLLAMA_API_KEY", SECRET)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        monkeypatch.delenv("no_proxy", raising=False)
+        with pytest.raises(EmbeddingError):
+            list(OllamaRuntime(host="http://models.invalid", max_retries=0).embed(["a"]))
+        (request,) = server.requests
+        assert request.headers["host"].startswith("models.invalid")
+        assert "authorization" not in request.headers

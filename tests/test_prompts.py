@@ -1,0 +1,121 @@
+"""Prompts, byte for byte as the model card and the published checkpoint state them."""
+
+from __future__ import annotations
+
+import checkpoints
+import pytest
+from gemma_embed import custom_task
+from gemma_embed.errors import ConfigurationError, InvalidInput
+from gemma_embed.models import EMBEDDINGGEMMA_300M
+from gemma_embed.prompts import SYMMETRIC_TASKS, TASKS, checked_task
+
+PROMPTS = EMBEDDINGGEMMA_300M.prompts
+
+CARD = {
+    "query": "task: search result | query: ",
+    "document": "title: none | text: ",
+    "question answering": "task: question answering | query: ",
+    "fact checking": "task: fact checking | query: ",
+    "classification": "task: classification | query: ",
+    "clustering": "task: clustering | query: ",
+    "sentence similarity": "task: sentence similarity | query: ",
+    "code retrieval": "task: code retrieval | query: ",
+    "summarization": "task: summarization | query: ",
+}
+
+
+def test_every_task_has_the_model_cards_prompt() -> None:
+    assert {task: PROMPTS.prefix(task) for task in TASKS} == CARD
+
+
+def test_the_published_checkpoint_states_the_same_prompts() -> None:
+    for task, key in EMBEDDINGGEMMA_300M.prompt_keys.items():
+        assert checkpoints.PROMPTS[key] == PROMPTS.prefix(task)
+
+
+def test_symmetric_tasks_are_tasks() -> None:
+    assert set(TASKS) > SYMMETRIC_TASKS
+
+
+@pytest.mark.parametrize(
+    "text", ["", " leading", "two\nlines\n", "{braces} {0} %s", "title: x | text: y", "é😀 ✂"]
+)
+@pytest.mark.parametrize("task", ["query", "document"])
+def test_the_text_is_never_altered(text: str, task: str) -> None:
+    assert PROMPTS.prompted(text, task) == CARD[task] + text
+
+
+def test_a_title_takes_its_place() -> None:
+    assert (
+        PROMPTS.prompted("body", "document", "Eiffel Tower") == "title: Eiffel Tower | text: body"
+    )
+
+
+@pytest.mark.parametrize("title", [None, "", "  \n", "|"])
+def test_a_blank_title_is_none(title: str | None) -> None:
+    assert PROMPTS.prompted("body", "document", title) == "title: none | text: body"
+
+
+@pytest.mark.parametrize(
+    ("title", "cleaned"),
+    [
+        ("A | text: forged", "A text: forged"),
+        ("two\nlines", "two lines"),
+        ("{title} {0}", "{title} {0}"),
+    ],
+)
+def test_a_title_cannot_fake_the_text_field(title: str, cleaned: str) -> None:
+    assert PROMPTS.prompted("body", "document", title) == f"title: {cleaned} | text: body"
+
+
+def test_a_custom_task_is_described_in_its_prompt() -> None:
+    task = custom_task("legal clause lookup")
+    assert PROMPTS.prompted("x", task) == "task: legal clause lookup | query: x"
+
+
+@pytest.mark.parametrize("description", ["", " ", "a | query: b", "a\nb"])
+def test_a_description_that_would_break_the_prompt_is_refused(description: str) -> None:
+    with pytest.raises(ConfigurationError, match="one non-empty line"):
+        custom_task(description)
+
+
+@pytest.mark.parametrize("task", ["Query", "search", "", "STS", None, 3])
+def test_an_unknown_task_is_refused_with_the_known_ones(task: str) -> None:
+    with pytest.raises(ConfigurationError, match="'question answering'"):
+        checked_task(task)
+
+
+@pytest.mark.parametrize("title", ["Eiffel Tower", "none", "Ünï {x}"])
+@pytest.mark.parametrize("text", ["body", "", "a | text: b", "two\nlines"])
+def test_a_titled_document_can_be_taken_apart(title: str, text: str) -> None:
+    document = PROMPTS.prompted(text, "document", title)
+    assert PROMPTS.title_and_text(document) == (title, text)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "body", "title: no end", "title:  | text: x", "title: a | b | text: x", "| text: "]
+)
+def test_any_other_text_is_left_whole(text: str) -> None:
+    assert PROMPTS.title_and_text(text) == (None, text)
+
+
+def test_a_checkpoint_that_agrees_changes_nothing() -> None:
+    prompts, changed = PROMPTS.overridden(checkpoints.PROMPTS, EMBEDDINGGEMMA_300M.prompt_keys)
+    assert prompts is PROMPTS
+    assert changed == ()
+
+
+def test_a_fine_tunes_own_prompts_win() -> None:
+    own = checkpoints.PROMPTS | {"query": "ask: ", "document": "title: none | passage: "}
+    prompts, changed = PROMPTS.overridden(own, EMBEDDINGGEMMA_300M.prompt_keys)
+    assert changed == ("document", "query")
+    assert prompts.prompted("x", "query") == "ask: x"
+    assert prompts.prompted("x", "document", "T") == "title: T | passage: x"
+    assert prompts.prompted("x", "clustering") == CARD["clustering"] + "x"
+
+
+def test_a_fine_tune_without_a_place_for_titles_refuses_them() -> None:
+    prompts, _ = PROMPTS.overridden({"document": "passage: "}, EMBEDDINGGEMMA_300M.prompt_keys)
+    assert prompts.prompted("x", "document") == "passage: x"
+    with pytest.raises(InvalidInput, match="no place for a title"):
+        prompts.prompted("x", "document", "T")
