@@ -21,4 +21,5 @@ types:
 check: lint types test
 
 bench:
-	python benchmarks/run.py
+	PYTHONPATH=tests python benchmarks/local.py
+	PYTHONPATH=tests python benchmarks/server.py

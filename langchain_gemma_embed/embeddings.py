@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from langchain_core.embeddings import Embeddings
+
 from gemma_embed import Embedder, Overlong, Task
 from gemma_embed.progress import ProgressCallback
 from gemma_embed.runtimes import Runtime, RuntimeName, one_name
-from langchain_core.embeddings import Embeddings
 
 
 class GemmaEmbeddings(Embeddings):

@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
+from llama_index.core.bridge.pydantic import ConfigDict, Field, field_serializer
+
 from gemma_embed import Embedder, Overlong, Task
 from gemma_embed.errors import ConfigurationError
 from gemma_embed.inputs import checked_texts
@@ -19,8 +22,6 @@ from gemma_embed.runtimes import (
     open_runtime,
     runtime_settings,
 )
-from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
-from llama_index.core.bridge.pydantic import ConfigDict, Field, field_serializer
 
 
 class GemmaEmbedding(BaseEmbedding):

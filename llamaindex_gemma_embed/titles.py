@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gemma_embed.models import EMBEDDINGGEMMA_300M
 from llama_index.core.schema import BaseNode, Document, TextNode, TransformComponent
+
+from gemma_embed.models import EMBEDDINGGEMMA_300M
 
 
 class GemmaTitles(TransformComponent):

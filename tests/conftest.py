@@ -14,6 +14,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import checkpoints
 import pytest
 from fakes import FakeRuntime
+
 from gemma_embed.runtimes import TransformersRuntime
 
 

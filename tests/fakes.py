@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+
 from gemma_embed.identity import Identity
 from gemma_embed.models import EMBEDDINGGEMMA_300M, Model
 from gemma_embed.prompts import Prompts

@@ -359,7 +359,8 @@ class OllamaServer(Faults, HttpServer):
         model = self.models.get(key)
         if model is None:
             raise Refusal(404, f'model "{name}" not found, try pulling it first')
-        wanted = {option: options[option] for option in RUNNER_OPTIONS if option in options}
+        # Options.FromMap passes over null, which clients send for what they leave alone.
+        wanted = {name: options[name] for name in RUNNER_OPTIONS if options.get(name) is not None}
         for option, value in wanted.items():
             if option != "use_mmap" and type(value) not in (int, float):
                 raise Refusal(500, f'option "{option}" must be of type integer')

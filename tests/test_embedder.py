@@ -12,6 +12,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 from fakes import FakeRuntime, vector_of
+from hypothesis import given
+from hypothesis import strategies as st
+
 from gemma_embed import Embedder, custom_task
 from gemma_embed.errors import (
     BadResponse,
@@ -23,8 +26,6 @@ from gemma_embed.errors import (
 from gemma_embed.prompts import TASKS
 from gemma_embed.runtimes import Batch, TooLong
 from gemma_embed.windows import halves
-from hypothesis import given
-from hypothesis import strategies as st
 
 DOCUMENT = "title: none | text: "
 QUERY = "task: search result | query: "

@@ -7,6 +7,7 @@ import inspect
 import pickle
 
 import pytest
+
 from gemma_embed import errors
 
 KINDS = [

@@ -9,11 +9,12 @@ import checkpoints
 import numpy as np
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import truncate_embeddings
+
 from gemma_embed import Embedder
 from gemma_embed.prompts import TASKS
 from gemma_embed.runtimes import Batch, TransformersRuntime
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.util import truncate_embeddings
 
 DOCUMENT = "title: none | text: "
 DIMENSIONS = (768, 512, 256, 128)

@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 from fakes import FakeRuntime, vector_of
-from gemma_embed.errors import ConfigurationError, InvalidInput
-from gemma_embed.runtimes import OllamaRuntime, TransformersRuntime
 from langchain_classic.embeddings import CacheBackedEmbeddings
 from langchain_core.documents import Document
 from langchain_core.indexing import InMemoryRecordManager, index
@@ -25,6 +23,8 @@ from langchain_tests.integration_tests import EmbeddingsIntegrationTests
 from langchain_tests.unit_tests import EmbeddingsUnitTests
 from ollama_server import OllamaServer
 
+from gemma_embed.errors import ConfigurationError, InvalidInput
+from gemma_embed.runtimes import OllamaRuntime, TransformersRuntime
 from langchain_gemma_embed import GemmaEmbeddings
 
 DOCUMENT = "title: none | text: "

@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 from fakes import FakeRuntime, vector_of
-from gemma_embed.errors import ConfigurationError, InvalidInput
-from gemma_embed.runtimes import Batch, OllamaRuntime, TooLong, TransformersRuntime
 from llama_index.core import Document, Settings, VectorStoreIndex
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
@@ -32,6 +30,8 @@ from llama_index.core.schema import MetadataMode, TextNode
 from llama_index.core.storage.kvstore import SimpleKVStore
 from ollama_server import OllamaServer
 
+from gemma_embed.errors import ConfigurationError, InvalidInput
+from gemma_embed.runtimes import Batch, OllamaRuntime, TooLong, TransformersRuntime
 from llamaindex_gemma_embed import GemmaEmbedding, GemmaTitles
 
 DOCUMENT = "title: none | text: "

@@ -12,6 +12,9 @@ from typing import Any
 
 import ollama_faults as faults
 import pytest
+from ollama_server import OllamaServer, ServedModel
+from ollama_wire import JSON, Reply
+
 from gemma_embed.errors import (
     BadResponse,
     ConnectionFailed,
@@ -26,8 +29,6 @@ from gemma_embed.errors import (
 )
 from gemma_embed.runtimes import Batch, OllamaRuntime
 from gemma_embed.runtimes.ollama import retry
-from ollama_server import OllamaServer, ServedModel
-from ollama_wire import JSON, Reply
 
 
 @pytest.fixture

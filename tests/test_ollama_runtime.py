@@ -17,15 +17,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ollama_faults import edited, stalled
+from ollama_model import bag_of_words
+from ollama_server import OllamaServer, ServedModel
+from ollama_wire import Request
+
 from gemma_embed.errors import InvalidInput, ModelNotFound, ServerFailed, ServerRefused, WrongModel
 from gemma_embed.identity import Identity
 from gemma_embed.models import EMBEDDINGGEMMA_300M
 from gemma_embed.runtimes import Batch, OllamaRuntime, TooLong
 from gemma_embed.vectors import Vectors
-from ollama_faults import edited, stalled
-from ollama_model import bag_of_words
-from ollama_server import OllamaServer, ServedModel
-from ollama_wire import Request
 
 MODEL = ServedModel()
 LONG = "word " * 2047

@@ -13,10 +13,11 @@ from typing import Any
 
 import ollama_faults as faults
 import pytest
+from ollama_server import OllamaServer
+
 from gemma_embed.errors import ConfigurationError, EmbeddingError, MissingDependency
 from gemma_embed.runtimes import OllamaRuntime
 from gemma_embed.runtimes.ollama.host import Endpoint, resolve_host
-from ollama_server import OllamaServer
 
 SECRET = "canary-of-a-token-7f3a"
 TEXT = "title: none | text: the canary sings privately at dawn"

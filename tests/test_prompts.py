@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import checkpoints
 import pytest
+
 from gemma_embed import custom_task
 from gemma_embed.errors import ConfigurationError, InvalidInput
 from gemma_embed.models import EMBEDDINGGEMMA_300M

@@ -6,6 +6,7 @@ import threading
 import time
 
 import pytest
+
 from gemma_embed.runtimes.ollama import retry
 
 NOW = 1_000_000_000.0  # Sun, 09 Sep 2001 01:46:40 GMT

@@ -17,6 +17,8 @@ import checkpoints
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from gemma_embed import Embedder
 from gemma_embed.errors import (
     BadResponse,
@@ -28,7 +30,6 @@ from gemma_embed.errors import (
 )
 from gemma_embed.runtimes import TransformersRuntime
 from gemma_embed.runtimes.transformers import network
-from safetensors.torch import load_file, save_file
 
 
 @pytest.fixture

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from gemma_embed.errors import BadResponse
-from gemma_embed.vectors import checked_vectors, cut, plan_batches
 from hypothesis import given
 from hypothesis import strategies as st
+
+from gemma_embed.errors import BadResponse
+from gemma_embed.vectors import checked_vectors, cut, plan_batches
 
 SIZES = st.lists(st.integers(0, 50), max_size=40)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gemma_embed.errors import ConfigurationError
 from gemma_embed.prompts import Prompts
@@ -103,6 +103,15 @@ EMBEDDINGGEMMA_300M = Model(
     ollama_tag="embeddinggemma:300m",
     ollama_architectures=("gemma3", "gemma-embedding"),
     licence="Gemma Terms of Use (https://ai.google.dev/gemma/terms)",
+)
+
+# The small demonstration model that comes with this package, in the same architecture. Its
+# vectors are its own: comparable with no other model's.
+BUNDLED = replace(
+    EMBEDDINGGEMMA_300M,
+    name="gemma-embed-bundled",
+    repository="bundled",
+    licence="Apache-2.0",
 )
 
 MODELS: tuple[Model, ...] = (EMBEDDINGGEMMA_300M,)

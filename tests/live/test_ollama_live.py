@@ -10,6 +10,7 @@ import os
 
 import numpy as np
 import pytest
+
 from gemma_embed.runtimes import Batch, OllamaRuntime, TooLong
 from gemma_embed.vectors import Vectors
 

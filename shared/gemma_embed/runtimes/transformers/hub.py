@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import gemma_embed
 from gemma_embed.errors import ConfigurationError, ModelNotFound
+from gemma_embed.models import BUNDLED
 
 _FILES = ["*.json", "*.safetensors", "tokenizer.model"]
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -18,7 +20,7 @@ def model_folder(model: str, revision: str | None, *, offline: bool) -> Path:
     a model is there; name a ``revision`` to move to another.
 
     Args:
-        model: A folder, or a hub id such as ``google/embeddinggemma-300m``.
+        model: A folder, ``bundled``, or a hub id such as ``google/embeddinggemma-300m``.
         revision: The hub's branch, tag or commit; None for ``main``.
         offline: Never ask the hub.
 
@@ -26,6 +28,8 @@ def model_folder(model: str, revision: str | None, *, offline: bool) -> Path:
         ConfigurationError: If a revision is given for a folder, or ``model`` is neither.
         ModelNotFound: If it is not there: missing, gated, or out of reach.
     """
+    if model == BUNDLED.repository:
+        return Path(gemma_embed.__file__).parent / "bundled"
     folder = Path(model).expanduser()
     if folder.is_dir():
         if revision is not None:

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from gemma_embed.errors import ConfigurationError, MissingDependency
 from gemma_embed.identity import Identity
-from gemma_embed.models import EMBEDDINGGEMMA_300M, Model
+from gemma_embed.models import BUNDLED, EMBEDDINGGEMMA_300M, Model
 from gemma_embed.prompts import Prompts
 from gemma_embed.runtimes.base import Batch, TooLong
 from gemma_embed.runtimes.transformers.checkpoint import Checkpoint
@@ -40,7 +40,8 @@ class TransformersRuntime:
         """Check the options; nothing is loaded.
 
         Args:
-            model: A folder, or a hub id; None for Google's EmbeddingGemma 300M.
+            model: A folder, or a hub id; None for Google's EmbeddingGemma 300M; ``bundled`` for
+                the small demonstration model that comes with this package.
             revision: The hub's branch, tag or commit.
             device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``...; None for a GPU where there is one.
             dtype: ``float32`` gives the reference's vectors on every device; ``bfloat16`` is
@@ -58,8 +59,8 @@ class TransformersRuntime:
                 else "it is unknown"
             )
             raise ConfigurationError(f"dtype={dtype!r}: {reason}; use 'float32' or 'bfloat16'")
-        self._model = EMBEDDINGGEMMA_300M
-        self._source = str(model) if model is not None else self._model.repository
+        self._source = str(model) if model is not None else EMBEDDINGGEMMA_300M.repository
+        self._model = BUNDLED if self._source == BUNDLED.repository else EMBEDDINGGEMMA_300M
         self._revision = revision
         self._device = device
         self._dtype = dtype

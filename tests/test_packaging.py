@@ -1,0 +1,127 @@
+"""What installs, what imports load, and what each import name costs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import editables
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = {"gemma_embed", "langchain_gemma_embed", "llamaindex_gemma_embed"}
+HEAVY = {"torch", "transformers", "ollama", "httpx", "chromadb", "sentence_transformers", "tqdm"}
+FRAMEWORKS = {"langchain_core", "llama_index", "pydantic"}
+
+
+def run(*command: str | Path, cwd: Path = ROOT, **environment: str) -> str:
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sdist, and the wheel built from it."""
+    folder = tmp_path_factory.mktemp("dist")
+    # No isolation: nothing is fetched; hatchling is part of the test extra.
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT)
+    return folder
+
+
+def test_the_wheel_holds_exactly_three_packages(built: Path) -> None:
+    (wheel,) = built.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    tops = {name.partition("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == PACKAGES
+    assert all(f"{package}/py.typed" in names for package in PACKAGES)
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_the_sdist_can_be_tested(built: Path) -> None:
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    for name in ("tests/checkpoints.py", "examples/notes", "pyproject.toml", "LICENSE"):
+        assert any(found.startswith(name) for found in names), name
+
+
+def top_level(python: Path) -> set[str]:
+    """Importable names of this project in an environment, as seen from elsewhere."""
+    code = (
+        "import importlib.util as u\n"
+        "names = ['gemma_embed', 'langchain_gemma_embed', 'llamaindex_gemma_embed', 'shared',"
+        " 'tests', 'examples', 'benchmarks', 'training', 'fakes', 'checkpoints']\n"
+        "print(*(n for n in names if u.find_spec(n)))"
+    )
+    return set(run(python, "-c", code, cwd=Path(python.anchor)).split())
+
+
+@pytest.mark.parametrize("kind", ["wheel", "sdist", "editable"])
+def test_an_installation_gives_exactly_three_names(built: Path, tmp_path: Path, kind: str) -> None:
+    venv.create(tmp_path / "env", with_pip=False, symlinks=True)
+    env = tmp_path / "env"
+    (site,) = env.glob("lib/python*/site-packages")
+    what = {"wheel": "*.whl", "sdist": "*.tar.gz"}
+    target = next(built.glob(what[kind])) if kind in what else ROOT
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
+    if kind == "editable":
+        options.append("--editable")
+        # What an editable install would fetch besides; here nothing is fetched.
+        shutil.copytree(Path(editables.__file__).parent, site / "editables")
+    here = sysconfig.get_path("purelib")
+    pip = [sys.executable, "-m", "pip", "--python", env, "install"]
+    run(*pip, *options, target, PYTHONPATH=here)
+    assert top_level(env / "bin" / "python") == PACKAGES
+    assert (site / "gemma_embed").is_dir() == (kind != "editable")
+
+
+@pytest.mark.parametrize(
+    ("package", "unwanted"),
+    [
+        ("gemma_embed", HEAVY | FRAMEWORKS),
+        ("gemma_embed.runtimes", HEAVY | FRAMEWORKS),
+        ("langchain_gemma_embed", HEAVY - {"httpx"} | {"llama_index"}),
+        ("llamaindex_gemma_embed", HEAVY - {"httpx", "tqdm"} | {"langchain_core"}),
+    ],
+)
+def test_an_import_loads_nothing_heavy(package: str, unwanted: set[str]) -> None:
+    code = f"import sys, {package}; print(*sys.modules)"
+    loaded = {name.partition(".")[0] for name in run(sys.executable, "-c", code).split()}
+    assert package.partition(".")[0] in loaded
+    assert not loaded & unwanted
+
+
+def test_constructing_loads_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from gemma_embed import Embedder\n"
+        "Embedder('transformers').embed([]); Embedder('ollama', dimensions=128).embed([])\n"
+        "print(*sys.modules)"
+    )
+    loaded = {name.partition(".")[0] for name in run(sys.executable, "-c", code).split()}
+    assert not loaded & (HEAVY | FRAMEWORKS)
+
+
+def test_the_core_needs_numpy_only(built: Path) -> None:
+    (wheel,) = built.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (n for n in archive.namelist() if n.endswith("METADATA"))
+        metadata = archive.read(name).decode()
+    required = [line for line in metadata.splitlines() if line.startswith("Requires-Dist:")]
+    assert [line for line in required if "extra ==" not in line] == ["Requires-Dist: numpy>=1.26"]
