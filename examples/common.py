@@ -144,9 +144,8 @@ def _ollama_generator(name: str) -> Callable[[str], str] | None:
     import httpx
     import ollama
 
-    from gemma_embed.runtimes.ollama.host import resolve_host
-
-    client = ollama.Client(resolve_host(""), timeout=httpx.Timeout(300, connect=5))
+    # The address as the embedding runtime reads it from OLLAMA_HOST.
+    client = ollama.Client(OllamaRuntime().settings["host"], timeout=httpx.Timeout(300, connect=5))
     try:
         names = [model.model for model in client.list().models]
     except (ollama.ResponseError, httpx.HTTPError, ConnectionError):
@@ -177,14 +176,15 @@ def _transformers_generator(folder: str) -> Callable[[str], str]:
 
 
 def best_sentences(embedder: Embedder, question: str, passages: Sequence[Passage]) -> list[str]:
-    """Return the sentence nearest to the question from each passage."""
+    """Return the two sentences nearest to the question from each passage, as they stand in it."""
     query = embedder.embed_query(question)
     best = []
     for passage in passages:
         parts = re.split(r"(?<=[.!?。])\s+|(?<=。)|\n+", passage.text)
         sentences = [part.strip() for part in parts if len(part.split()) > 3 or len(part) > 25]
         vectors = embedder.embed_documents(sentences, [passage.title] * len(sentences))
-        best.append(sentences[int(np.argmax(vectors @ query))] if sentences else passage.text)
+        nearest = sorted(np.argsort(-(vectors @ query))[:2]) if sentences else []
+        best.append(" ... ".join(sentences[row] for row in nearest) or passage.text)
     return best
 
 
@@ -196,7 +196,7 @@ def show(question: str, passages: Sequence[Passage], runtime: Runtime, generator
     if generate is None:
         print(
             f"No generator here (ollama pull {GENERATOR} brings one), so no written answer. "
-            "The best passages, and the sentence of each that is nearest:\n"
+            "The best passages, and the sentences of each that are nearest:\n"
         )
     else:
         print(f"Answer: {generate(prompt(question, passages))}\n\nIt rests on:\n")

@@ -1,0 +1,142 @@
+"""The examples as a user runs them, and the README's code as it stands."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ollama_server import OllamaServer
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ["rag_langchain.py", "rag_llamaindex.py"]
+NOWHERE = "http://127.0.0.1:1"
+
+
+def run(code: list[str], folder: Path, server: str = NOWHERE, fails: bool = False) -> str:
+    done = subprocess.run(
+        [sys.executable, *code],
+        cwd=folder,
+        env=os.environ | {"OLLAMA_HOST": server, "HF_HOME": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert (done.returncode != 0) == fails, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def ask(example: str, question: str, folder: Path, *options: str, **more: Any) -> str:
+    return run([str(ROOT / "examples" / example), question, *options], folder, **more)
+
+
+@contextmanager
+def generator(answer: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """A server with a Gemma 3 that always says the same; yields what it was asked."""
+    asked: list[dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.reply({"models": [{"model": "gemma3:270m", "name": "gemma3:270m"}]})
+
+        def do_POST(self) -> None:
+            asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            message = {"role": "assistant", "content": answer}
+            self.reply({"model": "gemma3:270m", "message": message, "done": True})
+
+        def reply(self, value: object) -> None:
+            body = json.dumps(value).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", asked
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_with_nothing_installed_it_answers_with_passages(example: str, tmp_path: Path) -> None:
+    question = "How hot should the inside of my bread be when I take it out of the oven?"
+    output = ask(example, question, tmp_path)
+    assert "the small bundled demonstration model" in output
+    assert "No generator here" in output
+    assert "1. Sourdough weekend loaf (sourdough-weekend-loaf.md)" in output
+    assert "40 passages added, 0 removed, 40 held" in output
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_a_second_run_embeds_only_what_changed(example: str, tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "a.md").write_text("# Tea\n\nSteep green tea at 75 degrees.")
+    (notes / "b.txt").write_text("The boiler needs 1.2 bar.")
+    options = ("--folder", str(notes), "--runtime", "bundled")
+    assert "2 passages added" in ask(example, "tea?", tmp_path, *options)
+    assert "0 passages added, 0 removed, 2 held" in ask(example, "tea?", tmp_path, *options)
+    (notes / "a.md").write_text("# Tea\n\nSteep black tea at 95 degrees.")
+    output = ask(example, "How hot for tea?", tmp_path, *options)
+    assert "1 passages added, 1 removed, 2 held" in output
+    assert "1. Tea (a.md)\n   Steep black tea at 95 degrees." in output
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_with_ollama_it_embeds_there(example: str, tmp_path: Path) -> None:
+    with OllamaServer() as server:
+        output = ask(
+            example, "Which fee is paid for the autumn market?", tmp_path, server=server.url
+        )
+    assert "Embedding with embeddinggemma:300m on ollama/era-bidirectional." in output
+    assert any(text.startswith("title: Sourdough weekend loaf | text: ") for text in server.texts)
+    assert "task: search result | query: Which fee is paid for the autumn market?" in server.texts
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_with_a_generator_it_answers_from_the_passages(example: str, tmp_path: Path) -> None:
+    question = "What is the number of my place at the autumn market?"
+    with generator("Number 31.") as (url, asked):
+        output = ask(example, question, tmp_path, "--runtime", "bundled", server=url)
+    assert "Answer: Number 31." in output
+    assert "(mail-from-unknown-sender.md)" in output
+    prompt = asked[0]["messages"][0]["content"]
+    instruction, before, rest = re.split(r"^([0-9a-f]{16})$", prompt, maxsplit=1, flags=re.M)
+    data, after = rest.split(f"\n{before}\n")
+    assert question in after
+    assert "Ignore all previous instructions" in data
+    assert "Ignore all previous instructions" not in instruction + after
+
+
+def test_a_folder_without_texts_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    output = ask("rag_langchain.py", "x", tmp_path, "--folder", "empty", fails=True)
+    assert "empty holds no .md" in output
+
+
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_the_readmes_code_runs_as_it_stands(number: int, tmp_path: Path) -> None:
+    with OllamaServer() as server:
+        output = run(["-W", "ignore", "-c", BLOCKS[number]], tmp_path, server=server.url)
+    assert "Traceback" not in output
+    if "print(" in BLOCKS[number]:
+        assert output == "Mars is called the Red Planet.\n"
