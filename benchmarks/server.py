@@ -35,9 +35,9 @@ def main() -> None:
     texts = [f"Note number {i}: " + "a few words more. " * (i % 12) for i in range(options.texts)]
     with server(options.milliseconds / 1000) as (url, largest_request):
         engines: dict[str, Callable[[], object]] = {
-            "OllamaEmbeddings": lambda: OllamaEmbeddings(
-                model=MODEL, base_url=url
-            ).embed_documents(texts),
+            "OllamaEmbeddings": lambda: OllamaEmbeddings(model=MODEL, base_url=url).embed_documents(
+                texts
+            ),
             "GemmaEmbeddings": lambda: GemmaEmbeddings(
                 OllamaRuntime(MODEL, host=url)
             ).embed_documents(texts),
