@@ -165,7 +165,7 @@ def _ollama_generator(name: str) -> Callable[[str], str] | None:
 def _transformers_generator(folder: str) -> Callable[[str], str]:
     from transformers import pipeline
 
-    model = pipeline("text-generation", model=folder, model_kwargs={"local_files_only": True})
+    model = pipeline("text-generation", model=folder, model_kwargs={"use_safetensors": True})
 
     def generate(text: str) -> str:
         messages = [{"role": "user", "content": text}]

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from ollama_server import OllamaServer
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ["rag_langchain.py", "rag_llamaindex.py"]
@@ -122,6 +123,30 @@ def test_with_a_generator_it_answers_from_the_passages(example: str, tmp_path: P
     assert question in after
     assert "Ignore all previous instructions" in data
     assert "Ignore all previous instructions" not in instruction + after
+
+
+def test_a_gemma_3_in_a_folder_generates_too(narrow: Path, tmp_path: Path) -> None:
+    # Random weights: it is the path that counts, from chat template to answer.
+    folder = tmp_path / "gemma3"
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(narrow / "tokenizer.json"),
+        **{f"{name}_token": f"<{name}>" for name in ("bos", "eos", "pad", "unk")},
+    )
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    tokenizer.save_pretrained(folder)
+    config = Gemma3TextConfig(
+        vocab_size=2000,
+        hidden_size=72,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        num_key_value_heads=1,
+        head_dim=24,
+        intermediate_size=96,
+    )
+    Gemma3ForCausalLM(config).save_pretrained(folder)
+    options = ("--runtime", "bundled", "--generator", str(folder))
+    output = ask("rag_langchain.py", "Which fee for the market?", tmp_path, *options)
+    assert re.search(r"Answer: .+\n\nIt rests on:", output)
 
 
 def test_a_folder_without_texts_is_named(tmp_path: Path) -> None:
