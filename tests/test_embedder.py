@@ -372,10 +372,10 @@ async def test_cancelling_drops_what_has_not_begun() -> None:
     slow = Slow()
     tasks = [asyncio.create_task(Embedder(slow).aembed([f"{i}"])) for i in range(12)]
     await asyncio.sleep(0.02)
-    started = time.perf_counter()
     for task in tasks:
         task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    assert time.perf_counter() - started < 0.04
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(isinstance(result, asyncio.CancelledError) for result in results)
+    # Long enough for all twelve, had they stayed in the queue.
     await asyncio.sleep(0.2)
     assert slow.calls <= 4

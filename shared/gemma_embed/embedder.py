@@ -259,7 +259,7 @@ class Embedder:
 
     def _too_long(self, outcome: TooLong, what: str = "the text with its prompt") -> InputTooLong:
         limit = self.runtime.identity.max_tokens
-        count = "more" if outcome.tokens is None else f"{outcome.tokens}"
+        count = f"more than {limit}" if outcome.tokens is None else f"{outcome.tokens}"
         return InputTooLong(
             f"{what} has {count} tokens, the model reads {limit}; split texts into smaller "
             "chunks, or choose overlong='truncate' or overlong='split'",
