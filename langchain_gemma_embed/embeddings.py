@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from langchain_core.embeddings import Embeddings
 
-from gemma_embed import Embedder, Overlong, Task
+from gemma_embed import Embedder, EmbeddingStore, Overlong, Task
 from gemma_embed.progress import ProgressCallback
 from gemma_embed.runtimes import Runtime, RuntimeName, one_name
 
@@ -38,6 +39,7 @@ class GemmaEmbeddings(Embeddings):
         query_task: Task | str = "query",
         document_task: Task | str = "document",
         overlong: Overlong = "error",
+        store: EmbeddingStore | str | Path | None = None,
         progress: bool | ProgressCallback = False,
         model_name: str | None = None,
     ) -> None:
@@ -51,6 +53,8 @@ class GemmaEmbeddings(Embeddings):
             query_task: Task of ``embed_query``.
             document_task: Task of ``embed_documents``.
             overlong: What to do with a text too long for the model; see ``Embedder``.
+            store: An ``EmbeddingStore`` or the path of its file, which keeps document vectors
+                across runs.
             progress: True for a bar, or a function of (texts done, texts in all).
             model_name: Another name of ``model``, as some LangChain classes call it.
 
@@ -64,6 +68,7 @@ class GemmaEmbeddings(Embeddings):
             query_task=query_task,
             document_task=document_task,
             overlong=overlong,
+            store=store,
             progress=progress,
         )
 
@@ -111,8 +116,7 @@ class GemmaEmbeddings(Embeddings):
 
     def embed_query(self, text: str, *, task: Task | str | None = None) -> list[float]:
         """Embed one text as a query: ``dimensions`` floats."""
-        vectors = self.embedder.embed([text], task or self.embedder.query_task)
-        return vectors[0].tolist()  # type: ignore[no-any-return]
+        return self.embedder.embed_query(text, task).tolist()  # type: ignore[no-any-return]
 
     async def aembed_documents(
         self,
@@ -126,5 +130,4 @@ class GemmaEmbeddings(Embeddings):
 
     async def aembed_query(self, text: str, *, task: Task | str | None = None) -> list[float]:
         """Do what ``embed_query`` does without blocking the event loop."""
-        vectors = await self.embedder.aembed([text], task or self.embedder.query_task)
-        return vectors[0].tolist()  # type: ignore[no-any-return]
+        return (await self.embedder.aembed_query(text, task)).tolist()  # type: ignore[no-any-return]

@@ -7,12 +7,13 @@ the base class stay.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from llama_index.core.bridge.pydantic import ConfigDict, Field, field_serializer
 
-from gemma_embed import Embedder, Overlong, Task
+from gemma_embed import Embedder, EmbeddingStore, Overlong, Task
 from gemma_embed.errors import ConfigurationError
 from gemma_embed.inputs import checked_texts
 from gemma_embed.runtimes import (
@@ -22,6 +23,7 @@ from gemma_embed.runtimes import (
     open_runtime,
     runtime_settings,
 )
+from gemma_embed.store import open_store
 
 
 class GemmaEmbedding(BaseEmbedding):
@@ -48,6 +50,7 @@ class GemmaEmbedding(BaseEmbedding):
     query_task: str = Field(description="Task of queries.")
     document_task: str = Field(description="Task of texts.")
     overlong: Any = Field(description="What to do with a text too long for the model.")
+    store: Any = Field(description="Keeps document vectors across runs.")
 
     def __init__(
         self,
@@ -58,6 +61,7 @@ class GemmaEmbedding(BaseEmbedding):
         query_task: Task | str = "query",
         document_task: Task | str = "document",
         overlong: Overlong = "error",
+        store: EmbeddingStore | str | Path | Mapping[str, Any] | None = None,
         embed_batch_size: int = 256,
         num_workers: int | None = None,
         model_name: str | None = None,
@@ -76,6 +80,8 @@ class GemmaEmbedding(BaseEmbedding):
             query_task: Task of queries.
             document_task: Task of texts.
             overlong: What to do with a text too long for the model; see ``Embedder``.
+            store: An ``EmbeddingStore`` or the path of its file, which keeps document vectors
+                across runs.
             embed_batch_size: Texts handed to the core at a time, which batches them by length.
             num_workers: Batches awaited at once; the core bounds them in any case.
             model_name: Another name of ``model``.
@@ -99,13 +105,14 @@ class GemmaEmbedding(BaseEmbedding):
             query_task=query_task,
             document_task=document_task,
             overlong=overlong,
+            store=open_store(store),
             embed_batch_size=embed_batch_size,
             num_workers=num_workers,
             callback_manager=callback_manager,
             rate_limiter=rate_limiter,
             embeddings_cache=embeddings_cache,
         )
-        self._embedder()
+        _ = self.embedder  # Refuses options that cannot work.
 
     @classmethod
     def class_name(cls) -> str:
@@ -116,17 +123,23 @@ class GemmaEmbedding(BaseEmbedding):
     def _written_runtime(self, runtime: Runtime) -> dict[str, Any]:
         return runtime_settings(runtime)
 
+    @field_serializer("store")
+    def _written_store(self, store: EmbeddingStore | None) -> dict[str, Any] | None:
+        return None if store is None else store.settings
+
     def to_payload(self) -> dict[str, Any]:
         """What events say of this model: no secrets, no address."""
         return {**super().to_payload(), "dimensions": self.dimensions}
 
     def for_task(self, task: Task | str) -> GemmaEmbedding:
         """Return a sibling for another task on the same loaded model; see ``Embedder.for_task``."""
-        sibling = self._embedder().for_task(task)
+        sibling = self.embedder.for_task(task)
         tasks = {"query_task": sibling.query_task, "document_task": sibling.document_task}
         return self.model_copy(update=tasks)
 
-    def _embedder(self) -> Embedder:
+    @property
+    def embedder(self) -> Embedder:
+        """The core's object, which does the work."""
         # Built from the fields each time, which costs microseconds: no hidden state can differ
         # from what is written down, and an assignment takes effect or is refused.
         if self.embeddings_cache is not None:
@@ -141,6 +154,7 @@ class GemmaEmbedding(BaseEmbedding):
             query_task=self.query_task,
             document_task=self.document_task,
             overlong=self.overlong,
+            store=self.store,
         )
 
     def _documents(self, texts: list[str]) -> tuple[list[str], str, list[str | None] | None]:
@@ -151,21 +165,20 @@ class GemmaEmbedding(BaseEmbedding):
         return [text for _, text in parts], self.document_task, [title for title, _ in parts]
 
     def _get_query_embedding(self, query: str) -> Embedding:
-        return self._embedder().embed_query(query).tolist()  # type: ignore[no-any-return]
+        return self.embedder.embed_query(query).tolist()  # type: ignore[no-any-return]
 
     def _get_text_embedding(self, text: str) -> Embedding:
         return self._get_text_embeddings([text])[0]
 
     def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        return self._embedder().embed(*self._documents(texts)).tolist()  # type: ignore[no-any-return]
+        return self.embedder.embed(*self._documents(texts)).tolist()  # type: ignore[no-any-return]
 
     async def _aget_query_embedding(self, query: str) -> Embedding:
-        vectors = await self._embedder().aembed([query], self.query_task)
-        return vectors[0].tolist()  # type: ignore[no-any-return]
+        return (await self.embedder.aembed_query(query)).tolist()  # type: ignore[no-any-return]
 
     async def _aget_text_embedding(self, text: str) -> Embedding:
         return (await self._aget_text_embeddings([text]))[0]
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        vectors = await self._embedder().aembed(*self._documents(texts))
+        vectors = await self.embedder.aembed(*self._documents(texts))
         return vectors.tolist()  # type: ignore[no-any-return]

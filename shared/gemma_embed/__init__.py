@@ -1,11 +1,12 @@
 """EmbeddingGemma done right: one core over several runtimes.
 
-``Embedder`` is the whole of it: texts in, vectors out. Runtimes are in ``gemma_embed.runtimes``,
-errors in ``gemma_embed.errors``.
+``Embedder`` is the whole of it: texts in, vectors out; an ``EmbeddingStore`` keeps them. Runtimes
+are in ``gemma_embed.runtimes``, errors in ``gemma_embed.errors``.
 """
 
 from gemma_embed.embedder import Embedder, Overlong
 from gemma_embed.prompts import Task, custom_task
+from gemma_embed.store import EmbeddingStore
 
-__all__ = ["Embedder", "Overlong", "Task", "custom_task"]
+__all__ = ["Embedder", "EmbeddingStore", "Overlong", "Task", "custom_task"]
 __version__ = "0.1.0"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal, get_args
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -16,12 +17,15 @@ from gemma_embed.progress import ProgressCallback, reporting
 from gemma_embed.prompts import SYMMETRIC_TASKS, Task, checked_task
 from gemma_embed.runtimes import RuntimeName, open_runtime
 from gemma_embed.runtimes.base import Batch, Runtime, TooLong
+from gemma_embed.store import EmbeddingStore, open_store
 from gemma_embed.vectors import Vectors, cut
 from gemma_embed.windows import halves
 
 logger = logging.getLogger("gemma_embed")
 
 Overlong = Literal["error", "truncate", "split"]
+
+_STORE_PAGE = 4096
 
 
 class Embedder:
@@ -39,6 +43,7 @@ class Embedder:
             ``error`` raises, ``truncate`` reads the beginning and logs a warning, ``split`` halves
             the text between words until every part fits, and returns the mean of the parts'
             vectors, weighted by their token counts and of unit length.
+        store: Where document vectors are looked up before they are computed, and kept; or None.
         progress: False, True for a tqdm bar, or a function of (texts done, texts in all).
     """
 
@@ -51,6 +56,7 @@ class Embedder:
         query_task: Task | str = "query",
         document_task: Task | str = "document",
         overlong: Overlong = "error",
+        store: EmbeddingStore | str | Path | None = None,
         progress: bool | ProgressCallback = False,
     ) -> None:
         """Check the options; nothing is loaded.
@@ -62,6 +68,7 @@ class Embedder:
             query_task: A ``Task``, or what ``custom_task`` returns.
             document_task: The same.
             overlong: See the class.
+            store: An ``EmbeddingStore``, or the path of its file.
             progress: See the class.
 
         Raises:
@@ -79,6 +86,7 @@ class Embedder:
                 f"unknown overlong={overlong!r}; use 'error', 'truncate' or 'split'"
             )
         self.overlong = overlong
+        self.store = open_store(store)
         if not isinstance(progress, bool) and not callable(progress):
             raise ConfigurationError(f"progress={progress!r} is neither a bool nor a function")
         self.progress = progress
@@ -87,7 +95,7 @@ class Embedder:
         return (
             f"Embedder({self.runtime!r}, dimensions={self.dimensions}, "
             f"query_task={self.query_task!r}, document_task={self.document_task!r}, "
-            f"overlong={self.overlong!r})"
+            f"overlong={self.overlong!r}, store={self.store!r})"
         )
 
     def for_task(self, task: Task | str) -> Embedder:
@@ -101,14 +109,27 @@ class Embedder:
             ConfigurationError: If the task is unknown.
         """
         checked = checked_task(task)
-        return Embedder(
-            self.runtime,
-            dimensions=self.dimensions,
-            query_task=checked,
-            document_task=checked if checked in SYMMETRIC_TASKS else self.document_task,
-            overlong=self.overlong,
-            progress=self.progress,
-        )
+        document_task = checked if checked in SYMMETRIC_TASKS else self.document_task
+        return self.replaced(query_task=checked, document_task=document_task)
+
+    def replaced(self, **options: Any) -> Embedder:
+        """Return a sibling with some options changed, on the same loaded model.
+
+        Args:
+            **options: Keyword arguments of the constructor.
+
+        Raises:
+            ConfigurationError: If an option has a value that cannot work.
+        """
+        own: dict[str, Any] = {
+            "dimensions": self.dimensions,
+            "query_task": self.query_task,
+            "document_task": self.document_task,
+            "overlong": self.overlong,
+            "store": self.store,
+            "progress": self.progress,
+        }
+        return Embedder(self.runtime, **(own | options))
 
     @property
     def fingerprint(self) -> str:
@@ -133,9 +154,15 @@ class Embedder:
             },
         )
 
-    def embed_query(self, text: str) -> Vectors:
-        """Embed one text as a query: float32, shape (dimensions,), norm 1. See ``embed``."""
-        vector: Vectors = self.embed([text], self.query_task)[0]
+    def embed_query(self, text: str, task: Task | str | None = None) -> Vectors:
+        """Embed one text as a query: float32, shape (dimensions,), norm 1. See ``embed``.
+
+        Args:
+            text: The query, without any prompt.
+            task: None for ``query_task``.
+        """
+        # Past the store: a query seldom comes twice, and is nobody's to keep.
+        vector: Vectors = self._embed([text], task or self.query_task, None, None)[0]
         return vector
 
     def embed_documents(
@@ -152,6 +179,10 @@ class Embedder:
     ) -> Vectors:
         """Do what ``embed`` does, in a worker thread: the event loop is never blocked."""
         return await in_background(self.embed, texts, task, titles)
+
+    async def aembed_query(self, text: str, task: Task | str | None = None) -> Vectors:
+        """Do what ``embed_query`` does, in a worker thread."""
+        return await in_background(self.embed_query, text, task)
 
     def embed(
         self,
@@ -175,10 +206,20 @@ class Embedder:
         Raises:
             InvalidInput: If a text or title cannot be embedded; ``index`` says which.
             InputTooLong: If a text has too many tokens, under ``overlong="error"``.
-            EmbeddingError: If the runtime fails; ``index`` names a text where one is at fault.
+            EmbeddingError: If the runtime or the store fails; ``index`` names a text where one is
+                at fault. What was computed before stays in the store.
         """
+        return self._embed(texts, task or self.document_task, titles, self.store)
+
+    def _embed(
+        self,
+        texts: Iterable[str],
+        task: Task | str,
+        titles: Iterable[str | None] | None,
+        store: EmbeddingStore | None,
+    ) -> Vectors:
         items = checked_texts(texts)
-        task = self.document_task if task is None else checked_task(task)
+        task = checked_task(task)
         headings = checked_titles(titles, len(items), task)
         result = np.empty((len(items), self.dimensions), dtype=np.float32)
         if not items:
@@ -192,7 +233,7 @@ class Embedder:
         parts = [(prefixes[where[0]], items[where[0]]) for where in indices]
         with reporting(self.progress, len(items)) as done:
             try:
-                for rows, vectors in self._computed(list(places), parts):
+                for rows, vectors in self._found_or_computed(list(places), parts, store):
                     for row, vector in zip(rows, cut(vectors, self.dimensions), strict=True):
                         result[indices[row]] = vector
                     done(sum(len(indices[row]) for row in rows))
@@ -201,6 +242,36 @@ class Embedder:
                     error.index = indices[error.index][0]
                 raise
         return result
+
+    def _found_or_computed(
+        self, prompted: list[str], parts: list[tuple[str, str]], store: EmbeddingStore | None
+    ) -> Iterator[tuple[Sequence[int], Vectors]]:
+        if store is None:
+            yield from self._computed(prompted, parts)
+            return
+        # The full width: a cut is made of it at no cost.
+        space = fingerprint(self.runtime.identity, {"overlong": self.overlong})
+        missing: list[int] = []
+        for start in range(0, len(prompted), _STORE_PAGE):
+            page = prompted[start : start + _STORE_PAGE]
+            rows, vectors = store.get(space, page, self.runtime.model.width)
+            missing.extend(start + row for row in sorted(set(range(len(page))) - set(rows)))
+            if rows:
+                yield [start + row for row in rows], vectors
+        if not missing:
+            return
+        store.check_writable()
+        try:
+            for computed, vectors in self._computed(
+                [prompted[row] for row in missing], [parts[row] for row in missing]
+            ):
+                rows = [missing[row] for row in computed]
+                store.put(space, [prompted[row] for row in rows], vectors)
+                yield rows, vectors
+        except EmbeddingError as error:
+            if error.index is not None:
+                error.index = missing[error.index]
+            raise
 
     def _computed(
         self, prompted: list[str], parts: list[tuple[str, str]]

@@ -11,6 +11,12 @@ EmbeddingError                               has ``index``: which text, where on
 │   ├── WrongModel                           would give other vectors than EmbeddingGemma's
 │   └── ModelChanged                         other weights under the same name, in mid-use
 ├── BadResponse                              a runtime's answer cannot be right
+├── StoreError                               the embedding store's file cannot be used
+├── CollectionError                          a vector store's collection cannot be trusted
+│   ├── CollectionMismatch                   it holds other vectors than this embedder makes
+│   ├── CollectionDamaged                    it cannot be read or searched
+│   ├── CollectionIncomplete                 it lacks rows after an ingestion; has ``report``
+│   └── CollectionLocked                     another process is writing to its folder
 ├── ServerRefused                            the server answered, and asking again will not help
 └── TransientError                           asking again later may help; has ``attempts``
     ├── ConnectionFailed
@@ -104,6 +110,38 @@ class ModelChanged(ModelError):
 
 class BadResponse(EmbeddingError):
     """A runtime's answer cannot be right: count, width, a non-finite or all-zero vector."""
+
+
+class StoreError(EmbeddingError):
+    """The embedding store's file cannot be read or written."""
+
+
+class CollectionError(EmbeddingError):
+    """A vector store's collection is not what a search could rely on."""
+
+
+class CollectionMismatch(CollectionError):
+    """The collection's vectors are of another space, or nobody wrote down of which."""
+
+
+class CollectionDamaged(CollectionError):
+    """The collection cannot be read or searched."""
+
+
+class CollectionIncomplete(CollectionError):
+    """Rows are missing after an ingestion.
+
+    Attributes:
+        report: What was done and what is missing.
+    """
+
+    def __init__(self, message: str, *, report: object = None) -> None:
+        super().__init__(message)
+        self.report = report
+
+
+class CollectionLocked(CollectionError):
+    """Another process is writing to the collection's folder."""
 
 
 class ServerRefused(EmbeddingError):
