@@ -1,6 +1,7 @@
 """EmbeddingGemma for LlamaIndex."""
 
 from llamaindex_gemma_embed.embedding import GemmaEmbedding
+from llamaindex_gemma_embed.passages import passages
 from llamaindex_gemma_embed.titles import GemmaTitles
 
-__all__ = ["GemmaEmbedding", "GemmaTitles"]
+__all__ = ["GemmaEmbedding", "GemmaTitles", "passages"]
