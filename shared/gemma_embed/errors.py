@@ -135,8 +135,8 @@ class CollectionIncomplete(CollectionError):
         report: What was done and what is missing.
     """
 
-    def __init__(self, message: str, *, report: object = None) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *, index: int | None = None, report: object = None) -> None:
+        super().__init__(message, index=index)
         self.report = report
 
 
