@@ -20,7 +20,6 @@ from gemma_embed.errors import (
     ServerFailed,
     ServerRefused,
     ServerTimeout,
-    TransientError,
     WrongModel,
 )
 
@@ -83,6 +82,7 @@ class Failure(Exception):
             no part of ``str()``, which tracebacks print.
         asked_pause: Seconds after which the server wants to be asked again.
         attempts: Requests made.
+        elapsed: Seconds since the first of them.
     """
 
     def __init__(
@@ -101,6 +101,7 @@ class Failure(Exception):
         self.status = status
         self.asked_pause = asked_pause
         self.attempts = 1
+        self.elapsed = 0.0
 
     @property
     def divisible(self) -> bool:
@@ -170,14 +171,15 @@ def explained(
         index: The text to blame, as a position in the caller's list.
         waited: The time-out that applied, in seconds.
     """
-    where = f"{server}, {failure.attempts} attempts" if failure.attempts > 1 else server
+    after = f"{failure.attempts} attempts in" if failure.attempts > 1 else "after"
+    where = f"{server}, {after} {failure.elapsed:.1f} s"
     status = f"status {failure.status}" if failure.status and failure.status > 0 else ""
     said = "; ".join(filter(None, (status, f'it says "{failure.said}"' if failure.said else "")))
     what, mend = _account(failure, model, waited)
     message = f"{what} ({where}{'; ' + said if said else ''}); {mend}"
     error = _ERRORS[failure.kind](message, index=index)
-    if isinstance(error, TransientError):
-        error.attempts = failure.attempts
+    error.attempts = failure.attempts
+    error.elapsed = failure.elapsed
     return error
 
 
