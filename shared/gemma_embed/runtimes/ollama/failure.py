@@ -25,6 +25,7 @@ from gemma_embed.errors import (
 
 Kind = Literal[
     "unreachable",
+    "unknown host",
     "disconnected",
     "timeout",
     "busy",
@@ -42,6 +43,8 @@ Kind = Literal[
 
 # May pass by itself: worth asking again.
 _TRANSIENT = frozenset({"unreachable", "disconnected", "busy", "failed", "crashed", "cut short"})
+# May pass, but rarely: worth asking once more.
+_LASTING = frozenset({"timeout", "unknown host"})
 # One text may be to blame for the whole list: worth asking for parts of it.
 _DIVISIBLE = frozenset({"crashed", "not finite", "too long", "too large"})
 
@@ -117,7 +120,7 @@ class Failure(Exception):
         """
         # Who waited a whole time-out for nothing hardly gains from a third; and a crash that
         # repeats is better divided than repeated.
-        if self.kind == "timeout" or (self.kind == "crashed" and texts > 1):
+        if self.kind in _LASTING or (self.kind == "crashed" and texts > 1):
             return min(most, 1)
         return most if self.kind in _TRANSIENT else 0
 
@@ -185,6 +188,7 @@ def explained(
 
 _ERRORS: dict[Kind, type[EmbeddingError]] = {
     "unreachable": ConnectionFailed,
+    "unknown host": ConnectionFailed,
     "disconnected": ConnectionFailed,
     "timeout": ServerTimeout,
     "busy": ServerBusy,
@@ -208,6 +212,10 @@ def _account(failure: Failure, model: str, waited: float) -> tuple[str, str]:
         "unreachable": (
             "cannot connect to the Ollama server",
             "is it running (`ollama serve`), and is host= or OLLAMA_HOST right?",
+        ),
+        "unknown host": (
+            "the name of the Ollama server's host is not known",
+            "is host= or OLLAMA_HOST right, and does this machine's name service work?",
         ),
         "disconnected": (
             "the connection to the Ollama server broke",

@@ -10,6 +10,7 @@ Importing this module imports ``ollama`` and ``httpx``; the runtime does so on f
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -279,15 +280,25 @@ def _transport_failure(error: Exception) -> Failure:
         # Only a line in the middle of a stream; all others were raised by Server._check.
         return refusal(-1, str(error.error))
     if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)):
-        return Failure("unreachable", str(error))
+        return _connect_failure(error)
     if isinstance(error, ConnectionError):
         # The client's; what httpx knew (refused? unknown host? certificate?) is its context.
-        return Failure("unreachable", str(error.__context__ or ""))
+        return _connect_failure(error.__context__)
     if isinstance(error, httpx.TimeoutException):
         return Failure("timeout")
     if isinstance(error, (httpx.TransportError, OSError)):
         return Failure("disconnected")
     return Failure("malformed", why="it cannot be decoded")
+
+
+def _connect_failure(error: BaseException | None) -> Failure:
+    """Classify what kept a connection from being made."""
+    cause = error
+    while cause is not None:
+        if isinstance(cause, socket.gaierror):
+            return Failure("unknown host", str(error))
+        cause = cause.__cause__ or cause.__context__
+    return Failure("unreachable", str(error or ""))
 
 
 def _content_failure(error: Exception) -> Failure:
