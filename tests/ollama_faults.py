@@ -11,6 +11,7 @@ Faults of one path are used up in the order in which they were scripted.
 
 from __future__ import annotations
 
+import gzip
 import json
 import threading
 from collections.abc import Callable, Mapping
@@ -67,6 +68,32 @@ def stalled(seconds: float) -> Lie:
 def dripping(seconds: float) -> Lie:
     """Wait between pieces of the body: each line of a stream, each tenth of anything else."""
     return lambda reply: replace(reply, pause=seconds)
+
+
+def dripping_head(seconds: float) -> Lie:
+    """Wait between the bytes of status line and headers."""
+    return lambda reply: replace(reply, head_pause=seconds)
+
+
+def dripping_bytes(seconds: float) -> Lie:
+    """Wait between the bytes of the body."""
+    return lambda reply: replace(reply, pause=seconds, piece=1)
+
+
+def claiming(extra: int) -> Lie:
+    """Claim a body that is longer than it is, or shorter, and close the connection after it."""
+    return lambda reply: replace(reply, length=len(reply.body) + extra)
+
+
+def gzip_bomb(megabytes: int, status: int = 200) -> Lie:
+    """Give a small compressed body that unfolds to a large one."""
+    packed = gzip.compress(b"0" * (megabytes << 20))
+    return lambda reply: Reply(status, packed, headers={"Content-Encoding": "gzip"})
+
+
+def endless(megabytes: int) -> Lie:
+    """Give a body of so many megabytes, in pieces of one."""
+    return lambda reply: Reply(200, b"[" * (1 << 20), repeats=megabytes)
 
 
 def truncated(reply: Reply) -> Reply:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import select
 import socket
 import struct
@@ -11,7 +12,7 @@ import time
 from contextlib import suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from ollama_wire import NDJSON, Reply, Request
@@ -110,6 +111,19 @@ class _Listener(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
 
+class _Dripping(io.BufferedIOBase):
+    """Writes byte by byte."""
+
+    def __init__(self, owner: HttpServer, plain: BinaryIO, pause: float) -> None:
+        self.owner, self.plain, self.pause = owner, plain, pause
+
+    def write(self, data: Any) -> int:
+        for byte in data:
+            self.plain.write(bytes([byte]))
+            self.owner.wait(self.pause)
+        return len(data)
+
+
 class _Handler(BaseHTTPRequestHandler):
     """Reads requests from a connection and sends replies."""
 
@@ -135,7 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
         request = Request(self.command, path, headers, body, time.monotonic(), 0, self._gone)
         self.owner.enter(request)
         try:
-            self._send(self.owner.respond(request))
+            self._send(request, self.owner.respond(request))
         finally:
             self.owner.leave()
 
@@ -148,14 +162,15 @@ class _Handler(BaseHTTPRequestHandler):
         except ConnectionError:
             return True
 
-    def _send(self, reply: Reply) -> None:
+    def _send(self, request: Request, reply: Reply) -> None:
         if reply.reset:
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.close_connection = True
             return
         self.owner.wait(reply.stall)
         # Go's server does the same: a length for what fits its buffer, chunks for the rest.
-        chunked = reply.content_type == NDJSON or len(reply.body) > 2048
+        large = len(reply.body) * reply.repeats > 2048
+        chunked = reply.length is None and (reply.content_type == NDJSON or large)
         self.send_response_only(reply.status)
         self.send_header("Date", self.date_time_string())
         for name, value in reply.headers.items():
@@ -165,12 +180,17 @@ class _Handler(BaseHTTPRequestHandler):
         if chunked:
             self.send_header("Transfer-Encoding", "chunked")
         else:
-            self.send_header("Content-Length", str(len(reply.body)))
+            claimed = len(reply.body) if reply.length is None else reply.length
+            self.send_header("Content-Length", str(claimed))
+        plain = self.wfile
+        self.wfile = _Dripping(self.owner, plain, reply.head_pause) if reply.head_pause else plain
         self.end_headers()
-        for position, piece in enumerate(reply.pieces):
+        self.wfile = plain
+        for position, piece in enumerate(reply.pieces * reply.repeats):
             self.owner.wait(reply.pause if position else 0)
             self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if chunked else piece)
-        if reply.sent is not None:
+            request.written += len(piece)
+        if reply.sent is not None or reply.length is not None:
             self.close_connection = True
         elif chunked:
             self.wfile.write(b"0\r\n\r\n")

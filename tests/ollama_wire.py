@@ -42,6 +42,7 @@ class Request:
         in_flight: Requests in flight at that moment, this one counted.
         gone: Tells whether the client has closed the connection.
         reply: What was sent, or would have been to a client that has gone; None until then.
+        written: Bytes of the body that could be written.
     """
 
     method: str
@@ -52,6 +53,7 @@ class Request:
     in_flight: int
     gone: Callable[[], bool] = field(repr=False, default=lambda: False)
     reply: Reply | None = None
+    written: int = 0
 
     @property
     def status(self) -> int:
@@ -78,6 +80,10 @@ class Reply:
         headers: More headers.
         stall: Seconds before the first byte.
         pause: Seconds between pieces of the body.
+        piece: Bytes of a piece; None leaves it to the kind of body.
+        head_pause: Seconds between the bytes of status line and headers.
+        length: What ``Content-Length`` claims; None tells the truth.
+        repeats: How often the body is sent, as one.
         sent: Bytes of the body after which the connection is closed; None sends all.
         reset: Reset the connection instead of answering.
     """
@@ -88,6 +94,10 @@ class Reply:
     headers: Mapping[str, str] = field(default_factory=dict)
     stall: float = 0.0
     pause: float = 0.0
+    piece: int | None = None
+    head_pause: float = 0.0
+    length: int | None = None
+    repeats: int = 1
     sent: int | None = None
     reset: bool = False
 
@@ -97,7 +107,7 @@ class Reply:
         body = self.body[: self.sent]
         if self.content_type == NDJSON:
             return body.splitlines(keepends=True)
-        step = max(1, len(body) // 10) if self.pause else max(1, len(body))
+        step = self.piece or max(1, len(body) // (10 if self.pause else 1))
         return [body[start : start + step] for start in range(0, len(body), step)]
 
 
@@ -134,13 +144,13 @@ def float32(values: Sequence[float]) -> list[float]:
     which it writes with an exponent sooner.
     """
     exact = array("f", values)
-    shortest = [float(f"{value:.9g}") for value in exact]
+    distinct = sorted(set(exact))
+    shortest = {value: float(f"{value:.9g}") for value in distinct}
     for digits in (8, 7, 6):
-        shorter = [float(f"{value:.{digits}g}") for value in exact]
-        for position, same in enumerate(array("f", shorter)):
-            if same == exact[position]:
-                shortest[position] = shorter[position]
-    return shortest
+        shorter = [float(f"{value:.{digits}g}") for value in distinct]
+        rounded = zip(distinct, shorter, array("f", shorter), strict=True)
+        shortest |= {value: short for value, short, same in rounded if same == value}
+    return [shortest[value] for value in exact]
 
 
 def parse_body(body: bytes, struct: str, fields: Mapping[str, tuple[str, type]]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ KINDS = [
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_error_survives_pickling(kind: type[errors.EmbeddingError]) -> None:
     error = kind("what failed", index=3) if kind is not errors.EmbeddingError else kind("x")
-    for attribute in ("tokens", "limit", "attempts"):
+    for attribute in ("tokens", "limit", "attempts", "elapsed"):
         if hasattr(error, attribute):
             setattr(error, attribute, 5)
     for again in (pickle.loads(pickle.dumps(error)), copy.copy(error)):

@@ -16,7 +16,7 @@ import pytest
 from ollama_server import OllamaServer
 
 from gemma_embed.errors import ConfigurationError, EmbeddingError, MissingDependency
-from gemma_embed.runtimes import OllamaRuntime
+from gemma_embed.runtimes import EnvironmentVariable, OllamaRuntime
 from gemma_embed.runtimes.ollama.host import Endpoint, resolve_host
 
 SECRET = "canary-of-a-token-7f3a"
@@ -156,6 +156,7 @@ class TestOptions:
             {"headers": {"X": SECRET + "é"}},
             {"headers": {"X": " " + SECRET}},
             {"headers": {"X": 5}},
+            {"headers": {"X": None}},
         ],
     )
     def test_that_cannot_work_are_refused_at_once(self, options: dict[str, Any]) -> None:
@@ -189,7 +190,32 @@ class TestSecrets:
         shown = [repr(runtime), str(runtime), f"{runtime.settings}", repr(runtime.__getstate__())]
         shown += [repr(vars(runtime)), repr(runtime.identity)]
         assert SECRET not in "".join(shown)
-        assert SECRET.encode() in pickle.dumps(runtime)
+        assert SECRET.encode() not in pickle.dumps(runtime)
+
+    def test_a_header_left_out_of_a_pickle_is_asked_for_again(self, server: OllamaServer) -> None:
+        again = pickle.loads(
+            pickle.dumps(OllamaRuntime(host=server.url, headers={"X-Key": SECRET}))
+        )
+        with pytest.raises(ConfigurationError, match=r"headers\['X-Key'\] was left out"):
+            list(again.embed(["a"]))
+        assert server.requests == []
+
+    def test_a_header_from_the_environment_is_read_by_each_process(
+        self, server: OllamaServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        headers = {"X-Key": EnvironmentVariable("CANARY_TOKEN")}
+        runtime = OllamaRuntime(host=server.url, headers=headers)
+        with pytest.raises(ConfigurationError, match="CANARY_TOKEN, which is not set"):
+            list(runtime.embed(["a"]))
+        monkeypatch.setenv("CANARY_TOKEN", SECRET)
+        data = pickle.dumps(runtime)
+        assert SECRET.encode() not in data
+        list(pickle.loads(data).embed(["a"]))
+        assert {request.headers["x-key"] for request in server.requests} == {SECRET}
+        monkeypatch.setenv("CANARY_TOKEN", SECRET + "\n")
+        with pytest.raises(ConfigurationError, match="visible ASCII") as caught:
+            list(pickle.loads(data).embed(["a"]))
+        assert SECRET not in str(caught.value)
 
     @pytest.mark.parametrize(
         "lie",

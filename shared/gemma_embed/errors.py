@@ -1,6 +1,7 @@
 """Every error this package raises.
 
-EmbeddingError                               has ``index``: which text, where one text is at fault
+EmbeddingError                               has ``index``: which text, where one text is at fault;
+│                                            ``attempts`` and ``elapsed``, where a server was asked
 ├── ConfigurationError   (also ValueError)   an option is wrong; raised by constructors
 ├── MissingDependency    (also ImportError)  an optional package is not installed
 ├── InvalidInput         (also ValueError)   a text, title or list cannot be embedded
@@ -10,6 +11,7 @@ EmbeddingError                               has ``index``: which text, where on
 │   ├── ModelCorrupt                         files damaged or incomplete
 │   ├── WrongModel                           would give other vectors than EmbeddingGemma's
 │   └── ModelChanged                         other weights under the same name, in mid-use
+├── OutOfMemory                              one text alone is too much; has ``tokens``
 ├── BadResponse                              a runtime's answer cannot be right
 ├── StoreError                               the embedding store's file cannot be used
 ├── CollectionError                          a vector store's collection cannot be trusted
@@ -18,7 +20,7 @@ EmbeddingError                               has ``index``: which text, where on
 │   ├── CollectionIncomplete                 it lacks rows after an ingestion; has ``report``
 │   └── CollectionLocked                     another process is writing to its folder
 ├── ServerRefused                            the server answered, and asking again will not help
-└── TransientError                           asking again later may help; has ``attempts``
+└── TransientError                           asking again later may help
     ├── ConnectionFailed
     ├── ServerTimeout
     ├── ServerBusy
@@ -33,11 +35,22 @@ class EmbeddingError(Exception):
 
     Attributes:
         index: Position in the caller's list of the text at fault, or None if no single one is.
+        attempts: Requests made for it; 0 where no server was asked.
+        elapsed: Seconds from the first of them to the error.
     """
 
-    def __init__(self, message: str, *, index: int | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        index: int | None = None,
+        attempts: int = 0,
+        elapsed: float = 0.0,
+    ) -> None:
         super().__init__(message)
         self.index = index
+        self.attempts = attempts
+        self.elapsed = elapsed
 
     def __str__(self) -> str:
         message = str(self.args[0])
@@ -71,7 +84,7 @@ class InputTooLong(InvalidInput):
 
     Attributes:
         tokens: Tokens of the prompted text, special tokens included; None where a server
-            refused without saying.
+            refused without saying, or they were too many to count.
         limit: Tokens that the model reads.
     """
 
@@ -106,6 +119,18 @@ class WrongModel(ModelError):
 
 class ModelChanged(ModelError):
     """The server now holds other weights under the same name."""
+
+
+class OutOfMemory(EmbeddingError):
+    """Memory does not suffice even for one text alone.
+
+    Attributes:
+        tokens: Tokens of the prompted text, special tokens included.
+    """
+
+    def __init__(self, message: str, *, index: int | None = None, tokens: int = 0) -> None:
+        super().__init__(message, index=index)
+        self.tokens = tokens
 
 
 class BadResponse(EmbeddingError):
@@ -149,15 +174,7 @@ class ServerRefused(EmbeddingError):
 
 
 class TransientError(EmbeddingError):
-    """The server could not be used now.
-
-    Attributes:
-        attempts: Requests made before giving up.
-    """
-
-    def __init__(self, message: str, *, attempts: int = 1, index: int | None = None) -> None:
-        super().__init__(message, index=index)
-        self.attempts = attempts
+    """The server could not be used now."""
 
 
 class ConnectionFailed(TransientError):

@@ -58,7 +58,8 @@ def checked_vectors(vectors: object, rows: Sequence[int], width: int, source: st
             how one server era reports NaN, and how a failed pooling looks.
     """
     try:
-        array = np.asarray(vectors, dtype=np.float32)
+        with np.errstate(over="ignore"):
+            array = np.asarray(vectors, dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise BadResponse(
             f"{source} returned something other than equally wide lists of numbers; update it"

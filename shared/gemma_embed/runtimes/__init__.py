@@ -7,11 +7,12 @@ from typing import Any, Literal, get_args
 
 from gemma_embed.errors import ConfigurationError
 from gemma_embed.runtimes.base import Batch, Runtime, TooLong
-from gemma_embed.runtimes.ollama import OllamaRuntime
+from gemma_embed.runtimes.ollama import EnvironmentVariable, OllamaRuntime
 from gemma_embed.runtimes.transformers import TransformersRuntime
 
 __all__ = [
     "Batch",
+    "EnvironmentVariable",
     "OllamaRuntime",
     "Runtime",
     "RuntimeName",

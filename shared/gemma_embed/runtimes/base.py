@@ -33,7 +33,8 @@ class TooLong:
 
     Attributes:
         row: Which of the texts handed in.
-        tokens: How many tokens it has; None if a server does not say.
+        tokens: How many tokens it has; None if a server does not say, or they are too many to
+            count.
     """
 
     row: int

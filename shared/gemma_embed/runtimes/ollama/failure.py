@@ -20,12 +20,12 @@ from gemma_embed.errors import (
     ServerFailed,
     ServerRefused,
     ServerTimeout,
-    TransientError,
     WrongModel,
 )
 
 Kind = Literal[
     "unreachable",
+    "unknown host",
     "disconnected",
     "timeout",
     "busy",
@@ -43,6 +43,8 @@ Kind = Literal[
 
 # May pass by itself: worth asking again.
 _TRANSIENT = frozenset({"unreachable", "disconnected", "busy", "failed", "crashed", "cut short"})
+# May pass, but rarely: worth asking once more.
+_LASTING = frozenset({"timeout", "unknown host"})
 # One text may be to blame for the whole list: worth asking for parts of it.
 _DIVISIBLE = frozenset({"crashed", "not finite", "too long", "too large"})
 
@@ -83,6 +85,7 @@ class Failure(Exception):
             no part of ``str()``, which tracebacks print.
         asked_pause: Seconds after which the server wants to be asked again.
         attempts: Requests made.
+        elapsed: Seconds since the first of them.
     """
 
     def __init__(
@@ -101,6 +104,7 @@ class Failure(Exception):
         self.status = status
         self.asked_pause = asked_pause
         self.attempts = 1
+        self.elapsed = 0.0
 
     @property
     def divisible(self) -> bool:
@@ -116,7 +120,7 @@ class Failure(Exception):
         """
         # Who waited a whole time-out for nothing hardly gains from a third; and a crash that
         # repeats is better divided than repeated.
-        if self.kind == "timeout" or (self.kind == "crashed" and texts > 1):
+        if self.kind in _LASTING or (self.kind == "crashed" and texts > 1):
             return min(most, 1)
         return most if self.kind in _TRANSIENT else 0
 
@@ -170,19 +174,21 @@ def explained(
         index: The text to blame, as a position in the caller's list.
         waited: The time-out that applied, in seconds.
     """
-    where = f"{server}, {failure.attempts} attempts" if failure.attempts > 1 else server
+    after = f"{failure.attempts} attempts in" if failure.attempts > 1 else "after"
+    where = f"{server}, {after} {failure.elapsed:.1f} s"
     status = f"status {failure.status}" if failure.status and failure.status > 0 else ""
     said = "; ".join(filter(None, (status, f'it says "{failure.said}"' if failure.said else "")))
     what, mend = _account(failure, model, waited)
     message = f"{what} ({where}{'; ' + said if said else ''}); {mend}"
     error = _ERRORS[failure.kind](message, index=index)
-    if isinstance(error, TransientError):
-        error.attempts = failure.attempts
+    error.attempts = failure.attempts
+    error.elapsed = failure.elapsed
     return error
 
 
 _ERRORS: dict[Kind, type[EmbeddingError]] = {
     "unreachable": ConnectionFailed,
+    "unknown host": ConnectionFailed,
     "disconnected": ConnectionFailed,
     "timeout": ServerTimeout,
     "busy": ServerBusy,
@@ -206,6 +212,10 @@ def _account(failure: Failure, model: str, waited: float) -> tuple[str, str]:
         "unreachable": (
             "cannot connect to the Ollama server",
             "is it running (`ollama serve`), and is host= or OLLAMA_HOST right?",
+        ),
+        "unknown host": (
+            "the name of the Ollama server's host is not known",
+            "is host= or OLLAMA_HOST right, and does this machine's name service work?",
         ),
         "disconnected": (
             "the connection to the Ollama server broke",

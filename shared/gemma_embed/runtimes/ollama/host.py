@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,16 +19,54 @@ _HEADER_VALUE = re.compile(r"([!-~]([ \t!-~]*[!-~])?)?")
 
 
 @dataclass(frozen=True)
+class EnvironmentVariable:
+    """A header's value that is read where and when it is sent, and so is in no pickle.
+
+    Attributes:
+        name: The variable. It must hold the whole value, say ``Bearer abc``.
+    """
+
+    name: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise ConfigurationError("EnvironmentVariable needs the name of a variable")
+
+
+Header = tuple[str, str | EnvironmentVariable | None]
+
+
+@dataclass(frozen=True)
 class Endpoint:
     """A server, and what to send it with every request.
 
     Attributes:
         url: Scheme, host, port and path; never a user name, a password or a query.
-        headers: Names and values. Secret: no ``repr`` or message shows them.
+        headers: Names and values; None for a value that a pickle left out. Secret: no ``repr`` or
+            message shows them.
     """
 
     url: str
-    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    headers: tuple[Header, ...] = field(default=(), repr=False)
+
+    def without_secrets(self) -> Endpoint:
+        """Return what may be written down: names of headers, and of environment variables."""
+        return Endpoint(
+            self.url,
+            tuple(
+                (name, value if isinstance(value, EnvironmentVariable) else None)
+                for name, value in self.headers
+            ),
+        )
+
+    def sent_headers(self) -> dict[str, str]:
+        """Return the headers as they are sent: names in lower case.
+
+        Raises:
+            ConfigurationError: If a value was left out of the pickle that this comes from, or an
+                environment variable is unset or cannot be sent.
+        """
+        return {name.lower(): _sent_value(name, value) for name, value in self.headers}
 
     @property
     def origin(self) -> str:
@@ -126,7 +165,9 @@ def _connectable(name: str) -> str:
     return str(address) if address.version == 4 else f"[{address}]"
 
 
-def checked_headers(headers: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
+def checked_headers(
+    headers: Mapping[str, str | EnvironmentVariable] | None,
+) -> tuple[Header, ...]:
     """Return a copy of headers that can be sent.
 
     Raises:
@@ -135,9 +176,34 @@ def checked_headers(headers: Mapping[str, str] | None) -> tuple[tuple[str, str],
     for name, value in (headers or {}).items():
         if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
             raise ConfigurationError("headers has a name that is no HTTP header name")
-        if not isinstance(value, str) or not _HEADER_VALUE.fullmatch(value):
-            raise ConfigurationError(
-                f"headers[{name!r}] must be a string of visible ASCII characters, "
-                "without a line break or blanks round it"
-            )
+        if not isinstance(value, EnvironmentVariable):
+            _check_value(name, value)
     return tuple((headers or {}).items())
+
+
+def _check_value(name: str, value: object) -> None:
+    if not isinstance(value, str) or not _HEADER_VALUE.fullmatch(value):
+        raise ConfigurationError(
+            f"headers[{name!r}] must be a string of visible ASCII characters, "
+            "without a line break or blanks round it"
+        )
+
+
+def _sent_value(name: str, value: str | EnvironmentVariable | None) -> str:
+    if isinstance(value, EnvironmentVariable):
+        found = os.environ.get(value.name)
+        if found is None:
+            raise ConfigurationError(
+                f"headers[{name!r}] comes from the environment variable {value.name}, which is not "
+                "set in this process; set it"
+            )
+        _check_value(name, found)
+        return found
+    if value is None:
+        raise ConfigurationError(
+            f"headers[{name!r}] was left out of the pickle that this runtime comes from, since it "
+            f"may be secret; pass headers={{{name!r}: EnvironmentVariable('A_NAME')}} (from "
+            "gemma_embed.runtimes) to the original, which each process reads for itself, or make "
+            "the runtime anew with its headers"
+        )
+    return value

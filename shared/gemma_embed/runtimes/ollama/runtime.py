@@ -15,7 +15,12 @@ from gemma_embed.identity import Identity
 from gemma_embed.models import MODELS, Model
 from gemma_embed.prompts import Prompts
 from gemma_embed.runtimes.base import Batch, TooLong
-from gemma_embed.runtimes.ollama.host import Endpoint, checked_headers, resolve_host
+from gemma_embed.runtimes.ollama.host import (
+    Endpoint,
+    EnvironmentVariable,
+    checked_headers,
+    resolve_host,
+)
 from gemma_embed.runtimes.ollama.model import full_name, leaves_the_device
 
 if TYPE_CHECKING:
@@ -31,7 +36,7 @@ _DURATION = re.compile(r"[+-]?(0|((\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h))+)")
 
 @dataclass(frozen=True)
 class Settings:
-    """What a runtime was told, checked: all that a pickle of it carries."""
+    """What a runtime was told, checked: all that a pickle of it carries, but for secrets."""
 
     model: Model
     tag: str
@@ -52,7 +57,8 @@ class OllamaRuntime:
     EmbeddingGemma's vectors, and has the model loaded. Never downloads by itself: see ``pull``.
 
     Threads share the connections and the limit of requests in flight. A copy is the object
-    itself, since its settings never change; a pickle carries the settings, headers included.
+    itself, since its settings never change; a pickle carries the settings, and of headers only
+    their names and those values that are an ``EnvironmentVariable``.
 
     Interrupted, it sends nothing more; requests in flight, at most ``concurrency``, end by
     themselves on threads that no program waits for.
@@ -66,7 +72,7 @@ class OllamaRuntime:
         timeout: float = 300.0,
         load_timeout: float = 300.0,
         keep_alive: float | str | None = None,
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str | EnvironmentVariable] | None = None,
         max_batch: int = 64,
         max_batch_bytes: int = 128 * 1024,
         concurrency: int = 2,
@@ -78,13 +84,16 @@ class OllamaRuntime:
             model: Name and tag on the server; None for the model table's.
             host: The server, in any form that ``OLLAMA_HOST`` may have; None for that variable,
                 and without it this machine.
-            timeout: Seconds to wait for a batch. A slow CPU may need a minute for 128 KiB.
+            timeout: Seconds to wait for a batch's whole answer. A slow CPU may need a minute for
+                128 KiB.
             load_timeout: Seconds to wait for the model to be loaded, or between two reports of
                 ``pull``.
             keep_alive: How long the server keeps the model loaded: seconds, ``"10m"``, or -1 for
                 ever; None leaves it to the server.
             headers: Sent with every request, say for a proxy that wants a token. Never shown.
-                ``OLLAMA_API_KEY`` is not used: it would go to any host.
+                ``OLLAMA_API_KEY`` is not used: it would go to any host. A value goes into no
+                pickle; give ``EnvironmentVariable("A_NAME")`` for runtimes that worker processes
+                unpickle.
             max_batch: Most texts in a request, up to 128.
             max_batch_bytes: Most bytes of text in a request, but for a text that is longer
                 alone. A query waits for the requests before it.
@@ -120,7 +129,8 @@ class OllamaRuntime:
         return f"OllamaRuntime({', '.join(f'{k}={v!r}' for k, v in self.settings.items())})"
 
     def __getstate__(self) -> dict[str, object]:
-        return {"settings": self._settings}
+        endpoint = self._settings.endpoint.without_secrets()
+        return {"settings": dataclasses.replace(self._settings, endpoint=endpoint)}
 
     def __setstate__(self, state: dict[str, Settings]) -> None:
         self._settings = state["settings"]
@@ -175,6 +185,8 @@ class OllamaRuntime:
         always asked to refuse first; only a text that it refused is sent again, to be cut.
 
         Raises:
+            ConfigurationError: If a header's value was left out of a pickle, or its environment
+                variable is not set.
             InvalidInput: If a text cannot be encoded.
             ModelError: If the server has no such model, or would give other vectors.
             BadResponse: If an answer cannot be right. A NaN or zero vector is traced to its text.
@@ -213,11 +225,14 @@ class OllamaRuntime:
 
 
 def _new_session(settings: Settings) -> Session:
+    headers = settings.endpoint.sent_headers()
+    return _imported_session()(settings, headers)
+
+
+def _imported_session() -> type[Session]:
     """Import the client, which is optional, and may fail to import for other reasons too."""
     try:
         from gemma_embed.runtimes.ollama.session import Session
-
-        return Session(settings)
     except ModuleNotFoundError as error:
         raise MissingDependency(
             f"OllamaRuntime needs the package {error.name!r}; "
@@ -237,6 +252,7 @@ def _new_session(settings: Settings) -> Session:
             "given; set OLLAMA_HOST to something like http://127.0.0.1:11434, without quotes, or "
             "unset it"
         ) from None
+    return Session
 
 
 def _row(tag: str | None) -> Model:

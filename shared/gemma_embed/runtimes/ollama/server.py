@@ -2,7 +2,7 @@
 
 The client by itself waits for ever, follows redirects with the token it holds, sends
 ``OLLAMA_API_KEY`` to any host, lets a proxy from the environment stand before this very machine,
-and reads answers of any size. All of that is set here, and nowhere else.
+and reads answers of any size. All of that is set here and in ``transport``, and nowhere else.
 
 Importing this module imports ``ollama`` and ``httpx``; the runtime does so on first use.
 """
@@ -10,11 +10,11 @@ Importing this module imports ``ollama`` and ``httpx``; the runtime does so on f
 from __future__ import annotations
 
 import json
-import ssl
+import socket
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
-from typing import Any, TypedDict
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from typing import Any, NamedTuple, TypedDict
 
 import httpx
 import ollama
@@ -22,12 +22,29 @@ import ollama
 from gemma_embed.runtimes.ollama.failure import Failure, refusal
 from gemma_embed.runtimes.ollama.host import Endpoint
 from gemma_embed.runtimes.ollama.retry import retry_after_seconds
+from gemma_embed.runtimes.ollama.transport import Transport, environment_proxy
 
 CONNECT_TIMEOUT = 5.0
 # For what needs no model: version, list, show.
 QUESTION_TIMEOUT = 30.0
 # A verbose show lists a vocabulary of 262,144 tokens, about 10 MB; list and version are small.
 LARGEST_ANSWER = 1 << 26
+# Of an error's body only a sentence is ever shown.
+LARGEST_REFUSAL = 1 << 16
+
+
+class Answer(NamedTuple):
+    """What a server says to an embed request, unchecked.
+
+    Attributes:
+        vectors: One for each text, it says.
+        tokens: Tokens that it read; None if it does not tell.
+        load_seconds: How long it took to have the model ready, queueing included.
+    """
+
+    vectors: Sequence[Sequence[float]]
+    tokens: int | None
+    load_seconds: float
 
 
 class _HTTPOptions(TypedDict):
@@ -36,7 +53,7 @@ class _HTTPOptions(TypedDict):
     follow_redirects: bool
     trust_env: bool
     timeout: httpx.Timeout
-    verify: ssl.SSLContext
+    transport: Transport
     headers: dict[str, str]
     auth: Callable[[httpx.Request], httpx.Request]
     event_hooks: dict[str, list[Callable[..., Any]]]
@@ -49,19 +66,32 @@ class Server:
         origin: The server's URL for messages.
     """
 
-    def __init__(self, endpoint: Endpoint, *, timeout: float, largest_answer: int) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        headers: Mapping[str, str],
+        *,
+        timeout: float,
+        largest_answer: int,
+    ) -> None:
         """Open no connection yet.
 
         Args:
             endpoint: Where.
-            timeout: Seconds to wait for vectors to begin to come, and again for them to end.
+            headers: Its headers as they are sent.
+            timeout: Seconds to wait for the vectors of a batch, all of them.
             largest_answer: Bytes that the vectors of a batch can take.
+
+        Raises:
+            ConfigurationError: If the environment names a proxy that is none.
         """
         self.origin = endpoint.origin
-        self._endpoint = endpoint
+        self._url = endpoint.url
+        self._headers = headers
         self._largest_answer = largest_answer
         # Shared, since reading the certificates takes longer than everything else in a new client.
         self._tls = httpx.create_ssl_context(trust_env=not endpoint.loopback)
+        self._proxy = environment_proxy(endpoint, self._tls)
         self._client = self._new_client(timeout)
 
     def close(self) -> None:
@@ -101,13 +131,15 @@ class Server:
         *,
         truncate: bool,
         keep_alive: float | str | None,
-    ) -> tuple[Sequence[Sequence[float]], int | None]:
-        """Return the vectors of texts, unchecked, and the number of tokens read if told."""
+    ) -> Answer:
+        """Return the vectors of texts, and what comes with them."""
         with self._failures(texts):
             answer = self._client.embed(
                 model=model, input=list(texts), truncate=truncate, keep_alive=keep_alive
             )
-        return answer.embeddings, answer.prompt_eval_count or None
+        return Answer(
+            answer.embeddings, answer.prompt_eval_count or None, (answer.load_duration or 0) / 1e9
+        )
 
     def load(self, model: str, *, timeout: float, keep_alive: float | str | None) -> None:
         """Have a model loaded: what an empty list does, and all that it does."""
@@ -121,15 +153,15 @@ class Server:
             model: Name and tag.
             timeout: Seconds that may pass between two reports.
         """
-        with self._failures(), closing(self._new_client(timeout)) as client:
+        with self._failures(), closing(self._new_client(timeout, whole_exchange=False)) as client:
             yield from client.pull(model, stream=True)
 
-    def _new_client(self, timeout: float) -> ollama.Client:
-        return ollama.Client(host=self._endpoint.url, **self._options(timeout))
+    def _new_client(self, timeout: float, *, whole_exchange: bool = True) -> ollama.Client:
+        options = self._options(timeout, whole_exchange=whole_exchange)
+        return ollama.Client(host=self._url, **options)
 
-    def _options(self, timeout: float) -> _HTTPOptions:
-        headers = {name.lower(): value for name, value in self._endpoint.headers}
-        given = headers.get("authorization")
+    def _options(self, timeout: float, *, whole_exchange: bool = True) -> _HTTPOptions:
+        given = self._headers.get("authorization")
 
         def authorize(request: httpx.Request) -> httpx.Request:
             # The ollama client takes OLLAMA_API_KEY from the environment for any host.
@@ -139,11 +171,11 @@ class Server:
 
         return {
             "follow_redirects": False,
-            "trust_env": not self._endpoint.loopback,
+            "trust_env": False,
             "timeout": httpx.Timeout(timeout, connect=CONNECT_TIMEOUT),
-            "verify": self._tls,
+            "transport": Transport(self._tls, self._proxy, whole_exchange=whole_exchange),
             # Compressed, a small answer could unfold to one that fills the memory.
-            "headers": {**headers, "accept-encoding": "identity"},
+            "headers": {**self._headers, "accept-encoding": "identity"},
             "auth": authorize,
             "event_hooks": {"response": [self._check]},
         }
@@ -156,26 +188,25 @@ class Server:
                 some bodies, its own word: ``[1]`` as an error body is an AttributeError there.
         """
         path = response.request.url.path
-        if not path.endswith("/api/pull") or response.status_code != 200:
-            embeds = path.endswith("/api/embed")
-            largest = self._largest_answer if embeds else LARGEST_ANSWER
-            read_timeout = response.request.extensions["timeout"]["read"]
-            if isinstance(response.stream, httpx.SyncByteStream):
-                response.stream = _Bounded(response.stream, largest, read_timeout)
+        compressed = response.headers.get("Content-Encoding", "identity") != "identity"
         if response.status_code != 200:
-            response.read()
             asked = retry_after_seconds(response.headers.get("Retry-After"), time.time())
-            raise refusal(response.status_code, _error_text(response), asked)
+            said = "" if compressed else _error_text(_beginning(response))
+            raise refusal(response.status_code, said, asked)
         if "html" in response.headers.get("Content-Type", ""):
             raise Failure("malformed", why="it is a web page", status=200)
-        if response.headers.get("Content-Encoding", "identity") != "identity":
+        if compressed:
             raise Failure("malformed", why="it is compressed, unasked for", status=200)
+        if not path.endswith("/api/pull") and isinstance(response.stream, httpx.SyncByteStream):
+            embeds = path.endswith("/api/embed")
+            largest = self._largest_answer if embeds else LARGEST_ANSWER
+            response.stream = _Bounded(response.stream, largest)
 
     def _json(self, method: str, path: str, body: object = None) -> dict[str, Any]:
         """Ask what the client has no method for; the answer must be a JSON object."""
         with (
             self._failures(),
-            httpx.Client(base_url=self._endpoint.url, **self._options(QUESTION_TIMEOUT)) as client,
+            httpx.Client(base_url=self._url, **self._options(QUESTION_TIMEOUT)) as client,
         ):
             answer = client.request(method, path, json=body).json()
             return {**answer}
@@ -195,20 +226,16 @@ class Server:
             raise self._clean(_content_failure(error), texts) from None
 
     def _clean(self, failure: Failure, texts: Sequence[str]) -> Failure:
-        failure.clean(texts, [value for _, value in self._endpoint.headers])
+        failure.clean(texts, self._headers.values())
         return failure
 
 
 class _Bounded(httpx.SyncByteStream):
-    """A body that may be neither endless nor endlessly slow.
+    """A body that may not be endless."""
 
-    httpx's read time-out starts anew with every byte, so it alone never ends a slow trickle.
-    """
-
-    def __init__(self, stream: httpx.SyncByteStream, largest: int, seconds: float) -> None:
+    def __init__(self, stream: httpx.SyncByteStream, largest: int) -> None:
         self._stream = stream
         self._left = largest
-        self._deadline = time.monotonic() + seconds
 
     def __iter__(self) -> Iterator[bytes]:
         try:
@@ -216,8 +243,6 @@ class _Bounded(httpx.SyncByteStream):
                 self._left -= len(piece)
                 if self._left < 0:
                     raise Failure("malformed", why="it has far more bytes than it needs")
-                if time.monotonic() > self._deadline:
-                    raise Failure("timeout")
                 yield piece
         except (httpx.ReadError, httpx.RemoteProtocolError) as error:
             raise Failure("cut short") from error
@@ -226,12 +251,23 @@ class _Bounded(httpx.SyncByteStream):
         self._stream.close()
 
 
-def _error_text(response: httpx.Response) -> str:
+def _beginning(response: httpx.Response) -> bytes:
+    """Return the first bytes of a body; one that breaks off, or never ends, has said enough."""
+    said = b""
+    with suppress(httpx.TransportError):
+        for piece in response.iter_raw():
+            said += piece
+            if len(said) > LARGEST_REFUSAL:
+                break
+    return said
+
+
+def _error_text(said: bytes) -> str:
     """Return the error text of an answer, or its body, whatever it is."""
     try:
-        body = response.json()
+        body = json.loads(said)
     except (ValueError, RecursionError):
-        return response.text
+        return said.decode(errors="replace")
     error = body.get("error") if isinstance(body, dict) else body
     if isinstance(error, dict):
         error = error.get("message")
@@ -244,15 +280,25 @@ def _transport_failure(error: Exception) -> Failure:
         # Only a line in the middle of a stream; all others were raised by Server._check.
         return refusal(-1, str(error.error))
     if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)):
-        return Failure("unreachable", str(error))
+        return _connect_failure(error)
     if isinstance(error, ConnectionError):
         # The client's; what httpx knew (refused? unknown host? certificate?) is its context.
-        return Failure("unreachable", str(error.__context__ or ""))
+        return _connect_failure(error.__context__)
     if isinstance(error, httpx.TimeoutException):
         return Failure("timeout")
     if isinstance(error, (httpx.TransportError, OSError)):
         return Failure("disconnected")
     return Failure("malformed", why="it cannot be decoded")
+
+
+def _connect_failure(error: BaseException | None) -> Failure:
+    """Classify what kept a connection from being made."""
+    cause = error
+    while cause is not None:
+        if isinstance(cause, socket.gaierror):
+            return Failure("unknown host", str(error))
+        cause = cause.__cause__ or cause.__context__
+    return Failure("unreachable", str(error or ""))
 
 
 def _content_failure(error: Exception) -> Failure:

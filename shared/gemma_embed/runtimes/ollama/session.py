@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 import random
 import threading
+import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn, TypeVar
@@ -18,18 +19,28 @@ from gemma_embed.errors import (
     BadResponse,
     EmbeddingError,
     InvalidInput,
+    ModelChanged,
     ModelNotFound,
     ServerFailed,
 )
 from gemma_embed.runtimes.base import Batch, TooLong
 from gemma_embed.runtimes.ollama import retry
 from gemma_embed.runtimes.ollama.failure import Failure, explained
-from gemma_embed.runtimes.ollama.model import Held, checked_model, era_of, full_name, not_found
+from gemma_embed.runtimes.ollama.model import (
+    Era,
+    Held,
+    checked_model,
+    era_of,
+    full_name,
+    not_found,
+)
 from gemma_embed.runtimes.ollama.parallel import in_parallel
-from gemma_embed.runtimes.ollama.server import QUESTION_TIMEOUT, Server
+from gemma_embed.runtimes.ollama.server import QUESTION_TIMEOUT, Answer, Server
 from gemma_embed.vectors import checked_vectors, plan_batches
 
 if TYPE_CHECKING:
+    from ollama import ListResponse
+
     from gemma_embed.runtimes.ollama.runtime import Settings
 
 T = TypeVar("T")
@@ -42,6 +53,14 @@ logger = logging.getLogger("gemma_embed")
 _BYTES_PER_NUMBER = 128
 _BYTES_AROUND = 1 << 16
 
+# A server that swaps a model's weights loads the new ones, which takes longer than this; finding
+# that the old ones are loaded takes it 10 to 60 ms.
+_LOADED_JUST_NOW = 0.1
+# What is known of a server and its model is asked again after as long.
+_KNOWN_FOR = 60.0
+# And after these: another server may answer next, or the same one with other weights.
+_BREAKS = frozenset({"unreachable", "disconnected", "timeout", "cut short"})
+
 # Unlike random.random, forked processes do not all draw the same from it.
 _random = random.SystemRandom().random
 
@@ -49,17 +68,19 @@ _random = random.SystemRandom().random
 class Session:
     """Works for one runtime in one process. Thread-safe."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, headers: Mapping[str, str]) -> None:
         self._settings = settings
         width = settings.model.width
         self._server = Server(
             settings.endpoint,
+            headers,
             timeout=settings.timeout,
             largest_answer=settings.max_batch * width * _BYTES_PER_NUMBER + _BYTES_AROUND,
         )
         self._slots = threading.BoundedSemaphore(settings.concurrency)
         self._lock = threading.RLock()
         self._held: Held | None = None
+        self._known_until = 0.0
         self._loaded = False
         self._never = threading.Event()
         # Not sooner: a call under way holds the session, though its runtime may be gone.
@@ -70,6 +91,7 @@ class Session:
         with self._lock:
             if self._held is None:
                 self._held = self._ask_and_check()
+                self._known_until = time.monotonic() + _KNOWN_FOR
             return self._held
 
     def pull(self, progress: Progress | None) -> None:
@@ -92,7 +114,8 @@ class Session:
         if status != "success":
             raise ServerFailed(
                 f"the download of {tag!r} ended early ({self._server.origin}); pull again, and "
-                "it goes on where it stopped"
+                "it goes on where it stopped",
+                attempts=1,
             )
         with self._lock:
             self._held = None
@@ -160,34 +183,50 @@ class Session:
         ``truncate`` is false but for a text that was refused, alone: so what is cut is known.
         """
 
-        def request() -> tuple[Sequence[Sequence[float]], int | None]:
+        def request() -> tuple[Batch, Answer]:
             with self._slots:
                 if call.stop.is_set():
                     raise Failure("refused", "stopped")
-                return self._server.embed(
+                answer = self._server.embed(
                     self._settings.tag,
                     [call.texts[row] for row in rows],
                     truncate=cut,
                     keep_alive=self._settings.keep_alive,
                 )
+            source = f"Ollama ({self._server.origin})"
+            width = self._settings.model.width
+            vectors = checked_vectors(answer.vectors, rows, width, source)
+            return Batch(rows, vectors, answer.tokens), answer
 
-        vectors, tokens = self._repeated(request, texts=len(rows), stop=call.stop)
-        source = f"Ollama ({self._server.origin})"
-        checked = checked_vectors(vectors, rows, self._settings.model.width, source)
-        return Batch(rows, checked, tokens)
+        batch, answer = self._repeated(request, texts=len(rows), stop=call.stop)
+        if answer.load_seconds > _LOADED_JUST_NOW:
+            # At once, for the requests beside this one.
+            self._known_until = 0.0
+        if time.monotonic() > self._known_until:
+            self._check_unchanged()
+        return batch
 
     def _repeated(self, ask: Callable[[], T], *, texts: int, stop: threading.Event) -> T:
         """Ask, and ask again after failures that may pass.
 
         Raises:
-            Failure: The last, with the number of attempts.
+            Failure: The last, with the number of attempts and the time they took.
+            BadResponse: From ``ask``, with the same.
         """
         attempt = 1
+        started = time.monotonic()
         while True:
             try:
                 return ask()
+            except BadResponse as error:
+                error.attempts = attempt
+                error.elapsed = time.monotonic() - started
+                raise
             except Failure as failure:
                 failure.attempts = attempt
+                failure.elapsed = time.monotonic() - started
+                if failure.kind in _BREAKS:
+                    self._known_until = 0.0
                 if attempt > failure.retries(self._settings.max_retries, texts):
                     raise
                 seconds = retry.pause_seconds(attempt, failure.asked_pause, _random)
@@ -232,10 +271,46 @@ class Session:
                 )
                 self._loaded = True
 
+    def _check_unchanged(self) -> None:
+        """Ask whether the vectors that just came are of the weights that the others are of.
+
+        Asked after the vectors have come and before they are handed on, whenever the server says
+        that it has just loaded the model, which new weights need, after a broken connection, and
+        every minute. Two small requests, neither of which needs the model.
+
+        Raises:
+            ModelChanged: If the weights under the tag, or how the server computes them, changed.
+            EmbeddingError: If the server does not answer, or has lost the model.
+        """
+        with self._lock:
+            held = self.held()
+            now = (self._era()[0], self._entry().digest or "unknown")
+            if now != (held.era, held.digest):
+                raise ModelChanged(
+                    f"the Ollama server changed in mid-use ({self._server.origin}): "
+                    f"{self._settings.tag!r} was {held.digest[:12]} (era {held.era}) and is "
+                    f"{now[1][:12]} (era {now[0]}) now, and their vectors must not be mixed; make "
+                    "a new runtime, and embed again what this one made"
+                )
+            self._known_until = time.monotonic() + _KNOWN_FOR
+
+    def _era(self) -> tuple[Era, str | None]:
+        version = self._must(self._server.version)
+        return era_of(version, self._server.origin), version
+
+    def _entry(self) -> ListResponse.Model:
+        """Return what the server lists under the tag."""
+        tag = full_name(self._settings.tag)
+        models = self._must(self._server.models)
+        for model in models:
+            if full_name(model.model or "") == tag:
+                return model
+        names = [model.model or "" for model in models]
+        raise not_found(self._settings.tag, names, self._server.origin)
+
     def _ask_and_check(self) -> Held:
         settings, server = self._settings, self._server
-        version = self._must(server.version)
-        era = era_of(version, server.origin)
+        era, version = self._era()
         if era == "windowless":
             logger.warning(
                 "Ollama %s (%s) ignores the sliding window of %s: vectors of texts longer than "
@@ -245,13 +320,7 @@ class Session:
                 server.origin,
                 settings.model.name,
             )
-        models = self._must(server.models)
-        entry = next(
-            (model for model in models if full_name(model.model or "") == full_name(settings.tag)),
-            None,
-        )
-        if entry is None:
-            raise not_found(settings.tag, [model.model or "" for model in models], server.origin)
+        entry = self._entry()
         return checked_model(
             self._must(lambda: server.show(settings.tag)),
             model=settings.model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,10 +13,13 @@ from gemma_embed.identity import Identity
 from gemma_embed.models import BUNDLED, EMBEDDINGGEMMA_300M, Model
 from gemma_embed.prompts import Prompts
 from gemma_embed.runtimes.base import Batch, TooLong
+from gemma_embed.runtimes.transformers.beginnings import token_ids
 from gemma_embed.runtimes.transformers.checkpoint import Checkpoint
+from gemma_embed.runtimes.transformers.forks import check_not_forked
 from gemma_embed.runtimes.transformers.hub import model_folder
+from gemma_embed.runtimes.transformers.memory import within_memory
 from gemma_embed.runtimes.transformers.network import DType, Network
-from gemma_embed.vectors import checked_vectors, plan_batches
+from gemma_embed.vectors import Vectors, checked_vectors, plan_batches
 
 # Two CPU cores were fastest from 1,024 to 4,096; beyond that only memory grows.
 _TOKENS_PER_BATCH = 2048
@@ -25,7 +29,9 @@ class TransformersRuntime:
     """EmbeddingGemma, or a fine-tune of it, loaded from a folder or the Hugging Face hub.
 
     Loads on first use. One forward pass runs at a time; threads wait for each other. Copies share
-    the loaded model, pickles carry only the settings.
+    the loaded model, pickles carry only the settings. A batch that does not fit into memory is
+    halved until it does. Workers must be spawned, not forked, once torch has computed; see
+    ``forks``.
     """
 
     def __init__(
@@ -65,9 +71,19 @@ class TransformersRuntime:
         self._device = device
         self._dtype = dtype
         self._offline = offline
-        self._lock = threading.RLock()
+        self._start()
+
+    def _start(self) -> None:
+        # By process: a forked child may have been born while another thread held the lock.
+        self._locks = {os.getpid(): threading.RLock()}
         self._checkpoint: Checkpoint | None = None
         self._network: Network | None = None
+
+    @property
+    def _lock(self) -> threading.RLock:
+        return self._locks.get(os.getpid()) or self._locks.setdefault(
+            os.getpid(), threading.RLock()
+        )
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -84,14 +100,12 @@ class TransformersRuntime:
         return f"TransformersRuntime({', '.join(f'{k}={v!r}' for k, v in self.settings.items())})"
 
     def __getstate__(self) -> dict[str, object]:
-        left_here = {"_lock", "_checkpoint", "_network"}
+        left_here = {"_locks", "_checkpoint", "_network"}
         return {name: value for name, value in self.__dict__.items() if name not in left_here}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
-        self._lock = threading.RLock()
-        self._checkpoint = None
-        self._network = None
+        self._start()
 
     def __copy__(self) -> TransformersRuntime:
         return self
@@ -124,11 +138,19 @@ class TransformersRuntime:
         )
 
     def embed(self, texts: Sequence[str], *, truncate: bool = False) -> Iterator[Batch | TooLong]:
-        """Compute vectors; see ``Runtime.embed``. Too long texts are reported before any work."""
+        """Compute vectors; see ``Runtime.embed``. Too long texts are reported before any work.
+
+        Raises:
+            ConfigurationError: If the device cannot be used, or this process was forked from one
+                that had computed.
+            ModelError: If the model is missing, damaged, or not the one that it should be.
+            OutOfMemory: If a text alone does not fit into memory.
+            BadResponse: If the model computes NaN, infinity or zeros for a text.
+        """
         network = self._load()
-        with self._lock:
-            tokens = network.tokenize(texts)
         limit = self._read().max_tokens
+        with self._lock:
+            tokens, whole = token_ids(network.tokenize, texts, limit)
         rows = []
         for row, ids in enumerate(tokens):
             if len(ids) <= limit:
@@ -138,17 +160,22 @@ class TransformersRuntime:
                 tokens[row] = [*ids[: limit - 1], ids[-1]]
                 rows.append(row)
             else:
-                yield TooLong(row, len(ids))
-        sizes = [len(tokens[row]) for row in rows]
+                yield TooLong(row, len(ids) if whole[row] else None)
+
+        def compute(part: list[int]) -> Vectors:
+            with self._lock:
+                return network.forward([tokens[row] for row in part])
+
+        lengths = [len(ids) for ids in tokens]
+        sizes = [lengths[row] for row in rows]
         for members in plan_batches(sizes, len(sizes), _TOKENS_PER_BATCH, padded=True):
             batch = [rows[member] for member in members]
-            with self._lock:
-                vectors = network.forward([tokens[row] for row in batch])
-            yield Batch(
-                batch,
-                checked_vectors(vectors, batch, self._model.width, "the model"),
-                sum(len(tokens[row]) for row in batch),
-            )
+            for part, vectors in within_memory(compute, batch, lengths):
+                yield Batch(
+                    part,
+                    checked_vectors(vectors, part, self._model.width, "the model"),
+                    sum(len(tokens[row]) for row in part),
+                )
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Count the tokens of prompted texts, special tokens included."""
@@ -165,6 +192,7 @@ class TransformersRuntime:
             return self._checkpoint
 
     def _load(self) -> Network:
+        check_not_forked()
         with self._lock:
             if self._network is None:
                 self._network = Network(self._read(), self._device, self._dtype)

@@ -1,0 +1,64 @@
+"""A batch that does not fit into memory, computed in parts that do."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+from gemma_embed.errors import OutOfMemory
+from gemma_embed.vectors import Vectors
+
+# How torch says it where it has no exception of its own: its CPU allocator, and MPS.
+_WORDS = ("can't allocate memory", "out of memory")
+
+
+def within_memory(
+    compute: Callable[[list[int]], Vectors], rows: list[int], sizes: Sequence[int]
+) -> Iterator[tuple[list[int], Vectors]]:
+    """Compute a batch, in halves where the whole is too much, down to one text.
+
+    A system that kills the process instead of refusing it memory cannot be helped from inside.
+
+    Args:
+        compute: Gives the vectors of some of the rows, in their order.
+        rows: The batch.
+        sizes: Tokens of every row that there is.
+
+    Yields:
+        Rows and their vectors; together every row once, in the order of ``rows``.
+
+    Raises:
+        OutOfMemory: If one text alone is too much; ``index`` is its row.
+    """
+    pending = [rows]
+    while pending:
+        part = pending.pop()
+        try:
+            vectors = compute(part)
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            if len(part) == 1:
+                raise OutOfMemory(
+                    f"a text of {sizes[part[0]]} tokens, computed alone, does not fit into memory; "
+                    "free some, use a smaller dtype or another device, or embed shorter texts",
+                    index=part[0],
+                    tokens=sizes[part[0]],
+                ) from error
+        else:
+            yield part, vectors
+            continue
+        # Here and not in the handler, whose traceback would keep the tensors alive.
+        _free_cached()
+        middle = len(part) // 2
+        pending += [part[middle:], part[:middle]]
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in _WORDS)
+
+
+def _free_cached() -> None:
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
