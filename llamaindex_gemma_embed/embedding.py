@@ -157,12 +157,13 @@ class GemmaEmbedding(BaseEmbedding):
             store=self.store,
         )
 
-    def _documents(self, texts: list[str]) -> tuple[list[str], str, list[str | None] | None]:
-        if self.document_task != "document":
-            return texts, self.document_task, None
+    def texts_and_titles(self, texts: list[str]) -> tuple[list[str], list[str | None] | None]:
+        """Take apart what ``GemmaTitles`` put together: the texts, and a title or None for each."""
+        if not self.embedder.takes_titles:
+            return texts, None
         prompts = self.runtime.model.prompts
         parts = [prompts.title_and_text(text) for text in checked_texts(texts)]
-        return [text for _, text in parts], self.document_task, [title for title, _ in parts]
+        return [text for _, text in parts], [title for title, _ in parts]
 
     def _get_query_embedding(self, query: str) -> Embedding:
         return self.embedder.embed_query(query).tolist()  # type: ignore[no-any-return]
@@ -171,7 +172,8 @@ class GemmaEmbedding(BaseEmbedding):
         return self._get_text_embeddings([text])[0]
 
     def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        return self.embedder.embed(*self._documents(texts)).tolist()  # type: ignore[no-any-return]
+        bare, titles = self.texts_and_titles(texts)
+        return self.embedder.embed(bare, titles=titles).tolist()  # type: ignore[no-any-return]
 
     async def _aget_query_embedding(self, query: str) -> Embedding:
         return (await self.embedder.aembed_query(query)).tolist()  # type: ignore[no-any-return]
@@ -180,5 +182,5 @@ class GemmaEmbedding(BaseEmbedding):
         return (await self._aget_text_embeddings([text]))[0]
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        vectors = await self.embedder.aembed(*self._documents(texts))
-        return vectors.tolist()  # type: ignore[no-any-return]
+        bare, titles = self.texts_and_titles(texts)
+        return (await self.embedder.aembed(bare, titles=titles)).tolist()  # type: ignore[no-any-return]

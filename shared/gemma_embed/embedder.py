@@ -132,6 +132,11 @@ class Embedder:
         return Embedder(self.runtime, **(own | options))
 
     @property
+    def takes_titles(self) -> bool:
+        """Whether documents are embedded with titles: under their own task only."""
+        return self.document_task == "document"
+
+    @property
     def fingerprint(self) -> str:
         """Name of the space that ``embed_documents`` fills: 32 hexadecimal digits.
 

@@ -42,7 +42,7 @@ def adopt(collection: Collection, embedder: Embedder, title_key: str) -> None:
     documents, metadatas = got["documents"] or [], got["metadatas"] or []
     if documents:
         texts = [document or "" for document in documents]
-        titled = embedder.document_task == "document"
+        titled = embedder.takes_titles
         titles = [title_of(metadata, title_key) for metadata in metadatas]
         own = embedder.replaced(store=None).embed(texts, titles=titles if titled else None)
         held = np.asarray(got["embeddings"], dtype=np.float32)

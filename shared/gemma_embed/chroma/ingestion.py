@@ -86,7 +86,7 @@ def write_rows(
     metadatas: Sequence[dict[str, Any] | None],
 ) -> None:
     """Embed and upsert rows; errors have the position among these rows as ``index``."""
-    titled = titles if embedder.document_task == "document" else None
+    titled = titles if embedder.takes_titles else None
     vectors = embedder.embed(texts, titles=titled)
     collection.upsert(
         ids=list(ids),

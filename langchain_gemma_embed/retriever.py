@@ -1,0 +1,117 @@
+"""A LangChain retriever over a narrow index, with full-width vectors for the last word."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from langchain_core.callbacks import (
+    AsyncCallbackManagerForRetrieverRun,
+    CallbackManagerForRetrieverRun,
+)
+from langchain_core.documents import Document
+from langchain_core.retrievers import BaseRetriever
+from langchain_core.vectorstores import VectorStore
+from pydantic import ConfigDict, Field
+
+from gemma_embed.background import in_background
+from gemma_embed.errors import ConfigurationError
+from gemma_embed.matryoshka import TwoStepSearch
+from gemma_embed.vectors import Vectors
+from langchain_gemma_embed.embeddings import GemmaEmbeddings
+
+
+class MatryoshkaRetriever(BaseRetriever):
+    """Search a narrow vector store, and put the best in order by full-width vectors.
+
+    The vector store's own ``GemmaEmbeddings`` must be narrow (``dimensions=128`` or ``256``) and
+    have a ``store``, which holds the full-width vectors since the documents were added.
+
+    Example:
+        ```python
+        embeddings = GemmaEmbeddings("ollama", dimensions=128, store="vectors.sqlite")
+        index = Chroma("notes", embeddings, collection_metadata={"hnsw:space": "cosine"})
+        retriever = MatryoshkaRetriever(index, k=5, candidates=100)
+        ```
+
+    Attributes:
+        vectorstore: Any that can ``similarity_search_by_vector``.
+        k: Documents returned.
+        candidates: Documents that the vector store is asked for.
+        title_key: The metadata key of titles, where documents were embedded with them:
+            ``"title"`` for what ``ChromaIndex.ingest`` wrote; None for what LangChain added.
+        search_kwargs: More arguments of the vector store's search, a filter say.
+    """
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+    vectorstore: VectorStore
+    k: int = 4
+    candidates: int = 100
+    title_key: str | None = None
+    search_kwargs: dict[str, Any] = Field(default_factory=dict)
+
+    def __init__(
+        self,
+        vectorstore: VectorStore,
+        *,
+        k: int = 4,
+        candidates: int = 100,
+        title_key: str | None = None,
+        search_kwargs: Mapping[str, Any] | None = None,
+        **others: Any,
+    ) -> None:
+        """Check the options, which the class describes; ``others`` are LangChain's own.
+
+        Raises:
+            ConfigurationError: If they cannot work, or the vector store has other embeddings.
+        """
+        fields = {
+            "vectorstore": vectorstore,
+            "k": k,
+            "candidates": candidates,
+            "title_key": title_key,
+            "search_kwargs": dict(search_kwargs or {}),
+        }
+        super().__init__(**fields, **others)
+        _ = self._steps
+
+    @property
+    def _steps(self) -> TwoStepSearch:
+        embeddings = self.vectorstore.embeddings
+        if not isinstance(embeddings, GemmaEmbeddings):
+            raise ConfigurationError(
+                f"the vector store's embeddings are {type(embeddings).__name__}, not "
+                "GemmaEmbeddings: pass GemmaEmbeddings when you open it"
+            )
+        return TwoStepSearch(embeddings.embedder, self.k, self.candidates)
+
+    def _get_relevant_documents(
+        self, query: str, *, run_manager: CallbackManagerForRetrieverRun
+    ) -> list[Document]:
+        del run_manager
+        steps = self._steps
+        full, narrow = steps.query(query)
+        found = self.vectorstore.similarity_search_by_vector(
+            narrow, k=self.candidates, **self.search_kwargs
+        )
+        return self._ordered(steps, full, found)
+
+    async def _aget_relevant_documents(
+        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun
+    ) -> list[Document]:
+        del run_manager
+        steps = self._steps
+        full, narrow = await in_background(steps.query, query)
+        found = await self.vectorstore.asimilarity_search_by_vector(
+            narrow, k=self.candidates, **self.search_kwargs
+        )
+        return await in_background(self._ordered, steps, full, found)
+
+    def _ordered(
+        self, steps: TwoStepSearch, query: Vectors, found: list[Document]
+    ) -> list[Document]:
+        key = self.title_key
+        titles = None if key is None else [each.metadata.get(key) for each in found]
+        texts = [document.page_content for document in found]
+        return [found[place] for place, _ in steps.best(query, texts, titles)]

@@ -1,0 +1,98 @@
+"""Search in two steps: a narrow index finds candidates, full-width vectors put them in order.
+
+Matryoshka Representation Learning (https://arxiv.org/abs/2205.13147, section 4.3) calls it adaptive
+retrieval. An index of 128 numbers a vector is a sixth of one of 768, and what the cut costs in
+precision comes back, because only the order of the best few has to be right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gemma_embed.embedder import Embedder
+from gemma_embed.errors import ConfigurationError
+from gemma_embed.vectors import Vectors, cut
+
+
+@dataclass(frozen=True)
+class TwoStepSearch:
+    """What a retriever needs of the core around a search of its own narrow index.
+
+    Attributes:
+        embedder: The index's own: narrow, and with the store that kept the full width.
+        limit: Passages in the end.
+        candidates: Passages that the index is asked for.
+    """
+
+    embedder: Embedder
+    limit: int
+    candidates: int
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            ConfigurationError: If the embedder has no store or is not narrow, or the numbers
+                cannot work.
+        """
+        width = self.embedder.runtime.model.width
+        if self.embedder.store is None:
+            raise ConfigurationError(
+                "a search in two steps takes full-width vectors from an embedding store: pass "
+                "store='path/of/a/file', the one that the index was filled with"
+            )
+        if self.embedder.dimensions == width:
+            raise ConfigurationError(
+                f"the index is {width} wide, the model's full width, so a second step could "
+                "change nothing: search it directly, or rebuild it with dimensions=128 or 256"
+            )
+        if not 1 <= self.limit <= self.candidates:
+            raise ConfigurationError(
+                f"{self.limit} passages of {self.candidates} candidates: ask for at least one, "
+                "and for at least as many candidates as passages"
+            )
+
+    def query(self, text: str) -> tuple[Vectors, list[float]]:
+        """Embed a query once, for both steps.
+
+        Returns:
+            The full-width vector, and its beginning at unit length, for the narrow index.
+
+        Raises:
+            EmbeddingError: As ``Embedder.embed_query``.
+        """
+        full = self._full.embed_query(text)
+        return full, cut(full[None, :], self.embedder.dimensions)[0].tolist()
+
+    def best(
+        self,
+        query: Vectors,
+        texts: Sequence[str],
+        titles: Sequence[str | None] | None = None,
+    ) -> list[tuple[int, float]]:
+        """Put the candidates in order.
+
+        Args:
+            query: The full-width vector of the query.
+            texts: The candidates, each exactly as the index embedded it; one whose vector the
+                store lacks is computed, and kept.
+            titles: Their titles, likewise.
+
+        Returns:
+            Positions in ``texts`` and full-width cosine similarities, best first; at most
+            ``limit``. Equals keep their order.
+
+        Raises:
+            EmbeddingError: As ``Embedder.embed``.
+        """
+        titled = titles if self.embedder.takes_titles else None
+        similarities = self._full.embed(texts, titles=titled) @ query
+        order = np.argsort(-similarities, kind="stable")[: self.limit]
+        return [(int(place), float(similarities[place])) for place in order]
+
+    @property
+    def _full(self) -> Embedder:
+        return self.embedder.replaced(dimensions=None, progress=False)

@@ -1,0 +1,250 @@
+"""Search in two steps: narrow first, full-width for the order."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes import FakeRuntime, vector_of
+from langchain_chroma import Chroma
+from langchain_core.documents import Document
+from langchain_core.embeddings import DeterministicFakeEmbedding
+from langchain_core.vectorstores import InMemoryVectorStore
+from llama_index.core import QueryBundle, StorageContext, VectorStoreIndex
+from llama_index.core.schema import TextNode
+from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
+from llama_index.vector_stores.chroma import ChromaVectorStore
+
+import langchain_gemma_embed
+import llamaindex_gemma_embed
+from gemma_embed.chroma import ChromaIndex
+from gemma_embed.errors import ConfigurationError, InvalidInput
+from gemma_embed.testing import bundled_runtime
+from langchain_gemma_embed import GemmaEmbeddings
+from llamaindex_gemma_embed import GemmaEmbedding, GemmaTitles
+
+TEXTS = [f"text {number}" for number in range(300)]
+QUERY = "which one?"
+QUERY_VECTOR = vector_of(f"task: search result | query: {QUERY}")
+NOTES = Path(__file__).parent.parent / "examples"
+
+
+def exact(prompted: list[str], width: int = 768) -> list[int]:
+    """Rows by similarity, worked out here."""
+    rows = np.array([vector_of(text)[:width] for text in prompted])
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.argsort(-(rows @ QUERY_VECTOR[:width])).tolist()
+
+
+PLAIN = [f"title: none | text: {text}" for text in TEXTS]
+TITLED = [f"title: T{number} | text: {text}" for number, text in enumerate(TEXTS)]
+
+
+class TestLangChain:
+    @pytest.fixture
+    def filled(self, fake: FakeRuntime, tmp_path: Path) -> InMemoryVectorStore:
+        embeddings = GemmaEmbeddings(fake, dimensions=128, store=tmp_path / "vectors.sqlite")
+        vectorstore = InMemoryVectorStore(embeddings)
+        vectorstore.add_texts(TEXTS, [{"title": f"T{n}", "n": n} for n in range(len(TEXTS))])
+        fake.texts.clear()
+        return vectorstore
+
+    async def test_the_order_is_that_of_the_full_width(
+        self, filled: InMemoryVectorStore, fake: FakeRuntime
+    ) -> None:
+        retriever = langchain_gemma_embed.MatryoshkaRetriever(
+            vectorstore=filled, k=10, candidates=len(TEXTS)
+        )
+        found = [document.metadata["n"] for document in retriever.invoke(QUERY)]
+        assert found == exact(PLAIN)[:10]
+        assert found != exact(PLAIN, 128)[:10]
+        # The query, once: everything else was in the store.
+        assert fake.texts == [f"task: search result | query: {QUERY}"]
+        again = [document.metadata["n"] for document in await retriever.ainvoke(QUERY)]
+        assert again == found
+
+    def test_only_candidates_of_the_narrow_index_come(self, filled: InMemoryVectorStore) -> None:
+        retriever = langchain_gemma_embed.MatryoshkaRetriever(
+            vectorstore=filled, k=20, candidates=20
+        )
+        found = [document.metadata["n"] for document in retriever.invoke(QUERY)]
+        narrow = exact(PLAIN, 128)[:20]
+        assert found == [n for n in exact(PLAIN) if n in narrow]
+
+    def test_a_filter_reaches_the_vector_store(self, filled: InMemoryVectorStore) -> None:
+        retriever = langchain_gemma_embed.MatryoshkaRetriever(
+            vectorstore=filled, k=3, search_kwargs={"filter": lambda row: row.metadata["n"] < 3}
+        )
+        found = [document.metadata["n"] for document in retriever.invoke(QUERY)]
+        assert found == [n for n in exact(PLAIN) if n < 3]
+
+    def test_a_wiped_store_costs_model_calls_once(
+        self, filled: InMemoryVectorStore, fake: FakeRuntime
+    ) -> None:
+        retriever = langchain_gemma_embed.MatryoshkaRetriever(filled, k=5)
+        expected = retriever.invoke(QUERY)
+        filled.embeddings.embedder.store.clear()
+        fake.texts.clear()
+        assert retriever.invoke(QUERY) == expected
+        assert len(fake.texts) == 1 + retriever.candidates
+        assert retriever.invoke(QUERY) == expected
+        assert len(fake.texts) == 2 + retriever.candidates
+
+    def test_what_an_index_was_filled_with_has_titles(
+        self, fake: FakeRuntime, tmp_path: Path
+    ) -> None:
+        embeddings = GemmaEmbeddings(fake, dimensions=256, store=tmp_path / "vectors.sqlite")
+        rows = [Document(text, metadata={"title": f"T{n}", "n": n}) for n, text in enumerate(TEXTS)]
+        with ChromaIndex(tmp_path / "db", "notes", embeddings) as index:
+            index.ingest(langchain_gemma_embed.passages(rows))
+            fake.texts.clear()
+            retriever = langchain_gemma_embed.MatryoshkaRetriever(
+                vectorstore=Chroma("notes", embeddings, client=index.client),
+                k=10,
+                candidates=len(TEXTS),
+                title_key="title",
+            )
+            found = [document.metadata["n"] for document in retriever.invoke(QUERY)]
+        assert found == exact(TITLED)[:10]
+        assert len(fake.texts) == 1
+
+    def test_it_says_what_it_needs(self, fake: FakeRuntime, tmp_path: Path) -> None:
+        path = tmp_path / "vectors.sqlite"
+        stores = {
+            "pass store=": InMemoryVectorStore(GemmaEmbeddings(fake, dimensions=128)),
+            "768 wide": InMemoryVectorStore(GemmaEmbeddings(fake, store=path)),
+            "not GemmaEmbeddings": InMemoryVectorStore(DeterministicFakeEmbedding(size=128)),
+        }
+        for words, vectorstore in stores.items():
+            with pytest.raises(ConfigurationError, match=words):
+                langchain_gemma_embed.MatryoshkaRetriever(vectorstore)
+        narrow = InMemoryVectorStore(GemmaEmbeddings(fake, dimensions=128, store=path))
+        with pytest.raises(ConfigurationError, match="at least one"):
+            langchain_gemma_embed.MatryoshkaRetriever(narrow, k=0)
+        with pytest.raises(ConfigurationError, match="5 passages of 4 candidates"):
+            langchain_gemma_embed.MatryoshkaRetriever(narrow, k=5, candidates=4)
+        with pytest.raises(ValueError, match="typo"):
+            langchain_gemma_embed.MatryoshkaRetriever(narrow, typo=1)
+
+
+class TestLlamaIndex:
+    @pytest.fixture
+    def embed_model(self, fake: FakeRuntime, tmp_path: Path) -> GemmaEmbedding:
+        return GemmaEmbedding(fake, dimensions=128, store=tmp_path / "vectors.sqlite")
+
+    @pytest.fixture
+    def nodes(self) -> list[TextNode]:
+        return [
+            TextNode(text=text, metadata={"title": f"T{n}", "n": n}) for n, text in enumerate(TEXTS)
+        ]
+
+    async def test_the_order_is_that_of_the_full_width(
+        self, embed_model: GemmaEmbedding, nodes: list[TextNode], fake: FakeRuntime
+    ) -> None:
+        nodes = list(GemmaTitles()(nodes))
+        index = VectorStoreIndex(nodes, embed_model=embed_model)
+        fake.texts.clear()
+        retriever = llamaindex_gemma_embed.MatryoshkaRetriever(
+            index, embed_model, similarity_top_k=10, candidates=len(TEXTS)
+        )
+        found = retriever.retrieve(QUERY)
+        assert [each.node.metadata["n"] for each in found] == exact(TITLED)[:10]
+        for each in found:
+            cosine = vector_of(TITLED[each.node.metadata["n"]]) @ QUERY_VECTOR
+            assert each.score == pytest.approx(cosine, abs=1e-6)
+        assert fake.texts == [f"task: search result | query: {QUERY}"]
+        again = await retriever.aretrieve(QUERY)
+        assert [each.node_id for each in again] == [each.node_id for each in found]
+
+    def test_nodes_out_of_chroma(
+        self, embed_model: GemmaEmbedding, nodes: list[TextNode], fake: FakeRuntime, tmp_path: Path
+    ) -> None:
+        with ChromaIndex(tmp_path / "db", "by LlamaIndex", embed_model) as index:
+            # LlamaIndex's own way in: titles and all other metadata are part of the text.
+            own = index.client.create_collection(
+                "own", configuration={"hnsw": {"space": "cosine"}}, embedding_function=None
+            )
+            context = StorageContext.from_defaults(
+                vector_store=ChromaVectorStore(chroma_collection=own)
+            )
+            stock = VectorStoreIndex(nodes, storage_context=context, embed_model=embed_model)
+            fake.texts.clear()
+            retriever = llamaindex_gemma_embed.MatryoshkaRetriever(
+                stock, embed_model, similarity_top_k=5, candidates=50
+            )
+            assert len(retriever.retrieve(QUERY)) == 5
+            assert len(fake.texts) == 1
+
+    def test_what_an_index_was_filled_with_has_titles(
+        self, embed_model: GemmaEmbedding, nodes: list[TextNode], fake: FakeRuntime, tmp_path: Path
+    ) -> None:
+        with ChromaIndex(tmp_path / "db", "notes", embed_model) as index:
+            index.ingest(llamaindex_gemma_embed.passages(nodes))
+            fake.texts.clear()
+            opened = VectorStoreIndex.from_vector_store(
+                ChromaVectorStore(chroma_collection=index.collection), embed_model=embed_model
+            )
+            retriever = llamaindex_gemma_embed.MatryoshkaRetriever(
+                opened, embed_model, similarity_top_k=10, candidates=300, title_key="title"
+            )
+            fake.texts.clear()
+            found = [each.node.metadata["n"] for each in retriever.retrieve(QUERY)]
+        assert found == exact(TITLED)[:10]
+        assert len(fake.texts) == 1
+
+    def test_a_filter_reaches_the_index(
+        self, embed_model: GemmaEmbedding, nodes: list[TextNode]
+    ) -> None:
+        index = VectorStoreIndex(nodes, embed_model=embed_model)
+        only = MetadataFilters(filters=[MetadataFilter(key="n", value=7)])
+        retriever = llamaindex_gemma_embed.MatryoshkaRetriever(index, embed_model, filters=only)
+        assert [each.node.metadata["n"] for each in retriever.retrieve(QUERY)] == [7]
+
+    def test_a_query_embedded_by_others_is_refused(
+        self, embed_model: GemmaEmbedding, nodes: list[TextNode]
+    ) -> None:
+        index = VectorStoreIndex(nodes, embed_model=embed_model)
+        retriever = llamaindex_gemma_embed.MatryoshkaRetriever(index, embed_model)
+        for bundle in (
+            QueryBundle(QUERY, embedding=[1.0] * 128),
+            QueryBundle(QUERY, custom_embedding_strs=["a made-up answer"]),
+        ):
+            with pytest.raises(InvalidInput, match="embeds the query itself"):
+                retriever.retrieve(bundle)
+
+    def test_it_says_what_it_needs(self, fake: FakeRuntime, nodes: list[TextNode]) -> None:
+        embed_model = GemmaEmbedding(fake, dimensions=128)
+        index = VectorStoreIndex(nodes, embed_model=embed_model)
+        with pytest.raises(ConfigurationError, match="pass store="):
+            llamaindex_gemma_embed.MatryoshkaRetriever(index, embed_model)
+
+
+def test_two_steps_find_what_the_full_width_finds(tmp_path: Path) -> None:
+    """The bundled model on the example notes: as good as 768 wide, from an index of 128."""
+    paths = sorted((NOTES / "notes").glob("*.md"))
+    rows = [
+        {"text": path.read_text(), "id": path.name, "metadata": {"file": path.name}}
+        for path in paths
+    ]
+    questions = json.loads((NOTES / "questions.json").read_text())["questions"]
+    store = tmp_path / "vectors.sqlite"
+    embeddings = {
+        width: GemmaEmbeddings(bundled_runtime(), dimensions=width, store=store)
+        for width in (128, 768)
+    }
+    with (
+        ChromaIndex(tmp_path / "narrow", "notes", embeddings[128]) as narrow,
+        ChromaIndex(tmp_path / "full", "notes", embeddings[768]) as full,
+    ):
+        for index in (narrow, full):
+            index.ingest(rows)
+        two_steps = langchain_gemma_embed.MatryoshkaRetriever(
+            vectorstore=Chroma("notes", embeddings[128], client=narrow.client), k=3, candidates=20
+        )
+        exactly = Chroma("notes", embeddings[768], client=full.client)
+        for question in questions:
+            text = question["question"]
+            expected = [each.id for each in exactly.similarity_search(text, k=3)]
+            assert [each.id for each in two_steps.invoke(text)] == expected
