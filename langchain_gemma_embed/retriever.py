@@ -66,7 +66,7 @@ class MatryoshkaRetriever(BaseRetriever):
         Raises:
             ConfigurationError: If they cannot work, or the vector store has other embeddings.
         """
-        fields = {
+        fields: dict[str, Any] = {
             "vectorstore": vectorstore,
             "k": k,
             "candidates": candidates,
