@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import os
 from collections.abc import Callable
@@ -31,5 +30,8 @@ async def in_background(function: Callable[P, T], *args: P.args, **kwargs: P.kwa
     once in a process. Cancelling gives control back at once: a call that waits for a
     worker is dropped, one that has begun finishes unseen.
     """
+    # Here and not at the top: who never awaits needs none of its 5 MB.
+    import asyncio
+
     call = partial(contextvars.copy_context().run, function, *args, **kwargs)
     return await asyncio.get_running_loop().run_in_executor(_pool(os.getpid()), call)

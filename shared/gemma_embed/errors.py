@@ -11,7 +11,7 @@ EmbeddingError                               has ``index``: which text, where on
 │   ├── ModelCorrupt                         files damaged or incomplete
 │   ├── WrongModel                           would give other vectors than EmbeddingGemma's
 │   └── ModelChanged                         other weights under the same name, in mid-use
-├── OutOfMemory                              one text alone is too much; has ``tokens``
+├── OutOfMemory                              the model, or one text, is too much; ``tokens``
 ├── BadResponse                              a runtime's answer cannot be right
 ├── StoreError                               the embedding store's file cannot be used
 ├── CollectionError                          a vector store's collection cannot be trusted
@@ -118,14 +118,14 @@ class WrongModel(ModelError):
 
 
 class ModelChanged(ModelError):
-    """The server now holds other weights under the same name."""
+    """There are other weights now under the same name, on the server or in the folder."""
 
 
 class OutOfMemory(EmbeddingError):
-    """Memory does not suffice even for one text alone.
+    """Memory does not suffice for the model, or even for one text alone.
 
     Attributes:
-        tokens: Tokens of the prompted text, special tokens included.
+        tokens: Tokens of the prompted text, special tokens included; 0 for the model.
     """
 
     def __init__(self, message: str, *, index: int | None = None, tokens: int = 0) -> None:

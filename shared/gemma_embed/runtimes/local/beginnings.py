@@ -11,6 +11,11 @@ _CHARACTERS = 64
 _MARGIN = 128
 
 
+def longest_read(limit: int) -> int:
+    """Characters of a text that are read to begin with, for a model of so many tokens."""
+    return limit * _CHARACTERS
+
+
 def token_ids(
     tokenize: Callable[[Sequence[str]], list[list[int]]], texts: Sequence[str], limit: int
 ) -> tuple[list[list[int]], list[bool]]:
@@ -27,7 +32,7 @@ def token_ids(
         The ids of each text, and whether they are all of them. Where they are not, there are more
         than ``limit``, and the first ``limit`` are those of the whole text.
     """
-    longest = limit * _CHARACTERS
+    longest = longest_read(limit)
     ids = tokenize([text[:longest] for text in texts])
     whole = [len(text) <= longest for text in texts]
     for row, text in enumerate(texts):

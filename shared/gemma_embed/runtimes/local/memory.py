@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from gemma_embed.errors import OutOfMemory
 from gemma_embed.vectors import Vectors
 
-# How torch says it where it has no exception of its own: its CPU allocator, and MPS.
-_WORDS = ("can't allocate memory", "out of memory")
+# How torch says it where it has no exception of its own: its CPU allocator, MPS, and oneDNN, which
+# says no more than this (measured under a limit of address space).
+_WORDS = (
+    "can't allocate memory",
+    "out of memory",
+    "bad_alloc",
+    "could not create a primitive",
+    "could not execute a primitive",
+)
 
 
 def within_memory(
-    compute: Callable[[list[int]], Vectors], rows: list[int], sizes: Sequence[int]
+    compute: Callable[[list[int]], Vectors],
+    rows: list[int],
+    sizes: Mapping[int, int] | Sequence[int],
 ) -> Iterator[tuple[list[int], Vectors]]:
     """Compute a batch, in halves where the whole is too much, down to one text.
 
@@ -22,7 +31,7 @@ def within_memory(
     Args:
         compute: Gives the vectors of some of the rows, in their order.
         rows: The batch.
-        sizes: Tokens of every row that there is.
+        sizes: Tokens of each row.
 
     Yields:
         Rows and their vectors; together every row once, in the order of ``rows``.
@@ -36,7 +45,7 @@ def within_memory(
         try:
             vectors = compute(part)
         except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             if len(part) == 1:
                 raise OutOfMemory(
@@ -54,7 +63,8 @@ def within_memory(
         pending += [part[middle:], part[:middle]]
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell whether this is how Python or torch says that memory does not suffice."""
     return isinstance(error, MemoryError) or any(word in str(error).lower() for word in _WORDS)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,7 @@ from typing import Any
 from gemma_embed.errors import ModelCorrupt, ModelNotFound, WrongModel
 from gemma_embed.models import Model
 from gemma_embed.prompts import Prompts
+from gemma_embed.runtimes.local.files import File, check_unchanged
 
 logger = logging.getLogger("gemma_embed")
 
@@ -36,6 +38,7 @@ class Checkpoint:
         prompts: The row's, unless the checkpoint states others.
         max_tokens: Tokens read of a text, special tokens counted.
         dense: Folders of the Dense layers, in order.
+        files: Those that decide vectors, as they were before any was read.
     """
 
     folder: Path
@@ -43,6 +46,7 @@ class Checkpoint:
     prompts: Prompts
     max_tokens: int
     dense: tuple[Path, ...]
+    files: tuple[File, ...]
 
     @classmethod
     def read(cls, folder: Path, model: Model) -> Checkpoint:
@@ -53,38 +57,84 @@ class Checkpoint:
             ModelCorrupt: If a file is missing, damaged, or pickled.
             WrongModel: If its vectors would not be this model's.
         """
-        if not (folder / "config.json").is_file():
-            raise ModelNotFound(f"{folder} holds no config.json, so it is not a model folder")
-        config = _json(folder / "config.json")
-        if not (folder / "tokenizer.json").is_file():
-            # Without it, transformers makes up a tokenizer of five tokens.
-            raise ModelCorrupt(f"{folder}/tokenizer.json is missing; download the model again")
+        config = _basics(folder)
         _check_config(config, folder, model)
         pooling, dense = _modules(folder, model)
         _check_pooling(_json(pooling / "config.json"), pooling)
         _check_dense(dense, config["hidden_size"], model)
         for weights in (folder, *dense):
             _check_weights(weights)
-        return cls(folder, model, _prompts(folder, model), _max_tokens(folder, model), dense)
+        files = tuple(map(File.at, sorted(_vector_files(folder, dense))))
+        prompts, max_tokens = _prompts(folder, model), _max_tokens(folder, model)
+        return cls(folder, model, prompts, max_tokens, dense, files)
+
+    @classmethod
+    def of_graph(cls, folder: Path, model: Model, graph: str) -> Checkpoint:
+        """Read a folder that holds an ONNX graph instead of weights, as onnx-community publishes.
+
+        Args:
+            folder: The model's.
+            model: What it should be.
+            graph: The graph's path in it.
+
+        Raises:
+            ModelNotFound: If the folder holds no model, or not this graph.
+            ModelCorrupt: If a file is missing or damaged.
+            WrongModel: If its vectors would not be this model's.
+        """
+        _check_type(_basics(folder), folder, model)
+        path = folder / graph
+        if not path.is_file():
+            there = ", ".join(sorted(other.name for other in path.parent.glob("*.onnx")))
+            raise ModelNotFound(
+                f"{folder} has no {graph}, which this precision needs; it has {there or 'none'}"
+            )
+        numbers = sorted(path.parent.glob(f"{path.name}_data*"))
+        paths = [folder / "config.json", path, *numbers, folder / "tokenizer.json"]
+        prompts, max_tokens = _prompts(folder, model), _max_tokens(folder, model)
+        return cls(folder, model, prompts, max_tokens, (), tuple(map(File.at, paths)))
 
     @cached_property
     def revision(self) -> str:
-        """Name of these weights: the hub's commit, or a SHA-256 over the files that matter."""
+        """Name of these weights: the hub's commit, or a SHA-256 over the files that matter.
+
+        Raises:
+            ModelChanged: If the files changed since they were judged.
+        """
         if self.folder.parent.name == "snapshots" and len(self.folder.name) == 40:
             return self.folder.name
         digest = hashlib.sha256()
-        for path in sorted(self._vector_files()):
-            digest.update(path.relative_to(self.folder).as_posix().encode() + b"\0")
-            with path.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
+        for seen in self.files:
+            digest.update(seen.path.relative_to(self.folder).as_posix().encode() + b"\0")
+            try:
+                with seen.path.open("rb") as file:
+                    while block := file.read(1 << 20):
+                        digest.update(block)
+            except OSError as error:
+                raise ModelCorrupt(
+                    f"{seen.path} cannot be read any more; download the model again"
+                ) from error
+        check_unchanged(self.files)
         return f"sha256:{digest.hexdigest()}"
 
-    def _vector_files(self) -> Iterator[Path]:
-        yield self.folder / "config.json"
-        yield self.folder / "tokenizer.json"
-        for weights in (self.folder, *self.dense):
-            yield from weights.glob("*.safetensors")
+
+def _basics(folder: Path) -> dict[str, Any]:
+    if not _is_there(folder / "config.json"):
+        raise ModelNotFound(f"{folder} holds no config.json, so it is not a model folder")
+    config = _json(folder / "config.json")
+    if not (folder / "tokenizer.json").is_file():
+        # Without it, transformers makes up a tokenizer of five tokens.
+        raise ModelCorrupt(f"{folder}/tokenizer.json is missing; download the model again")
+    if _is_there(folder / "tokenizer_config.json"):
+        _json(folder / "tokenizer_config.json")
+    return config
+
+
+def _vector_files(folder: Path, dense: tuple[Path, ...]) -> Iterator[Path]:
+    yield folder / "config.json"
+    yield folder / "tokenizer.json"
+    for weights in (folder, *dense):
+        yield from weights.glob("*.safetensors")
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -94,22 +144,31 @@ def _json(path: Path) -> dict[str, Any]:
     return value
 
 
+def _is_there(path: Path) -> bool:
+    # Unlike exists(): a link to nowhere, as a cleaned up cache leaves it, is no missing option.
+    return os.path.lexists(path)
+
+
 def _any_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ModelCorrupt(f"{path} is missing; download the model again, whole") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelCorrupt(f"{path} is not readable JSON; download the model again") from error
 
 
-def _check_config(config: Mapping[str, Any], folder: Path, model: Model) -> None:
+def _check_type(config: Mapping[str, Any], folder: Path, model: Model) -> None:
     found = config.get("model_type")
     if found != model.model_type:
         raise WrongModel(
             f"{folder} holds a {found!r} model, {model.name} is {model.model_type!r}; "
             "name a folder or hub id of EmbeddingGemma or a fine-tune of it"
         )
+
+
+def _check_config(config: Mapping[str, Any], folder: Path, model: Model) -> None:
+    _check_type(config, folder, model)
     if config.get("use_bidirectional_attention") is not True:
         raise WrongModel(
             f"{folder}/config.json does not say use_bidirectional_attention: true: it is a Gemma 3 "
@@ -183,7 +242,10 @@ def _check_dense(folders: tuple[Path, ...], hidden_size: int, model: Model) -> N
                 f"({activation}); those of {model.name} have neither"
             )
         if config.get("in_features") != width:
-            raise ModelCorrupt(f"{folder}/config.json does not take the {width} numbers before it")
+            raise ModelCorrupt(
+                f"{folder}/config.json does not take the {width} numbers before "
+                "it; download the model again"
+            )
         width = config.get("out_features", 0)
     if width != model.width:
         raise WrongModel(f"{folders[-1]} ends {width} wide, {model.name} is {model.width} wide")
@@ -200,9 +262,12 @@ def _check_weights(folder: Path) -> None:
             )
         raise ModelCorrupt(f"{folder} holds no safetensors file; download the model again, whole")
     for path in files:
-        with path.open("rb") as file:
-            start = file.read(len(_LFS_POINTER))
+        try:
+            with path.open("rb") as file:
+                start = file.read(len(_LFS_POINTER))
             length = path.stat().st_size
+        except OSError as error:
+            raise ModelCorrupt(f"{path} cannot be read; download it again") from error
         if start == _LFS_POINTER:
             raise ModelCorrupt(f"{path} is a Git LFS pointer, not weights; run: git lfs pull")
         header = int.from_bytes(start[:8], "little")
@@ -212,7 +277,7 @@ def _check_weights(folder: Path) -> None:
 
 def _prompts(folder: Path, model: Model) -> Prompts:
     path = folder / "config_sentence_transformers.json"
-    if not path.is_file():
+    if not _is_there(path):
         return model.prompts
     own = _json(path).get("prompts") or {}
     if not isinstance(own, dict) or not all(isinstance(prompt, str) for prompt in own.values()):
@@ -230,5 +295,9 @@ def _prompts(folder: Path, model: Model) -> Prompts:
 
 def _max_tokens(folder: Path, model: Model) -> int:
     path = folder / "sentence_bert_config.json"
-    own = _json(path).get("max_seq_length") if path.is_file() else None
-    return min(int(own), model.context) if own else model.context
+    own = _json(path).get("max_seq_length") if _is_there(path) else None
+    if own is None:
+        return model.context
+    if isinstance(own, bool) or not isinstance(own, int) or own < 1:
+        raise ModelCorrupt(f"{path} has a max_seq_length that is no number of tokens; mend it")
+    return min(own, model.context)
