@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -26,6 +27,7 @@ logger = logging.getLogger("gemma_embed")
 Overlong = Literal["error", "truncate", "split"]
 
 _STORE_PAGE = 4096
+_STREAM_PAGE = 1024
 
 
 class Embedder:
@@ -215,6 +217,44 @@ class Embedder:
                 at fault. What was computed before stays in the store.
         """
         return self._embed(texts, task or self.document_task, titles, self.store)
+
+    def stream(
+        self,
+        texts: Iterable[str],
+        task: Task | str | None = None,
+        titles: Iterable[str | None] | None = None,
+    ) -> Iterator[Vectors]:
+        """Embed any number of texts in memory that does not grow with it.
+
+        Texts are taken as they are needed, 1,024 at a time. Progress is not reported: the caller
+        gets every page. Equal texts are computed once a page, with a store once for all.
+
+        Args:
+            texts: As for ``embed``; a generator is best.
+            task: As for ``embed``.
+            titles: As for ``embed``; read along with the texts.
+
+        Yields:
+            float32, shape (n, dimensions), n from 1 to 1,024: the next texts' vectors, in order.
+
+        Raises:
+            EmbeddingError: As ``embed`` does; ``index`` counts from the first text of all.
+        """
+        # A str would come apart into its characters.
+        rest = iter(checked_texts(texts) if isinstance(texts, str) else texts)
+        headings = None if titles is None else iter(titles)
+        quiet = self.replaced(progress=False)
+        done = 0
+        while page := list(islice(rest, _STREAM_PAGE)):
+            given = None if headings is None else list(islice(headings, len(page)))
+            try:
+                vectors = quiet.embed(page, task, given)
+            except EmbeddingError as error:
+                if error.index is not None:
+                    error.index += done
+                raise
+            yield vectors
+            done += len(page)
 
     def _embed(
         self,

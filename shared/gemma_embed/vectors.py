@@ -60,7 +60,7 @@ def checked_vectors(vectors: object, rows: Sequence[int], width: int, source: st
     try:
         with np.errstate(over="ignore"):
             array = np.asarray(vectors, dtype=np.float32)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise BadResponse(
             f"{source} returned something other than equally wide lists of numbers; update it"
         ) from error

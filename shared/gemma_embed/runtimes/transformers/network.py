@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from gemma_embed.errors import ConfigurationError, ModelCorrupt, WrongModel
-from gemma_embed.runtimes.transformers.checkpoint import Checkpoint
+from gemma_embed.errors import (
+    ConfigurationError,
+    EmbeddingError,
+    ModelCorrupt,
+    OutOfMemory,
+    WrongModel,
+)
+from gemma_embed.runtimes.local.checkpoint import Checkpoint
+from gemma_embed.runtimes.local.files import check_unchanged
+from gemma_embed.runtimes.local.memory import is_out_of_memory
 from gemma_embed.vectors import Vectors
 
 if TYPE_CHECKING:
@@ -26,62 +34,63 @@ class Network:
         Raises:
             ConfigurationError: If the device cannot be used.
             ModelCorrupt: If files are damaged or incomplete.
+            ModelChanged: If they changed while they were loaded.
             WrongModel: If tokenizer or attention are not the model's.
+            OutOfMemory: If the weights do not fit into memory.
         """
         # Here and not at the top: importing torch takes seconds and 200 MB.
         import torch
 
-        self._torch = torch
-        self._device = _device(device)
-        self._tokenizer = _tokenizer(checkpoint)
-        self._backbone = _backbone(checkpoint, getattr(torch, dtype)).to(self._device)
-        self._dense = [
-            _dense(folder).to(self._device, getattr(torch, dtype)) for folder in checkpoint.dense
-        ]
-        self._check_bidirectional(checkpoint)
+        from gemma_embed.runtimes.transformers.parity import fastest_forward
+        from gemma_embed.runtimes.transformers.stock import StockForward
+
+        place = _device(device)
+        with _loading("tokenizer", checkpoint):
+            self._tokenizer = _tokenizer(checkpoint)
+
+        def load(kind: torch.dtype) -> StockForward:
+            backbone = _backbone(checkpoint, kind).to(place)
+            dense = [_dense(folder).to(place, kind) for folder in checkpoint.dense]
+            stock = StockForward(backbone, dense)
+            stock.check_bidirectional(checkpoint.model)
+            return stock
+
+        with _loading("weights", checkpoint):
+            self._forward = fastest_forward(load, place, getattr(torch, dtype))
+        check_unchanged(checkpoint.files)
+
+    @property
+    def padded(self) -> bool:
+        """Whether a batch costs its longest text times its count."""
+        return self._forward.padded
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Return each text's token ids, special tokens included, however many."""
-        encoded = self._tokenizer.encode_batch(list(texts), add_special_tokens=True)
+        encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=True)
         return [encoding.ids for encoding in encoded]
 
     def forward(self, tokens: Sequence[Sequence[int]]) -> Vectors:
         """Compute one batch: float32, shape (len(tokens), width), rows of norm 1."""
-        torch = self._torch
-        with torch.inference_mode():
-            hidden, mask = self._hidden(tokens)
-            # The mean in float32: in bfloat16 a sum over 2,048 tokens loses the small ones.
-            weights = mask.unsqueeze(-1).float()
-            pooled = (hidden.float() * weights).sum(1) / weights.sum(1)
-            for layer in self._dense:
-                pooled = torch.nn.functional.linear(pooled.to(layer.dtype), layer)
-            unit = torch.nn.functional.normalize(pooled.float(), dim=1)
-        vectors: Vectors = unit.cpu().numpy()
+        vectors: Vectors = self._forward(tokens).cpu().numpy()
         return vectors
 
-    def _hidden(self, tokens: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        torch = self._torch
-        longest = max(map(len, tokens))
-        ids = torch.zeros(len(tokens), longest, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, sequence in enumerate(tokens):
-            ids[row, : len(sequence)] = torch.tensor(sequence)
-            mask[row, : len(sequence)] = 1
-        ids, mask = ids.to(self._device), mask.to(self._device)
-        output = self._backbone(input_ids=ids, attention_mask=mask, use_cache=False)
-        return output.last_hidden_state, mask
 
-    def _check_bidirectional(self, checkpoint: Checkpoint) -> None:
-        # Asked of the numbers rather than of a version: if only the last token differs and the
-        # first one's state does not, attention is causal.
-        bos, eos = checkpoint.model.bos, checkpoint.model.eos
-        with self._torch.inference_mode():
-            hidden, _ = self._hidden([[bos, bos, bos, bos], [bos, bos, bos, eos]])
-        if self._torch.equal(hidden[0, 0], hidden[1, 0]):
-            raise WrongModel(
-                "this build of transformers runs the model with causal attention, which silently "
-                "ruins retrieval; run: pip install -U 'transformers>=5,<6'"
-            )
+@contextmanager
+def _loading(part: str, checkpoint: Checkpoint) -> Iterator[None]:
+    """Say what an error of the libraries below means for a part of the model."""
+    try:
+        yield
+    except EmbeddingError:
+        raise
+    except Exception as error:  # A damaged file may raise any; tokenizers even Exception itself.
+        if is_out_of_memory(error):
+            raise OutOfMemory(
+                f"memory does not suffice for the {part} in {checkpoint.folder}; free some, or use "
+                "dtype='bfloat16' or another device"
+            ) from error
+        raise ModelCorrupt(
+            f"the {part} in {checkpoint.folder} cannot be loaded; download the model again"
+        ) from error
 
 
 def _device(name: str | None) -> torch.device:
@@ -92,7 +101,8 @@ def _device(name: str | None) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else best)
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        # And back: the device "meta" computes nothing.
+        torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError) as error:
         raise ConfigurationError(
             f"device={name!r} cannot be used by this build of torch; use device='cpu', or "
@@ -104,19 +114,13 @@ def _device(name: str | None) -> torch.device:
 def _tokenizer(checkpoint: Checkpoint) -> Any:
     from transformers import AutoTokenizer
 
-    try:
-        loaded = AutoTokenizer.from_pretrained(
-            checkpoint.folder, local_files_only=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ModelCorrupt(
-            f"the tokenizer in {checkpoint.folder} cannot be loaded; download the model again"
-        ) from error
+    loaded = AutoTokenizer.from_pretrained(
+        checkpoint.folder, local_files_only=True, trust_remote_code=False
+    )
     tokenizer = getattr(loaded, "backend_tokenizer", None)
     if tokenizer is None:
         raise ModelCorrupt(f"{checkpoint.folder} has no tokenizer.json; download the model again")
-    # A copy, with truncation and padding off: lengths are this package's to judge.
-    tokenizer = copy.deepcopy(tokenizer)
+    # Off: lengths are this package's to judge.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     # "<bos>" in a user's text is five characters, not a control token.
@@ -133,7 +137,6 @@ def _tokenizer(checkpoint: Checkpoint) -> Any:
 
 
 def _backbone(checkpoint: Checkpoint, dtype: torch.dtype) -> torch.nn.Module:
-    from safetensors import SafetensorError
     from transformers import Gemma3TextModel
     from transformers.utils import logging
 
@@ -148,10 +151,6 @@ def _backbone(checkpoint: Checkpoint, dtype: torch.dtype) -> torch.nn.Module:
             local_files_only=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelCorrupt(
-            f"the weights in {checkpoint.folder} cannot be loaded; download the model again"
-        ) from error
     finally:
         if bar:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
@@ -162,6 +161,12 @@ def _backbone(checkpoint: Checkpoint, dtype: torch.dtype) -> torch.nn.Module:
         raise ModelCorrupt(
             f"the weights in {checkpoint.folder} lack or misshape {len(missing)} tensors, "
             f"{missing[0]} first, which would be random; download the model again"
+        )
+    left_out = sorted(name for name in report["unexpected_keys"] if "layers." in name)
+    if left_out:
+        raise ModelCorrupt(
+            f"the weights in {checkpoint.folder} hold {len(left_out)} tensors that its config.json "
+            f"leaves out, {left_out[0]} first; download the model again"
         )
     return backbone.eval()
 

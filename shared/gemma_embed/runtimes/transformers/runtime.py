@@ -13,11 +13,12 @@ from gemma_embed.identity import Identity
 from gemma_embed.models import BUNDLED, EMBEDDINGGEMMA_300M, Model
 from gemma_embed.prompts import Prompts
 from gemma_embed.runtimes.base import Batch, TooLong
-from gemma_embed.runtimes.transformers.beginnings import token_ids
-from gemma_embed.runtimes.transformers.checkpoint import Checkpoint
+from gemma_embed.runtimes.local.checkpoint import Checkpoint
+from gemma_embed.runtimes.local.files import check_not_overwritten
+from gemma_embed.runtimes.local.hub import model_folder
+from gemma_embed.runtimes.local.memory import within_memory
+from gemma_embed.runtimes.local.pages import token_pages
 from gemma_embed.runtimes.transformers.forks import check_not_forked
-from gemma_embed.runtimes.transformers.hub import model_folder
-from gemma_embed.runtimes.transformers.memory import within_memory
 from gemma_embed.runtimes.transformers.network import DType, Network
 from gemma_embed.vectors import Vectors, checked_vectors, plan_batches
 
@@ -65,6 +66,10 @@ class TransformersRuntime:
                 else "it is unknown"
             )
             raise ConfigurationError(f"dtype={dtype!r}: {reason}; use 'float32' or 'bfloat16'")
+        _check_kind("model", model, str, Path, None)
+        _check_kind("revision", revision, str, None)
+        _check_kind("device", device, str, None)
+        _check_kind("offline", offline, bool)
         self._source = str(model) if model is not None else EMBEDDINGGEMMA_300M.repository
         self._model = BUNDLED if self._source == BUNDLED.repository else EMBEDDINGGEMMA_300M
         self._revision = revision
@@ -143,45 +148,45 @@ class TransformersRuntime:
         Raises:
             ConfigurationError: If the device cannot be used, or this process was forked from one
                 that had computed.
-            ModelError: If the model is missing, damaged, or not the one that it should be.
-            OutOfMemory: If a text alone does not fit into memory.
+            ModelError: If the model is missing, damaged, not the one that it should be, or was
+                written over since it was loaded.
+            OutOfMemory: If the model, or a text alone, does not fit into memory.
             BadResponse: If the model computes NaN, infinity or zeros for a text.
         """
         network = self._load()
-        limit = self._read().max_tokens
-        with self._lock:
-            tokens, whole = token_ids(network.tokenize, texts, limit)
-        rows = []
-        for row, ids in enumerate(tokens):
-            if len(ids) <= limit:
-                rows.append(row)
-            elif truncate:
-                # The right end goes, the closing token stays: what the reference does.
-                tokens[row] = [*ids[: limit - 1], ids[-1]]
-                rows.append(row)
+        checkpoint = self._read()
+        check_not_overwritten(checkpoint.files)
+        limit = checkpoint.max_tokens
+        for page in token_pages(self._tokenized, texts, limit, truncate=truncate):
+            if isinstance(page, TooLong):
+                yield page
             else:
-                yield TooLong(row, len(ids) if whole[row] else None)
+                yield from self._computed(network, page)
 
+    def _computed(self, network: Network, page: dict[int, list[int]]) -> Iterator[Batch]:
         def compute(part: list[int]) -> Vectors:
             with self._lock:
-                return network.forward([tokens[row] for row in part])
+                return network.forward([page[row] for row in part])
 
-        lengths = [len(ids) for ids in tokens]
-        sizes = [lengths[row] for row in rows]
-        for members in plan_batches(sizes, len(sizes), _TOKENS_PER_BATCH, padded=True):
+        rows = list(page)
+        lengths = {row: len(ids) for row, ids in page.items()}
+        sizes = list(lengths.values())
+        for members in plan_batches(sizes, len(sizes), _TOKENS_PER_BATCH, padded=network.padded):
             batch = [rows[member] for member in members]
             for part, vectors in within_memory(compute, batch, lengths):
                 yield Batch(
                     part,
                     checked_vectors(vectors, part, self._model.width, "the model"),
-                    sum(len(tokens[row]) for row in part),
+                    sum(lengths[row] for row in part),
                 )
+
+    def _tokenized(self, texts: Sequence[str]) -> list[list[int]]:
+        with self._lock:
+            return self._load().tokenize(texts)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Count the tokens of prompted texts, special tokens included."""
-        network = self._load()
-        with self._lock:
-            return [len(ids) for ids in network.tokenize(texts)]
+        return [len(ids) for ids in self._tokenized(texts)]
 
     def _read(self) -> Checkpoint:
         with self._lock:
@@ -197,6 +202,12 @@ class TransformersRuntime:
             if self._network is None:
                 self._network = Network(self._read(), self._device, self._dtype)
             return self._network
+
+
+def _check_kind(name: str, value: object, *kinds: type | None) -> None:
+    if not any(value is None if kind is None else isinstance(value, kind) for kind in kinds):
+        names = " or ".join("None" if kind is None else kind.__name__ for kind in kinds)
+        raise ConfigurationError(f"{name}={value!r} must be {names}")
 
 
 def _require_transformers() -> None:

@@ -1,0 +1,247 @@
+"""The forward pass without padding: all tokens of a batch laid end to end.
+
+Computes what transformers' ``Gemma3TextModel`` and the Dense layers compute, on the weights that
+transformers loaded, in fewer and larger products: a norm's weight is part of the matrix behind it,
+query, key and value are one product, so are gate and up, and the final norm with both Dense layers
+is one matrix. ``parity`` proves it equal on each checkpoint before it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch.nn.functional import embedding, gelu, normalize, rms_norm
+
+from gemma_embed.runtimes.transformers.attention import (
+    Attention,
+    FlexAttention,
+    GroupedAttention,
+    groups_of,
+)
+from gemma_embed.runtimes.transformers.linear import Linear, linear
+
+AttentionName = Literal["grouped", "flex"]
+
+_LAYER = {
+    "self_attn.q_proj.weight",
+    "self_attn.k_proj.weight",
+    "self_attn.v_proj.weight",
+    "self_attn.o_proj.weight",
+    "self_attn.q_norm.weight",
+    "self_attn.k_norm.weight",
+    "mlp.gate_proj.weight",
+    "mlp.up_proj.weight",
+    "mlp.down_proj.weight",
+    "input_layernorm.weight",
+    "post_attention_layernorm.weight",
+    "pre_feedforward_layernorm.weight",
+    "post_feedforward_layernorm.weight",
+}
+
+
+def unsupported(backbone: torch.nn.Module) -> str | None:
+    """Say why a network cannot be packed; None if it can."""
+    config: Any = backbone.config
+    if type(backbone).__name__ != "Gemma3TextModel":
+        return f"its class is {type(backbone).__name__}"
+    expected = {"embed_tokens.weight", "norm.weight"} | {
+        f"layers.{index}.{name}" for index in range(config.num_hidden_layers) for name in _LAYER
+    }
+    if unknown := expected ^ set(backbone.state_dict()):
+        return f"its tensors differ, {min(unknown)} first"
+    if config.hidden_activation != "gelu_pytorch_tanh":
+        return f"its activation is {config.hidden_activation}"
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        return "it caps attention scores"
+    if strange := set(config.layer_types) - {"full_attention", "sliding_attention"}:
+        return f"it has layers of {min(strange)}"
+    return None
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One layer's weights, folded.
+
+    Attributes:
+        kind: Name of its rotary table.
+        window: Of its attention; None for all tokens of a text.
+        inputs: To query, key and value, the norm before included.
+        heads: Weights of the norms of query and key heads, the scale of scores included.
+        outputs: Of the attention.
+        after_attention: Weight of the norm behind it.
+        gated: To gate and up, the norm before included.
+        down: Of the feed-forward part.
+        after_feedforward: Weight of the norm behind it.
+    """
+
+    kind: str
+    window: int | None
+    inputs: Linear
+    heads: torch.Tensor
+    outputs: Linear
+    after_attention: torch.Tensor
+    gated: Linear
+    down: Linear
+    after_feedforward: torch.Tensor
+
+
+class PackedForward:
+    """Token ids in, vectors out. Not safe for several threads at once.
+
+    Attributes:
+        attention: How tokens attend: ``grouped``, or ``flex``, which is compiled on a GPU.
+    """
+
+    padded = False
+
+    def __init__(
+        self,
+        backbone: Any,
+        dense: Sequence[torch.Tensor],
+        attention: AttentionName = "grouped",
+    ) -> None:
+        """Take the weights out of a network, layer by layer: it cannot be used any more.
+
+        Args:
+            backbone: One of which ``unsupported`` says None.
+            dense: Weights of the Dense layers, in order.
+            attention: See the class.
+        """
+        config = backbone.config
+        weights = backbone.embed_tokens.weight.detach()
+        self._dtype, self._device = weights.dtype, weights.device
+        self.attention = attention
+        self._eps: float = config.rms_norm_eps
+        self._heads: int = config.num_attention_heads
+        self._key_heads: int = config.num_key_value_heads
+        self._size: int = config.head_dim
+        self._scale: float = backbone.embed_tokens.scalar_embed_scale
+        self._rotary = dict(self._tables(backbone))
+        head = 1 + backbone.norm.weight.detach().float()
+        self._head = torch.linalg.multi_dot(
+            [weight.float() for weight in reversed(dense)] + [torch.diag(head)]
+        )
+        self._layers = []
+        for index, kind in enumerate(config.layer_types):
+            self._layers.append(self._folded(backbone.layers[index], kind, config))
+            # Freed one by one: both copies at once would be the process's peak.
+            backbone.layers[index] = torch.nn.Identity()
+        self._embeddings = weights
+        backbone.embed_tokens = torch.nn.Identity()
+
+    def keep_table_as(self, dtype: torch.dtype) -> None:
+        """Keep the embedding table in a type, be it another than that of the arithmetic."""
+        self._embeddings = self._embeddings.to(dtype)
+
+    @torch.inference_mode()
+    def __call__(self, tokens: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Compute one batch: float32, shape (len(tokens), width), rows of norm 1.
+
+        Args:
+            tokens: Ids of each text; texts of equal length next to each other are computed
+                together.
+        """
+        groups = groups_of([len(ids) for ids in tokens])
+        ids = torch.tensor([token for sequence in tokens for token in sequence])
+        states = embedding(ids.to(self._device), self._embeddings).to(self._dtype)
+        states *= self._scale
+        rotary = self._rotary_of(tokens)
+        attention = self._prepared(groups)
+        for layer in self._layers:
+            self._attend(states, layer, rotary[layer.kind], attention)
+            self._feed_forward(states, layer)
+        # The mean in float32: in bfloat16 a sum over 2,048 tokens loses the small ones.
+        states = self._normed(states.float())
+        pooled = torch.cat(
+            [
+                states[group.start : group.end].view(group.count, group.length, -1).mean(1)
+                for group in groups
+            ]
+        )
+        return normalize(torch.nn.functional.linear(pooled, self._head), dim=1)
+
+    def _attend(
+        self,
+        states: torch.Tensor,
+        layer: _Layer,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        attention: Attention,
+    ) -> None:
+        size, heads, key_heads = self._size, self._heads, self._key_heads
+        mixed = layer.inputs(self._normed(states)).view(len(states), -1, size)
+        turned = rms_norm(mixed[:, : heads + key_heads], (size,), None, self._eps)
+        turned *= layer.heads
+        cosine, sine = rotary
+        turned = torch.addcmul(turned * cosine, torch.roll(turned, size // 2, -1), sine)
+        attended = attention(
+            turned[:, :heads], turned[:, heads:], mixed[:, heads + key_heads :], layer.window
+        )
+        update = self._normed(layer.outputs(attended.flatten(1)))
+        states.addcmul_(update, layer.after_attention)
+
+    def _feed_forward(self, states: torch.Tensor, layer: _Layer) -> None:
+        gate, up = layer.gated(self._normed(states)).chunk(2, 1)
+        update = self._normed(layer.down(gelu(gate, approximate="tanh").mul_(up)))
+        states.addcmul_(update, layer.after_feedforward)
+
+    def _normed(self, states: torch.Tensor) -> torch.Tensor:
+        return rms_norm(states, states.shape[-1:], None, self._eps)
+
+    def _prepared(self, groups: Any) -> Attention:
+        if self.attention == "flex":
+            return FlexAttention(groups, self._device)
+        return GroupedAttention(groups, self._device, self._dtype)
+
+    def _rotary_of(
+        self, tokens: Sequence[Sequence[int]]
+    ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        if len(tokens) == 1:
+            length = len(tokens[0])
+            return {kind: (c[:length], s[:length]) for kind, (c, s) in self._rotary.items()}
+        positions = torch.cat([torch.arange(len(ids)) for ids in tokens]).to(self._device)
+        return {kind: (c[positions], s[positions]) for kind, (c, s) in self._rotary.items()}
+
+    def _tables(self, backbone: Any) -> Iterator[tuple[str, tuple[torch.Tensor, torch.Tensor]]]:
+        """Ask the network itself for cosines and sines: shape (positions, 1, size of a head)."""
+        config = backbone.config
+        positions = torch.arange(config.max_position_embeddings, device=self._device)[None]
+        like = torch.empty(0, dtype=torch.float32, device=self._device)
+        sign = torch.ones(self._size, device=self._device)
+        sign[: self._size // 2] = -1  # The first half turns into the negative of the second.
+        for kind in set(config.layer_types):
+            cosine, sine = backbone.rotary_emb(like, positions, kind)
+            pair = (cosine[0], sine[0] * sign)
+            cosine, sine = (part.unsqueeze(1).to(self._dtype) for part in pair)
+            yield kind, (cosine, sine)
+
+    def _folded(self, layer: Any, kind: str, config: Any) -> _Layer:
+        def product(*parts: Any, before: Any = None) -> Linear:
+            weight = torch.cat([part.weight.detach() for part in parts])
+            if before is not None:
+                weight = weight.float() * (1 + before.weight.detach().float())
+            return linear(weight.to(self._dtype))
+
+        def norm(module: Any) -> torch.Tensor:
+            weight: torch.Tensor = 1 + module.weight.detach().float()
+            return weight.to(self._dtype)
+
+        own, mlp = layer.self_attn, layer.mlp
+        query = (1 + own.q_norm.weight.detach().float()) * own.scaling
+        key = 1 + own.k_norm.weight.detach().float()
+        heads = torch.cat(
+            [query.expand(self._heads, -1), key.expand(self._key_heads, -1)],
+        )
+        return _Layer(
+            kind=kind,
+            window=config.sliding_window if kind == "sliding_attention" else None,
+            inputs=product(own.q_proj, own.k_proj, own.v_proj, before=layer.input_layernorm),
+            heads=heads.to(self._dtype),
+            outputs=product(own.o_proj),
+            after_attention=norm(layer.post_attention_layernorm),
+            gated=product(mlp.gate_proj, mlp.up_proj, before=layer.pre_feedforward_layernorm),
+            down=product(mlp.down_proj),
+            after_feedforward=norm(layer.post_feedforward_layernorm),
+        )

@@ -1,0 +1,108 @@
+"""The packed forward pass is used where it is proved equal to transformers' own, and only there."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+
+from gemma_embed.runtimes.transformers.linear import has_fast_bfloat16
+from gemma_embed.runtimes.transformers.packed import AttentionName, PackedForward, unsupported
+from gemma_embed.runtimes.transformers.stock import StockForward
+
+logger = logging.getLogger("gemma_embed")
+
+# Largest difference of a number in vectors of norm 1. bfloat16 has 8 bits, and both sides round.
+_BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+
+# What a build of torch, or a network, that is not as expected raises.
+_FAILURES = (RuntimeError, AttributeError, TypeError, ValueError, LookupError)
+
+
+class Forward(Protocol):
+    """Token ids in, vectors out.
+
+    Attributes:
+        padded: Whether a batch costs its longest text times its count.
+    """
+
+    padded: bool
+
+    def __call__(self, tokens: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Compute one batch: float32, shape (len(tokens), width), rows of norm 1."""
+
+
+def fastest_forward(
+    load: Callable[[torch.dtype], StockForward], device: torch.device, dtype: torch.dtype
+) -> Forward:
+    """Return the packed forward pass if it can be proved on these weights, else the stock one.
+
+    Args:
+        load: Loads the stock one in a type; called again if the proof fails.
+        device: Where it computes.
+        dtype: What the user asked for. A processor without bfloat16 arithmetic computes in
+            float32, faster and closer, and keeps the embedding table in bfloat16.
+    """
+    arithmetic = dtype if has_fast_bfloat16(device) else torch.float32
+    stock = load(arithmetic)
+    reason = unsupported(stock.backbone)
+    if reason is None:
+        sequences = _sequences(stock.backbone.config)
+        # Short ones and the long one apart: padded together they would take four times as long.
+        expected = torch.cat([stock(sequences[:-1]), stock(sequences[-1:])])
+        try:
+            packed = PackedForward(stock.backbone, stock.dense)
+            reason = _difference(packed, device, sequences, expected, _BOUNDS[arithmetic])
+        except _FAILURES as error:
+            reason = f"{type(error).__name__} in this build of torch"
+        if reason is None:
+            packed.keep_table_as(dtype)
+            return packed
+        # Its weights are gone; free what is left before they are loaded again.
+        del stock
+        stock = load(dtype)
+    elif arithmetic != dtype:
+        stock = load(dtype)
+    logger.warning(
+        "transformers' own forward pass is used, which is slower: the faster one does not suit "
+        "this network (%s)",
+        reason,
+    )
+    return stock
+
+
+def _difference(
+    packed: PackedForward,
+    device: torch.device,
+    sequences: list[list[int]],
+    expected: torch.Tensor,
+    bound: float,
+) -> str | None:
+    """Choose how the packed pass attends; None once its vectors are the expected ones."""
+    ways: tuple[AttentionName, ...] = ("flex", "grouped") if device.type == "cuda" else ("grouped",)
+    reason = None
+    for way in ways:
+        packed.attention = way
+        try:
+            largest = float((packed(sequences) - expected).abs().max())
+        except _FAILURES as error:
+            reason = f"{type(error).__name__} in this build of torch"
+            continue
+        if largest <= bound:  # Not so for NaN.
+            return None
+        reason = f"vectors differ by {largest:.0e}"
+    return reason
+
+
+def _sequences(config: object) -> list[list[int]]:
+    """Make token sequences: alone, two of a length, past the sliding window, which comes last."""
+    size = int(getattr(config, "vocab_size", 0))
+    window = int(getattr(config, "sliding_window", 0))
+    longest = min(window + 24, int(getattr(config, "max_position_embeddings", 0)))
+    # Multiples of a prime: tokens from all over the vocabulary, always the same.
+    return [
+        [(1 + start + 7919 * place) % size for place in range(length)]
+        for start, length in ((0, 3), (11, 12), (101, 12), (1009, longest))
+    ]

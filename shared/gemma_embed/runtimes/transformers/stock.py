@@ -1,0 +1,68 @@
+"""The forward pass as transformers computes it, padded: the reference for the packed one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.nn.functional import linear, normalize
+
+from gemma_embed.errors import WrongModel
+from gemma_embed.models import Model
+
+
+class StockForward:
+    """Token ids in, vectors out. Not safe for several threads at once."""
+
+    padded = True
+
+    def __init__(self, backbone: Any, dense: Sequence[torch.Tensor]) -> None:
+        """Take a loaded network.
+
+        Args:
+            backbone: A ``Gemma3TextModel``.
+            dense: Weights of the Dense layers, in order, on its device and in its type.
+        """
+        self.backbone = backbone
+        self.dense = dense
+        self._device = backbone.embed_tokens.weight.device
+
+    @torch.inference_mode()
+    def __call__(self, tokens: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Compute one batch: float32, shape (len(tokens), width), rows of norm 1."""
+        hidden, mask = self._hidden(tokens)
+        # The mean in float32: in bfloat16 a sum over 2,048 tokens loses the small ones.
+        weights = mask.unsqueeze(-1).float()
+        pooled = (hidden.float() * weights).sum(1) / weights.sum(1)
+        for layer in self.dense:
+            pooled = linear(pooled.to(layer.dtype), layer)
+        return normalize(pooled.float(), dim=1)
+
+    @torch.inference_mode()
+    def check_bidirectional(self, model: Model) -> None:
+        """Find out whether tokens see those behind them.
+
+        Raises:
+            WrongModel: If they do not.
+        """
+        # Asked of the numbers rather than of a version: if only the last token differs and the
+        # first one's state does not, attention is causal.
+        bos, eos = model.bos, model.eos
+        hidden, _ = self._hidden([[bos, bos, bos, bos], [bos, bos, bos, eos]])
+        if torch.equal(hidden[0, 0], hidden[1, 0]):
+            raise WrongModel(
+                "this build of transformers runs the model with causal attention, which silently "
+                "ruins retrieval; run: pip install -U 'transformers>=5,<6'"
+            )
+
+    def _hidden(self, tokens: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        longest = max(map(len, tokens))
+        ids = torch.zeros(len(tokens), longest, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, sequence in enumerate(tokens):
+            ids[row, : len(sequence)] = torch.tensor(sequence)
+            mask[row, : len(sequence)] = 1
+        ids, mask = ids.to(self._device), mask.to(self._device)
+        output = self.backbone(input_ids=ids, attention_mask=mask, use_cache=False)
+        return output.last_hidden_state, mask

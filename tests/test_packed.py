@@ -1,0 +1,227 @@
+"""The packed forward pass: transformers' vectors on many shapes, and never others."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from transformers import Gemma3TextConfig, Gemma3TextModel
+
+from gemma_embed import Embedder
+from gemma_embed.runtimes import TransformersRuntime
+from gemma_embed.runtimes.transformers import linear, parity
+from gemma_embed.runtimes.transformers.attention import FlexAttention, GroupedAttention, groups_of
+from gemma_embed.runtimes.transformers.packed import PackedForward, unsupported
+from gemma_embed.runtimes.transformers.stock import StockForward
+
+# Compiling is for a GPU; what it computes is the same.
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+
+CPU = torch.device("cpu")
+
+# layers, heads, key heads, size of a head, hidden, window as loaded
+SHAPES = {
+    "one key head": (6, 3, 1, 32, 72, 257),
+    "two key heads": (7, 4, 2, 16, 48, 65),
+    "as many key heads": (3, 2, 2, 8, 40, 9),
+    "one head": (2, 1, 1, 64, 24, 5),
+    "narrow window": (12, 3, 1, 16, 96, 2),
+}
+# Alone, short, equal neighbours, and round the widest window.
+BATCHES = ([3], [1, 2, 3], [5, 5, 5], [300, 7, 7, 30], [258, 257, 256, 4], [900, 513])
+
+
+def stock(shape: str, dtype: torch.dtype = torch.float32, **changes: Any) -> StockForward:
+    """A random network, its norms far from their initial zeros."""
+    layers, heads, key_heads, size, hidden, window = SHAPES[shape]
+    generator = torch.Generator().manual_seed(layers)
+    options: dict[str, Any] = {
+        "vocab_size": 500,
+        "hidden_size": hidden,
+        "intermediate_size": 3 * hidden // 2 + 1,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": key_heads,
+        "head_dim": size,
+        "query_pre_attn_scalar": size + 3,
+        "max_position_embeddings": 1024,
+        "layer_types": [
+            "full_attention" if i % 3 == 1 else "sliding_attention" for i in range(layers)
+        ],
+        "use_bidirectional_attention": True,
+    }
+    config = Gemma3TextConfig(**(options | changes))
+    config.sliding_window = window
+    config._attn_implementation = "sdpa"
+    backbone = Gemma3TextModel(config).eval()
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    dense = [torch.randn(80, hidden, generator=generator), torch.randn(24, 80, generator=generator)]
+    return StockForward(backbone.to(dtype), [weight.to(dtype) for weight in dense])
+
+
+def tokens(lengths: list[int]) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(sum(lengths))
+    return [torch.randint(0, 500, (length,), generator=generator).tolist() for length in lengths]
+
+
+@pytest.mark.parametrize("attention", ["grouped", "flex"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_vectors_are_those_of_transformers(shape: str, attention: str) -> None:
+    reference = stock(shape)
+    batches = [tokens(lengths) for lengths in (BATCHES if attention == "grouped" else BATCHES[2:4])]
+    expected = [reference(batch) for batch in batches]
+    packed = PackedForward(reference.backbone, reference.dense, attention)
+    for batch, vectors in zip(batches, expected, strict=True):
+        torch.testing.assert_close(packed(batch), vectors, atol=2e-6, rtol=0)
+
+
+def test_without_onednn_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "_onednn", lambda: (None, None))
+    reference = stock("two key heads")
+    batch = tokens([70, 3, 3])
+    expected = reference(batch)
+    packed = PackedForward(reference.backbone, reference.dense)
+    torch.testing.assert_close(packed(batch), expected, atol=2e-6, rtol=0)
+
+
+def test_a_window_is_counted_from_token_to_token() -> None:
+    # One text, window 2: tokens see themselves and their neighbours, beyond a block's edge too.
+    length = 300
+    value = torch.eye(length)[:, None, :]
+    flat = torch.zeros(length, 1, length)
+    groups = groups_of([length])
+    for attention in (GroupedAttention(groups, CPU, torch.float32), FlexAttention(groups, CPU)):
+        seen = attention(flat, flat, value, 2)[:, 0] > 0
+        expected = (torch.arange(length)[:, None] - torch.arange(length)).abs() < 2
+        assert torch.equal(seen, expected)
+
+
+def test_texts_do_not_see_each_other() -> None:
+    value = torch.eye(9)[:, None, :]
+    flat = torch.zeros(9, 1, 9)
+    groups = groups_of([2, 2, 5])
+    text = torch.tensor([0, 0, 1, 1, 2, 2, 2, 2, 2])
+    for attention in (GroupedAttention(groups, CPU, torch.float32), FlexAttention(groups, CPU)):
+        seen = attention(flat, flat, value, None)[:, 0] > 0
+        assert torch.equal(seen, text[:, None] == text)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_bfloat16(monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
+    # A processor that has it computes in it; another in float32, of a table in bfloat16.
+    monkeypatch.setattr(parity, "has_fast_bfloat16", lambda _: fast)
+    monkeypatch.setattr(linear, "_onednn", lambda: (None, None))
+    batch = tokens([300, 7, 7, 30])
+    expected = stock("one key head")(batch).double()
+    forward = parity.fastest_forward(
+        lambda dtype: stock("one key head", dtype), CPU, torch.bfloat16
+    )
+    assert isinstance(forward, PackedForward)
+    cosines = (forward(batch).double() * expected).sum(1)
+    assert cosines.min() >= (0.999 if fast else 0.99999)
+    assert forward._embeddings.dtype is torch.bfloat16
+    assert forward._dtype is (torch.bfloat16 if fast else torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"attention_bias": True}, "its tensors differ, layers.0.self_attn.k_proj.bias first"),
+        ({"hidden_activation": "silu"}, "its activation is silu"),
+        ({"attn_logit_softcapping": 50.0}, "it caps attention scores"),
+    ],
+)
+def test_a_network_it_does_not_know_is_left_to_transformers(
+    caplog: pytest.LogCaptureFixture, changes: dict[str, Any], reason: str
+) -> None:
+    known = stock("one head", **changes)
+    forward = parity.fastest_forward(lambda _: known, CPU, torch.float32)
+    assert forward is known
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert reason in record.getMessage()
+
+
+def test_another_class_is_unknown() -> None:
+    backbone = stock("one head").backbone
+    backbone.__class__ = type("Gemma9TextModel", (Gemma3TextModel,), {})
+    assert unsupported(backbone) == "its class is Gemma9TextModel"
+
+
+SABOTAGE = {
+    "a norm's weight": lambda packed: packed._layers[0].heads.add_(0.01),
+    "the head": lambda packed: packed._head[0].zero_(),
+    "the last norm": lambda packed: packed._layers[-1].after_feedforward.mul_(-1),
+    "a rotary table": lambda packed: packed._rotary["full_attention"][1].neg_(),
+    "not a number": lambda packed: packed._layers[1].after_attention.fill_(torch.nan),
+    "the window": lambda packed: object.__setattr__(packed._layers[0], "window", 256),
+    "the scale": lambda packed: setattr(packed, "_scale", 1.0),
+}
+
+
+@pytest.mark.parametrize("what", SABOTAGE)
+def test_a_pass_that_is_wrong_is_caught(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, what: str
+) -> None:
+    class Sabotaged(PackedForward):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            SABOTAGE[what](self)
+
+    monkeypatch.setattr(parity, "PackedForward", Sabotaged)
+    batch = tokens([300, 7])
+    forward = parity.fastest_forward(lambda _: stock("one key head"), CPU, torch.float32)
+    assert isinstance(forward, StockForward)
+    assert len(caplog.records) == 1
+    assert "vectors differ by" in caplog.text
+    assert torch.equal(forward(batch), stock("one key head")(batch))
+
+
+def test_a_torch_without_what_it_needs_is_survived(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("mkldnn: no such thing")
+
+    monkeypatch.setattr(linear, "_onednn", lambda: (refuse, refuse))
+    forward = parity.fastest_forward(lambda _: stock("one head"), CPU, torch.float32)
+    assert isinstance(forward, StockForward)
+    assert "RuntimeError in this build of torch" in caplog.text
+
+
+def test_on_a_gpu_the_second_way_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+
+    def call(self: PackedForward, sequences: list[list[int]]) -> torch.Tensor:
+        tried.append(self.attention)
+        if self.attention == "flex":
+            raise RuntimeError("no compiler")
+        return expected
+
+    reference = stock("one head")
+    sequences = tokens([3, 4])
+    expected = reference(sequences)
+    packed = PackedForward(reference.backbone, reference.dense)
+    monkeypatch.setattr(PackedForward, "__call__", call)
+    found = parity._difference(packed, torch.device("cuda"), sequences, expected, 1e-5)
+    assert (found, tried, packed.attention) == (None, ["flex", "grouped"], "grouped")
+
+
+def test_a_checkpoint_is_packed_and_equal_to_sentence_transformers(
+    narrow: Path, local: TransformersRuntime, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = " ".join(path.read_text() for path in sorted(checkpoints.NOTES.glob("*.md"))).split()
+    texts = [" ".join(words[:count]) for count in (1, 2, 2, 60, 400, 9)]
+    vectors = Embedder(local).embed(texts)
+    assert isinstance(local._load()._forward, PackedForward)
+    assert not caplog.records
+    reference = SentenceTransformer(str(narrow), device="cpu", local_files_only=True)
+    np.testing.assert_allclose(vectors, reference.encode_document(texts), atol=1e-5)
