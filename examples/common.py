@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import re
 import secrets
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import chromadb
 import numpy as np
 
 from gemma_embed import Embedder
+from gemma_embed.chroma import IngestReport
 from gemma_embed.errors import EmbeddingError
-from gemma_embed.runtimes import OllamaRuntime, Runtime, TransformersRuntime
+from gemma_embed.runtimes import OllamaRuntime, OnnxRuntime, Runtime, TransformersRuntime
 
 NOTES = Path(__file__).parent / "notes"
 SUFFIXES = {".md", ".txt", ".rst", ".org"}
@@ -37,12 +36,6 @@ class Passage:
     title: str
     text: str
 
-    @property
-    def id(self) -> str:
-        """The same for the same content, so what changed counts as new."""
-        content = "\0".join((self.source, self.title, self.text))
-        return hashlib.sha256(content.encode()).hexdigest()[:32]
-
 
 def arguments(description: str) -> argparse.Namespace:
     """Read the command line."""
@@ -51,7 +44,7 @@ def arguments(description: str) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, default=NOTES, help="texts to search")
     parser.add_argument("--index", type=Path, default=Path(".gemma-embed-index"))
     parser.add_argument(
-        "--runtime", choices=["auto", "bundled", "ollama", "transformers"], default="auto"
+        "--runtime", choices=["auto", "bundled", "ollama", "onnx", "transformers"], default="auto"
     )
     parser.add_argument("--model", help="hub id, folder or server tag for --runtime")
     parser.add_argument(
@@ -87,25 +80,23 @@ def _parts(text: str, most: int = 2000) -> Iterator[str]:
         yield part
 
 
-def compare(
-    collection: chromadb.Collection, passages: Iterable[Passage]
-) -> tuple[list[Passage], list[str]]:
-    """Return the passages that a collection lacks, and the ids that it should no longer hold."""
-    wanted = {passage.id: passage for passage in passages}
-    held = set(collection.get(include=[])["ids"])
-    missing = [passage for id_, passage in wanted.items() if id_ not in held]
-    return missing, sorted(held - set(wanted))
+def tell(folder: Path, report: IngestReport) -> None:
+    """Print what an ingestion did."""
+    held = report.added + report.unchanged + report.updated
+    print(f"{folder}: {report.added} passages added, {report.removed} removed, {held} held.")
 
 
 def choose_runtime(name: str, model: str | None) -> Runtime:
     """Return the runtime asked for, or the best that is ready to use, and say which."""
     if name == "bundled":
-        return TransformersRuntime("bundled")
+        return OnnxRuntime("bundled")
     if name == "ollama":
         return OllamaRuntime(model)
+    if name == "onnx":
+        return OnnxRuntime(model)
     if name == "transformers":
         return TransformersRuntime(model)
-    for runtime in (OllamaRuntime(model, max_retries=0), TransformersRuntime(model, offline=True)):
+    for runtime in (OllamaRuntime(model, max_retries=0), OnnxRuntime(model, offline=True)):
         try:
             print(f"Embedding with {runtime.identity.source} on {runtime.identity.runtime}.")
         except EmbeddingError:
@@ -116,7 +107,7 @@ def choose_runtime(name: str, model: str | None) -> Runtime:
         "weights are here.\nFor the real model run: ollama pull embeddinggemma (see README, "
         '"Real weights").'
     )
-    return TransformersRuntime("bundled")
+    return OnnxRuntime("bundled")
 
 
 def prompt(question: str, passages: Sequence[Passage]) -> str:
@@ -144,8 +135,19 @@ def _ollama_generator(name: str) -> Callable[[str], str] | None:
     import httpx
     import ollama
 
-    # The address as the embedding runtime reads it from OLLAMA_HOST.
-    client = ollama.Client(OllamaRuntime().settings["host"], timeout=httpx.Timeout(300, connect=5))
+    def without_key(request: httpx.Request) -> httpx.Request:
+        # The client would send OLLAMA_API_KEY to any host.
+        request.headers.pop("Authorization", None)
+        return request
+
+    # The address as the embedding runtime reads it from OLLAMA_HOST; it refuses cloud models.
+    client = ollama.Client(
+        OllamaRuntime(name).settings["host"],
+        timeout=httpx.Timeout(300, connect=5),
+        follow_redirects=False,
+        trust_env=False,
+        auth=without_key,
+    )
     try:
         names = [model.model for model in client.list().models]
     except (ollama.ResponseError, httpx.HTTPError, ConnectionError):
@@ -163,7 +165,10 @@ def _ollama_generator(name: str) -> Callable[[str], str] | None:
 
 
 def _transformers_generator(folder: str) -> Callable[[str], str]:
-    from transformers import pipeline
+    try:
+        from transformers import pipeline
+    except ImportError:
+        sys.exit('--generator with a folder needs: pip install "gemma-embed[transformers]"')
 
     model = pipeline("text-generation", model=folder, model_kwargs={"use_safetensors": True})
 

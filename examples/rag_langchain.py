@@ -8,44 +8,25 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-import chromadb
-from common import Passage, arguments, choose_runtime, compare, read_passages, show
+from common import Passage, arguments, choose_runtime, read_passages, show, tell
 from langchain_chroma import Chroma
+from langchain_core.documents import Document
 
+from gemma_embed.chroma import ChromaIndex
 from gemma_embed.runtimes import Runtime
-from langchain_gemma_embed import GemmaEmbeddings
+from langchain_gemma_embed import GemmaEmbeddings, passages
 
 
-def open_store(index: Path, passages: Iterable[Passage], runtime: Runtime) -> Chroma:
-    """Return a vector store that holds exactly these passages; only new ones are embedded."""
+def open_store(folder: Path, notes: Iterable[Passage], runtime: Runtime) -> Chroma:
+    """Return a vector store that holds exactly these notes; only new ones are embedded."""
     embeddings = GemmaEmbeddings(runtime, overlong="split")
-    client = chromadb.PersistentClient(str(index))
-    # Named after the vector space, so that two models never mix in one collection.
-    store = Chroma(
-        embeddings.cache_namespace,
-        embeddings,
-        client=client,
-        collection_configuration={"hnsw": {"space": "cosine"}},
+    # Named after the vector space: each model that you try keeps an index of its own.
+    index = ChromaIndex(folder, embeddings.cache_namespace, embeddings)
+    documents = (
+        Document(note.text, metadata={"title": note.title, "source": note.source}) for note in notes
     )
-    collection = client.get_collection(embeddings.cache_namespace, embedding_function=None)
-    missing, gone = compare(collection, passages)
-    for start in range(0, len(missing), 1000):
-        batch = missing[start : start + 1000]
-        # Chroma's wrapper hands over texts only; this way each title gets its place in the prompt.
-        collection.upsert(
-            [passage.id for passage in batch],
-            embeddings.embed_documents(
-                [passage.text for passage in batch], titles=[passage.title for passage in batch]
-            ),
-            [{"title": passage.title, "source": passage.source} for passage in batch],
-            [passage.text for passage in batch],
-        )
-    if gone:
-        collection.delete(gone)
-    print(
-        f"{index}: {len(missing)} passages added, {len(gone)} removed, {collection.count()} held."
-    )
-    return store
+    tell(folder, index.ingest(passages(documents), remove_absent=True))
+    return Chroma(index.name, embeddings, client=index.client)
 
 
 def search(store: Chroma, question: str, count: int = 3) -> list[Passage]:

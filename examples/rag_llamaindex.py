@@ -8,44 +8,30 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-import chromadb
-from common import Passage, arguments, choose_runtime, compare, read_passages, show
+from common import Passage, arguments, choose_runtime, read_passages, show, tell
 from llama_index.core import VectorStoreIndex
 from llama_index.core.schema import TextNode
 from llama_index.vector_stores.chroma import ChromaVectorStore
 
-from gemma_embed import Embedder
+from gemma_embed.chroma import ChromaIndex
 from gemma_embed.runtimes import Runtime
-from llamaindex_gemma_embed import GemmaEmbedding, GemmaTitles
+from llamaindex_gemma_embed import GemmaEmbedding, passages
 
 
-def open_index(folder: Path, passages: Iterable[Passage], runtime: Runtime) -> VectorStoreIndex:
-    """Return an index that holds exactly these passages; only new ones are embedded."""
-    client = chromadb.PersistentClient(str(folder))
-    # Named after the vector space, so that two models never mix in one collection.
-    collection = client.get_or_create_collection(
-        f"llamaindex-{Embedder(runtime, overlong='split').fingerprint}",
-        configuration={"hnsw": {"space": "cosine"}},
-        embedding_function=None,
+def open_index(folder: Path, notes: Iterable[Passage], runtime: Runtime) -> VectorStoreIndex:
+    """Return an index that holds exactly these notes; only new ones are embedded."""
+    embed_model = GemmaEmbedding(runtime, overlong="split")
+    # Named after the vector space: each model that you try keeps an index of its own.
+    name = f"llamaindex-{embed_model.embedder.fingerprint}"
+    index = ChromaIndex(folder, name, embed_model)
+    nodes = (
+        TextNode(text=note.text, metadata={"title": note.title, "source": note.source})
+        for note in notes
     )
-    index = VectorStoreIndex.from_vector_store(
-        ChromaVectorStore.from_collection(collection),
-        embed_model=GemmaEmbedding(runtime, overlong="split"),
+    tell(folder, index.ingest(passages(nodes), remove_absent=True))
+    return VectorStoreIndex.from_vector_store(
+        ChromaVectorStore.from_collection(index.collection), embed_model=embed_model
     )
-    missing, gone = compare(collection, passages)
-    nodes = [
-        TextNode(
-            id_=passage.id,
-            text=passage.text,
-            metadata={"title": passage.title, "source": passage.source},
-        )
-        for passage in missing
-    ]
-    index.insert_nodes(list(GemmaTitles()(nodes)))
-    if gone:
-        index.delete_nodes(gone)
-    print(f"{folder}: {len(nodes)} passages added, {len(gone)} removed, {collection.count()} held.")
-    return index
 
 
 def search(index: VectorStoreIndex, question: str, count: int = 3) -> list[Passage]:

@@ -8,12 +8,14 @@ from typing import Any, Literal, get_args
 from gemma_embed.errors import ConfigurationError
 from gemma_embed.runtimes.base import Batch, Runtime, TooLong
 from gemma_embed.runtimes.ollama import EnvironmentVariable, OllamaRuntime
+from gemma_embed.runtimes.onnx import OnnxRuntime
 from gemma_embed.runtimes.transformers import TransformersRuntime
 
 __all__ = [
     "Batch",
     "EnvironmentVariable",
     "OllamaRuntime",
+    "OnnxRuntime",
     "Runtime",
     "RuntimeName",
     "TooLong",
@@ -23,10 +25,11 @@ __all__ = [
     "runtime_settings",
 ]
 
-RuntimeName = Literal["transformers", "ollama"]
+RuntimeName = Literal["transformers", "onnx", "ollama"]
 
-_NAMED: dict[Any, type[TransformersRuntime] | type[OllamaRuntime]] = {
+_NAMED: dict[Any, type[TransformersRuntime] | type[OnnxRuntime] | type[OllamaRuntime]] = {
     "transformers": TransformersRuntime,
+    "onnx": OnnxRuntime,
     "ollama": OllamaRuntime,
 }
 

@@ -1,0 +1,228 @@
+"""Gemma's tokenizer out of memory-mapped arrays: byte-pair encoding in a few megabytes.
+
+Hugging Face's ``tokenizers`` takes 250 MB and more for a vocabulary of 262,144 entries, more than
+the rest of a quantised model. Everything that the algorithm needs of it is here in sorted arrays:
+the ids of single characters, and of every pair of ids that may become one, its rank and result.
+
+What it does is what ``tokenizers`` documents for this kind of ``tokenizer.json``: added tokens are
+cut out of the text, blanks become "▁", characters without an entry become their UTF-8 bytes, and
+neighbours are merged, the lowest rank first and the leftmost among equals.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import re
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_BLANK = "▁"
+# A word with the blanks before it. No entry of the vocabulary reaches into the next word (checked
+# when the arrays are written), so words can be encoded one by one and remembered.
+_WORD = re.compile(f"{_BLANK}*[^{_BLANK}]+|{_BLANK}+")
+_CROSSING = re.compile(f"[^{_BLANK}]{_BLANK}")
+_REMEMBERED = 8192
+_ARRAYS = ("characters", "character_ids", "pairs", "ranks", "results")
+_REST = "tokenizer.json"
+
+
+class PairTokenizer:
+    """Byte-pair encoding with byte fallback."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open what ``write_arrays`` wrote."""
+        characters, character_ids, pairs, ranks, results = (
+            memoryview(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in _ARRAYS
+        )
+        self._characters, self._character_ids = characters, character_ids
+        self._pairs, self._ranks, self._results = pairs, ranks, results
+        rest = json.loads((folder / _REST).read_text(encoding="utf-8"))
+        self._bytes: list[int] = rest["bytes"]
+        self._before: list[int] = rest["before"]
+        self._after: list[int] = rest["after"]
+        # None for a special token: recognised, so that no other begins inside it, and left as text.
+        self._added: dict[str, int | None] = rest["added"]
+        self._lengths: dict[str, list[int]] = {}
+        for content in sorted(self._added, key=len, reverse=True):
+            self._lengths.setdefault(content[0], []).append(len(content))
+        firsts = "".join(map(re.escape, self._lengths))
+        self._starts = re.compile(f"[{firsts}]") if firsts else None
+        self._remembered = lru_cache(_REMEMBERED)(self._merged)
+
+    def __call__(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return each text's token ids, special tokens included, however many."""
+        return [[*self._before, *self._encoded(text), *self._after] for text in texts]
+
+    def _encoded(self, text: str) -> Iterator[int]:
+        begun = 0
+        for start, end, number in self._found(text):
+            yield from self._segment(text[begun:start])
+            yield number
+            begun = end
+        yield from self._segment(text[begun:])
+
+    def _found(self, text: str) -> Iterator[tuple[int, int, int]]:
+        """Find added tokens: the leftmost, and the longest of those."""
+        place = 0
+        while self._starts and (match := self._starts.search(text, place)):
+            start = match.start()
+            place = start + 1
+            for length in self._lengths[text[start]]:
+                content = text[start : start + length]
+                if content in self._added:
+                    place = start + length
+                    number = self._added[content]
+                    if number is not None:
+                        yield start, place, number
+                    break
+
+    def _segment(self, text: str) -> Iterator[int]:
+        for word in _WORD.findall(text.replace(" ", _BLANK)):
+            # A script without blanks makes words of whole paragraphs, which will not come again.
+            yield from self._remembered(word) if len(word) <= 32 else self._merged(word)
+
+    def _merged(self, word: str) -> list[int]:
+        ids = list(self._symbols(word))
+        count = len(ids)
+        following = list(range(1, count + 1))
+        preceding = list(range(-1, count - 1))
+        # What the pair that begins here becomes now; an older entry of the queue is skipped.
+        becomes = [-1] * count
+        queue: list[tuple[int, int, int]] = []
+
+        def look(place: int) -> None:
+            becomes[place] = -1
+            other = following[place]
+            if other < count:
+                key = ids[place] << 32 | ids[other]
+                found = bisect_left(self._pairs, key)
+                if found < len(self._pairs) and self._pairs[found] == key:
+                    becomes[place] = self._results[found]
+                    heapq.heappush(queue, (self._ranks[found], place, becomes[place]))
+
+        for place in range(count):
+            look(place)
+        while queue:
+            _, place, result = heapq.heappop(queue)
+            if becomes[place] != result:
+                continue
+            gone = following[place]
+            ids[place], ids[gone], becomes[gone] = result, -1, -1
+            following[place] = following[gone]
+            if following[gone] < count:
+                preceding[following[gone]] = place
+            look(place)
+            if preceding[place] >= 0:
+                look(preceding[place])
+        return [number for number in ids if number >= 0]
+
+    def _symbols(self, word: str) -> Iterator[int]:
+        for character in word:
+            code = ord(character)
+            found = bisect_left(self._characters, code)
+            if found < len(self._characters) and self._characters[found] == code:
+                yield self._character_ids[found]
+            else:
+                yield from (self._bytes[byte] for byte in character.encode())
+
+
+def write_arrays(folder: Path, state: Mapping[str, Any]) -> bool:
+    """Write a tokenizer's arrays.
+
+    Args:
+        folder: Where; exists.
+        state: A ``tokenizer.json``.
+
+    Returns:
+        Whether it is of the kind that ``PairTokenizer`` encodes; if not, nothing is written.
+    """
+    model, added = state["model"], state["added_tokens"]
+    around = _around(state.get("post_processor"))
+    if around is None or not _is_known(state):
+        return False
+    vocabulary: dict[str, int] = model["vocab"]
+    merges = [
+        tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]
+    ]
+    if any(_CROSSING.search(left + right) for left, right in merges):
+        return False
+    # A pair that is listed twice has its last rank.
+    table = {
+        vocabulary[left] << 32 | vocabulary[right]: (rank, vocabulary[left + right])
+        for rank, (left, right) in enumerate(merges)
+    }
+    keys = sorted(table)
+    single = sorted((ord(entry), number) for entry, number in vocabulary.items() if len(entry) == 1)
+    columns: dict[str, npt.NDArray[Any]] = {
+        "characters": np.array([code for code, _ in single], np.uint32),
+        "character_ids": np.array([number for _, number in single], np.uint32),
+        "pairs": np.array(keys, np.uint64),
+        "ranks": np.array([table[key][0] for key in keys], np.uint32),
+        "results": np.array([table[key][1] for key in keys], np.uint32),
+    }
+    for name, column in columns.items():
+        np.save(folder / f"{name}.npy", column)
+    rest = {
+        "bytes": [vocabulary[f"<0x{byte:02X}>"] for byte in range(256)],
+        "before": around[0],
+        "after": around[1],
+        "added": {token["content"]: None if token["special"] else token["id"] for token in added},
+    }
+    (folder / _REST).write_text(json.dumps(rest), encoding="utf-8")
+    return True
+
+
+def _is_known(state: Mapping[str, Any]) -> bool:
+    model = state["model"]
+    plain = ("single_word", "lstrip", "rstrip", "normalized")
+    return (
+        model.get("type") == "BPE"
+        and model.get("byte_fallback") is True
+        and not any(
+            model.get(name)
+            for name in (
+                "dropout",
+                "continuing_subword_prefix",
+                "end_of_word_suffix",
+                "ignore_merges",
+            )
+        )
+        and all(f"<0x{byte:02X}>" in model["vocab"] for byte in range(256))
+        and state.get("normalizer")
+        == {"type": "Replace", "pattern": {"String": " "}, "content": _BLANK}
+        and state.get("pre_tokenizer")
+        in (
+            None,
+            # Finds nothing to split at: blanks are gone by then.
+            {
+                "type": "Split",
+                "pattern": {"String": " "},
+                "behavior": "MergedWithPrevious",
+                "invert": False,
+            },
+        )
+        and not any(token[name] for token in state["added_tokens"] for name in plain)
+        and all(token["content"] for token in state["added_tokens"])
+    )
+
+
+def _around(processor: Any) -> tuple[list[int], list[int]] | None:
+    """Return the ids before and after a text, or None if it is not as simple as that."""
+    if not isinstance(processor, dict) or processor.get("type") != "TemplateProcessing":
+        return None
+    before: list[int] = []
+    after: list[int] = []
+    now = before
+    for piece in processor["single"]:
+        if "Sequence" in piece:
+            now = after
+        else:
+            now += processor["special_tokens"][piece["SpecialToken"]["id"]]["ids"]
+    return before, after

@@ -1,0 +1,458 @@
+"""The ONNX runtime: the reference's vectors, the files that it keeps, and what it refuses."""
+
+from __future__ import annotations
+
+import bisect
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import checkpoints
+import numpy as np
+import pytest
+from published_graph import publish
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from test_transformers_runtime import REFUSED
+
+from gemma_embed import Embedder
+from gemma_embed.errors import (
+    BadResponse,
+    ConfigurationError,
+    InputTooLong,
+    MissingDependency,
+    ModelChanged,
+    ModelCorrupt,
+    ModelNotFound,
+    WrongModel,
+)
+from gemma_embed.runtimes import OnnxRuntime, TransformersRuntime, open_runtime, runtime_settings
+from gemma_embed.runtimes.onnx import network
+from gemma_embed.runtimes.onnx.quantization import BLOCK, to_int4, to_int8
+from gemma_embed.runtimes.onnx.runtime import like_long
+
+WORDS = " ".join(path.read_text() for path in sorted(checkpoints.NOTES.glob("*.md"))).split()
+SHORT = [
+    "",
+    "def f(x):\n    return {x: [x]}\n",
+    "中文和日本語のテキスト, العربية, हिन्दी, 😀",
+    *(" ".join(WORDS[7 * n : 8 * n]) for n in (1, 3, 15, 40)),
+]
+LAYOUTS = [
+    ("narrow", {}),
+    ("wide", {"layout": "saved", "shards": 3}),
+    ("deep", {"prefix": "model.", "seed": 5}),
+]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The user's cache folder: one of the tests' own."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        patch.setenv("LOCALAPPDATA", str(folder))
+        yield folder
+
+
+@pytest.fixture
+def copied(narrow: Path, tmp_path: Path) -> Path:
+    """A checkpoint to damage, without a graph."""
+    ignore = shutil.ignore_patterns("gemma-embed")
+    return Path(shutil.copytree(narrow, tmp_path / "copy", ignore=ignore))
+
+
+@pytest.fixture(scope="module", params=LAYOUTS, ids=lambda layout: layout[0])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    name, options = request.param
+    return checkpoints.build(tmp_path_factory.mktemp(name), checkpoints.SHAPES[name], **options)
+
+
+def vectors_of(runtime: OnnxRuntime | TransformersRuntime, texts: list[str]) -> np.ndarray:
+    vectors = np.full((len(texts), 768), np.nan, np.float32)
+    for batch in runtime.embed(texts):
+        vectors[batch.rows] = batch.vectors
+    return vectors
+
+
+def test_the_references_vectors_at_every_length(folder: Path) -> None:
+    runtime = OnnxRuntime(folder)
+    longest = 2000
+    longest = bisect.bisect_right(
+        range(longest), 2048, key=lambda n: runtime.count_tokens([" ".join(WORDS[:n])])[0]
+    )
+    texts = SHORT + [" ".join(WORDS[-n:]) for n in (90, 210, 330)]
+    texts.append(" ".join(WORDS[: longest - 1]))
+    counts = runtime.count_tokens(texts)
+    assert sum(count > 514 for count in counts) >= 2
+    assert 2030 <= max(counts) <= 2048
+
+    reference = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    expected = reference.encode(texts, prompt="", normalize_embeddings=True, batch_size=4)
+    vectors = vectors_of(runtime, texts)
+    assert (vectors.astype(np.float64) * expected).sum(1).min() >= 0.99999
+    assert np.abs(vectors - expected).max() <= 1e-5
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8", "int4"])
+def test_a_vector_does_not_depend_on_its_batch(narrow: Path, precision: str) -> None:
+    runtime = OnnxRuntime(narrow, precision=precision)
+    texts = [f"{' '.join(WORDS[n : 2 * n])}" for n in (1, 2, 3, 4, 20, 21, 22, 23, 90)]
+    together = vectors_of(runtime, texts)
+    for text, vector in zip(texts, together, strict=True):
+        np.testing.assert_allclose(vectors_of(runtime, [text])[0], vector, atol=1e-5)
+
+
+# Measured on all notes: 0.9989 and 0.973 at the least.
+@pytest.mark.parametrize(("precision", "least"), [("int8", 0.995), ("int4", 0.96)])
+def test_fewer_bits_stay_close(precision: str, least: float) -> None:
+    texts = [*SHORT, " ".join(WORDS[:300])]
+    texts += [path.read_text() for path in sorted(checkpoints.NOTES.glob("*.md"))[::5]]
+    exact = vectors_of(OnnxRuntime("bundled"), texts)
+    close = vectors_of(OnnxRuntime("bundled", precision=precision), texts)
+    assert (exact * close).sum(1).min() >= least
+
+
+def test_the_bundled_model_is_the_transformers_runtimes() -> None:
+    texts = [*SHORT, " ".join(WORDS[:700])]
+    expected = vectors_of(TransformersRuntime("bundled", device="cpu"), texts)
+    vectors = vectors_of(OnnxRuntime("bundled"), texts)
+    assert (vectors.astype(np.float64) * expected).sum(1).min() >= 0.999999
+
+
+def test_8_bits_round_to_the_nearest_of_127_steps() -> None:
+    matrix = np.random.default_rng(0).standard_normal((7, 50)).astype(np.float32)
+    matrix[3] = 0
+    codes, scales = to_int8(matrix)
+    assert codes.min() >= -63
+    assert codes.max() <= 63
+    assert (np.abs(codes.T * scales[:, None] - matrix) <= scales[:, None] * 0.5001).all()
+
+
+def test_4_bits_are_laid_out_as_the_operator_reads_them() -> None:
+    matrix = np.random.default_rng(0).standard_normal((5, BLOCK + 8)).astype(np.float32)
+    codes, scales = to_int4(matrix)
+    assert codes.shape == (5, 2, BLOCK // 2)
+    numbers = np.stack([codes & 15, codes >> 4], 3).reshape(5, 2, BLOCK).astype(np.float32) - 8
+    again = (numbers * scales[..., None]).reshape(5, -1)
+    assert not again[:, matrix.shape[1] :].any()
+    error = np.abs(again[:, : matrix.shape[1]] - matrix).reshape(5, -1, 8)
+    assert error.max() <= np.abs(scales).max() * 1.6
+    assert error.mean() <= np.abs(scales).mean() * 0.3
+
+
+def test_batches_hold_every_text_once_and_little_padding() -> None:
+    lengths = [int(n) for n in np.random.default_rng(0).lognormal(4, 1, 300).clip(3, 2048)]
+    rows = [row for row in range(300) if row % 7]
+    batches = list(like_long({row: lengths[row] for row in rows}))
+    assert sorted(row for batch in batches for row in batch) == rows
+    padded = sum(len(batch) * max(lengths[row] for row in batch) for batch in batches)
+    assert padded <= 1.125 * sum(lengths[row] for row in rows)
+    assert len(batches) < 0.5 * len(rows)
+
+
+def test_the_same_weights_give_the_same_bytes(copied: Path) -> None:
+    def graph() -> dict[str, bytes]:
+        OnnxRuntime(copied, precision="int8").count_tokens(["a"])
+        (place,) = (copied / "gemma-embed").glob("int8-*")
+        content = {path.name: path.read_bytes() for path in place.iterdir()}
+        shutil.rmtree(copied / "gemma-embed")
+        return content
+
+    first = graph()
+    assert len(first) == 2
+    assert graph() == first
+
+
+def test_the_graph_is_written_once_until_the_weights_change(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Path] = []
+    real = network.write_graph
+    monkeypatch.setattr(
+        network, "write_graph", lambda place, *rest: written.append(place) or real(place, *rest)
+    )
+    before = vectors_of(OnnxRuntime(copied), ["a"])
+    assert np.array_equal(vectors_of(OnnxRuntime(copied), ["a"]), before)
+    assert len(written) == 1
+
+    weights = load_file(copied / "model.safetensors")
+    up = weights["layers.0.mlp.up_proj.weight"]
+    weights["layers.0.mlp.up_proj.weight"] = up.flip(0).contiguous()
+    save_file(weights, copied / "model.safetensors", {"format": "pt"})
+    after = vectors_of(OnnxRuntime(copied), ["a"])
+    assert len(written) == 2
+    assert not np.allclose(after, before, atol=1e-3)
+    expected = vectors_of(TransformersRuntime(copied, device="cpu"), ["a"])
+    np.testing.assert_allclose(after, expected, atol=1e-5)
+    # The old one is gone.
+    assert len(list((copied / "gemma-embed").glob("float32-*"))) == 1
+
+
+def test_a_graph_that_could_not_be_finished_is_not_there(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(place: Path, *_: object) -> None:
+        (place / "model.onnx").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(network, "write_graph", full)
+        with pytest.raises(ConfigurationError, match="No space left on device"):
+            vectors_of(OnnxRuntime(copied), ["a"])
+    assert [path.name[:5] for path in (copied / "gemma-embed").iterdir()] == ["token"]
+    assert np.isfinite(vectors_of(OnnxRuntime(copied), ["a"])).all()
+
+
+@pytest.mark.parametrize("packaged", [False, True])
+def test_where_nothing_can_be_written_the_users_cache_folder_is_used(
+    copied: Path, cache: Path, packaged: bool
+) -> None:
+    # A file in the way refuses like a read-only folder, for root too.
+    (copied / "gemma-embed").write_text("")
+    before = set((cache / "gemma-embed").glob("*"))
+    vectors_of(OnnxRuntime("bundled" if packaged else copied), ["a"])
+    if packaged:
+        assert len(list((cache / "gemma-embed").glob("bundled-*"))) == 1
+        assert not (Path(network.__file__).parents[2] / "bundled" / "gemma-embed").exists()
+    else:
+        assert len(set((cache / "gemma-embed").glob("*")) - before) == 1
+
+
+def test_where_nothing_can_be_written_at_all_it_says_what_helps(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (copied / "gemma-embed").write_text("")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(ConfigurationError, match="set XDG_CACHE_HOME"):
+        vectors_of(OnnxRuntime(copied), ["a"])
+
+
+def test_threads_that_load_at_once_share_one_graph(copied: Path) -> None:
+    start = threading.Barrier(4)
+
+    def work(_: int) -> np.ndarray:
+        start.wait()
+        return vectors_of(OnnxRuntime(copied), ["a", "b c"])
+
+    with ThreadPoolExecutor(4) as pool:
+        first, *others = pool.map(work, range(4))
+    for other in others:
+        np.testing.assert_array_equal(other, first)
+    assert len(list((copied / "gemma-embed").glob("float32-*"))) == 1
+
+
+@pytest.mark.parametrize("damage", REFUSED)
+def test_a_checkpoint_that_would_be_wrong_is_refused(copied: Path, damage: str) -> None:
+    change, kind, message = REFUSED[damage]
+    change(copied)
+    with pytest.raises(kind, match=message):
+        vectors_of(OnnxRuntime(copied), ["a"])
+    assert not list(copied.glob("gemma-embed/float32-*"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("hidden_activation", "silu"),
+        ("attention_bias", True),
+        ("rope_scaling", {"rope_type": "linear", "factor": 8.0}),
+        ("attn_logit_softcapping", 50.0),
+    ],
+)
+def test_a_part_that_is_not_computed_is_refused(copied: Path, key: str, value: object) -> None:
+    checkpoints.edit_json(copied / "config.json", **{key: value})
+    with pytest.raises(WrongModel, match=f"{key}.*runtime='transformers'"):
+        vectors_of(OnnxRuntime(copied), ["a"])
+
+
+@pytest.mark.parametrize("damage", ["nothing", "constant"])
+def test_a_network_that_computes_nonsense_is_refused(copied: Path, damage: str) -> None:
+    weights = load_file(copied / "model.safetensors")
+    if damage == "nothing":
+        weights["norm.weight"][:] = float("nan")
+    else:
+        # Every token the same: no word is read.
+        weights["embed_tokens.weight"][:] = weights["embed_tokens.weight"][0]
+    save_file(weights, copied / "model.safetensors", {"format": "pt"})
+    what = "are not finite" if damage == "nothing" else "do not tell them apart"
+    with pytest.raises(WrongModel, match=what):
+        vectors_of(OnnxRuntime(copied), ["a"])
+
+
+def test_not_a_number_is_named(copied: Path) -> None:
+    weights = load_file(copied / "model.safetensors")
+    token = OnnxRuntime(copied)._load().tokenizer(["☠"])[0][1]
+    weights["embed_tokens.weight"][token] = float("nan")
+    save_file(weights, copied / "model.safetensors", {"format": "pt"})
+    with pytest.raises(BadResponse, match="NaN or infinity") as caught:
+        Embedder(OnnxRuntime(copied)).embed(["a", "bb", "☠", "c"])
+    assert caught.value.index == 2
+
+
+def test_weights_written_over_in_mid_use_are_refused(copied: Path) -> None:
+    runtime = OnnxRuntime(copied)
+    vectors_of(runtime, ["a"])
+    with (copied / "model.safetensors").open("r+b") as file:
+        file.seek(-4, 2)
+        file.write(b"abcd")
+    with pytest.raises(ModelChanged, match="changed after the model had been read"):
+        vectors_of(runtime, ["a"])
+
+
+def test_a_published_graph(narrow: Path, tmp_path: Path) -> None:
+    folder = publish(narrow, tmp_path / "embeddinggemma-300m-ONNX")
+    assert (folder / "onnx" / "model.onnx_data").stat().st_size > 100_000
+    runtime = OnnxRuntime(folder)
+    texts = [*SHORT, " ".join(WORDS[:330])]
+    expected = vectors_of(TransformersRuntime(narrow, device="cpu"), texts)
+    vectors = vectors_of(runtime, texts)
+    assert (vectors.astype(np.float64) * expected).sum(1).min() >= 0.99999
+    assert runtime.prompts == runtime.model.prompts
+    assert runtime.identity.revision.startswith("sha256:")
+    assert runtime.identity.max_tokens == 2048
+    assert vectors_of(open_runtime(runtime_settings(runtime)), ["a"]).shape == (1, 768)
+
+
+def test_a_published_graph_that_is_not_there_is_named(narrow: Path, tmp_path: Path) -> None:
+    folder = publish(narrow, tmp_path / "published")
+    with pytest.raises(ModelNotFound, match=r"no onnx/model_q4\.onnx.*it has model\.onnx"):
+        vectors_of(OnnxRuntime(folder, precision="int4"), ["a"])
+
+
+@pytest.mark.parametrize(
+    "damage", ["no numbers", "half a graph", "another output", "another model"]
+)
+def test_a_published_graph_that_would_be_wrong_is_refused(
+    narrow: Path, tmp_path: Path, damage: str
+) -> None:
+    output = "token_embeddings" if damage == "another output" else "sentence_embedding"
+    folder = publish(narrow, tmp_path / "published", output=output)
+    graph = folder / "onnx" / "model.onnx"
+    kind: type[Exception] = ModelCorrupt
+    message = "cannot load"
+    if damage == "no numbers":
+        (folder / "onnx" / "model.onnx_data").unlink()
+    elif damage == "half a graph":
+        graph.write_bytes(graph.read_bytes()[:1000])
+    elif damage == "another output":
+        kind, message = WrongModel, "gives .*token_embeddings"
+    else:
+        checkpoints.edit_json(folder / "config.json", model_type="bert")
+        kind, message = WrongModel, "'bert' model"
+    with pytest.raises(kind, match=message):
+        vectors_of(OnnxRuntime(folder), ["a"])
+
+
+def test_a_hub_id_in_the_published_layout(
+    narrow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    commit = "5090578d" * 5
+    place = tmp_path / "models--onnx-community--embeddinggemma-300m-ONNX"
+    publish(narrow, place / "snapshots" / commit)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    name = "onnx-community/embeddinggemma-300m-ONNX"
+    assert OnnxRuntime(name, offline=True).identity.revision == commit
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "elsewhere"))
+    with pytest.raises(ModelNotFound, match="is not on this disk"):
+        vectors_of(OnnxRuntime(name, offline=True), ["a"])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_weights_in_16_bits_are_read(copied: Path, dtype: str) -> None:
+    import torch
+
+    half = {
+        name: tensor.to(getattr(torch, dtype))
+        for name, tensor in load_file(copied / "model.safetensors").items()
+    }
+    save_file(half, copied / "model.safetensors", {"format": "pt"})
+    ours = vectors_of(OnnxRuntime(copied), SHORT)
+    theirs = vectors_of(TransformersRuntime(copied, device="cpu"), SHORT)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "float16"}, "use one of 'float32', 'int8', 'int4'"),
+        ({"threads": 0}, "at least 1"),
+        ({"threads": True}, "at least 1"),
+    ],
+)
+def test_a_bad_option_is_refused_at_once(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        OnnxRuntime(**options)
+
+
+def test_a_long_text_is_reported_cut_or_split(narrow: Path) -> None:
+    runtime = OnnxRuntime(narrow)
+    texts = ["short", " ".join(WORDS[:2500])]
+    with pytest.raises(InputTooLong, match="text at index 1"):
+        Embedder(runtime).embed(texts)
+    local = TransformersRuntime(narrow, device="cpu")
+    for overlong in ("truncate", "split"):
+        ours, theirs = (Embedder(each, overlong=overlong).embed(texts) for each in (runtime, local))
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_settings_pickles_and_fingerprints(narrow: Path) -> None:
+    runtime = OnnxRuntime(narrow, precision="int8", threads=1)
+    again = open_runtime(runtime_settings(runtime))
+    assert isinstance(again, OnnxRuntime)
+    assert again.settings == runtime.settings
+    expected = vectors_of(runtime, ["a"])
+    data = pickle.dumps(runtime)
+    assert len(data) < 2000
+    np.testing.assert_array_equal(vectors_of(pickle.loads(data), ["a"]), expected)
+    prints = {
+        Embedder(each).fingerprint
+        for each in (runtime, OnnxRuntime(narrow), TransformersRuntime(narrow), again)
+    }
+    assert len(prints) == 3
+
+
+def test_missing_packages_are_named_with_the_command(
+    narrow: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingDependency, match=r'pip install "gemma-embed\[onnx\]"'):
+        vectors_of(OnnxRuntime(narrow), ["a"])
+
+
+def test_neither_torch_nor_a_framework_is_imported_and_a_fork_goes_on(narrow: Path) -> None:
+    script = f"""
+import os, sys
+for name in ("torch", "transformers", "safetensors", "sentence_transformers"):
+    sys.modules[name] = None
+from gemma_embed import Embedder
+from gemma_embed.runtimes import OnnxRuntime
+embedder = Embedder(OnnxRuntime({str(narrow)!r}))
+vector = embedder.embed_query("a question")
+child = os.fork()
+if child == 0:
+    os._exit(0 if (embedder.embed_query("a question") == vector).all() else 3)
+assert os.waitpid(child, 0)[1] == 0
+print(*(name in sys.modules for name in ("onnx", "huggingface_hub", "langchain_core")))
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env=os.environ | {"TOKENIZERS_PARALLELISM": "false"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout.split()[1:] == ["False", "False"]
