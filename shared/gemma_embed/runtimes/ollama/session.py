@@ -56,10 +56,9 @@ _BYTES_AROUND = 1 << 16
 # A server that swaps a model's weights loads the new ones, which takes longer than this; finding
 # that the old ones are loaded takes it 10 to 60 ms.
 _LOADED_JUST_NOW = 0.1
-# What is known of a server and its model is asked again after as long.
+# What is known of a server and its model is asked again after as long, and after every failure:
+# another server may answer next, or the same one with other weights.
 _KNOWN_FOR = 60.0
-# And after these: another server may answer next, or the same one with other weights.
-_BREAKS = frozenset({"unreachable", "disconnected", "timeout", "cut short"})
 
 # Unlike random.random, forked processes do not all draw the same from it.
 _random = random.SystemRandom().random
@@ -219,14 +218,15 @@ class Session:
             try:
                 return ask()
             except BadResponse as error:
+                self._known_until = 0.0
                 error.attempts = attempt
                 error.elapsed = time.monotonic() - started
                 raise
             except Failure as failure:
                 failure.attempts = attempt
                 failure.elapsed = time.monotonic() - started
-                if failure.kind in _BREAKS:
-                    self._known_until = 0.0
+                # The answer that did not come may have said that the model was loaded anew.
+                self._known_until = 0.0
                 if attempt > failure.retries(self._settings.max_retries, texts):
                     raise
                 seconds = retry.pause_seconds(attempt, failure.asked_pause, _random)
@@ -275,8 +275,8 @@ class Session:
         """Ask whether the vectors that just came are of the weights that the others are of.
 
         Asked after the vectors have come and before they are handed on, whenever the server says
-        that it has just loaded the model, which new weights need, after a broken connection, and
-        every minute. Two small requests, neither of which needs the model.
+        that it has just loaded the model, which new weights need, after every failure, and every
+        minute. Two small requests, neither of which needs the model.
 
         Raises:
             ModelChanged: If the weights under the tag, or how the server computes them, changed.
