@@ -1,12 +1,16 @@
 """LlamaIndex's ``BaseEmbedding`` on the core's ``Embedder``: names are translated, nothing decided.
 
-Only the underscored methods are overridden, so that events, spans, callbacks and progress bars of
-the base class stay.
+Events, spans, callbacks and progress bars are the base class's. Beside the underscored methods only
+the two that batch are overridden: they would take a str for a list of characters, and an error's
+index would be that within a batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,7 @@ from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from llama_index.core.bridge.pydantic import ConfigDict, Field, field_serializer
 
 from gemma_embed import Embedder, EmbeddingStore, Overlong, Task
-from gemma_embed.errors import ConfigurationError
+from gemma_embed.errors import ConfigurationError, EmbeddingError
 from gemma_embed.inputs import checked_texts
 from gemma_embed.runtimes import (
     Runtime,
@@ -24,6 +28,12 @@ from gemma_embed.runtimes import (
     runtime_settings,
 )
 from gemma_embed.store import open_store
+
+# Without the span that the base class puts round them: an override has its own.
+_BATCH = inspect.unwrap(BaseEmbedding.get_text_embedding_batch)
+_ABATCH = inspect.unwrap(BaseEmbedding.aget_text_embedding_batch)
+
+_whole: ContextVar[list[str] | None] = ContextVar("whole", default=None)
 
 
 class GemmaEmbedding(BaseEmbedding):
@@ -165,6 +175,22 @@ class GemmaEmbedding(BaseEmbedding):
         parts = [prompts.title_and_text(text) for text in checked_texts(texts)]
         return [text for _, text in parts], [title for title, _ in parts]
 
+    def get_text_embedding_batch(
+        self, texts: Iterable[str], show_progress: bool = False, **kwargs: Any
+    ) -> list[Embedding]:
+        """Embed texts, ``embed_batch_size`` at a time; see ``Embedder.embed`` for errors."""
+        whole = checked_texts(texts)
+        with _counting_in(whole):
+            return _BATCH(self, whole, show_progress, **kwargs)  # type: ignore[no-any-return]
+
+    async def aget_text_embedding_batch(
+        self, texts: Iterable[str], show_progress: bool = False, **kwargs: Any
+    ) -> list[Embedding]:
+        """Do what ``get_text_embedding_batch`` does without blocking the event loop."""
+        whole = checked_texts(texts)
+        with _counting_in(whole):
+            return await _ABATCH(self, whole, show_progress, **kwargs)  # type: ignore[no-any-return]
+
     def _get_query_embedding(self, query: str) -> Embedding:
         return self.embedder.embed_query(query).tolist()  # type: ignore[no-any-return]
 
@@ -173,7 +199,8 @@ class GemmaEmbedding(BaseEmbedding):
 
     def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
         bare, titles = self.texts_and_titles(texts)
-        return self.embedder.embed(bare, titles=titles).tolist()  # type: ignore[no-any-return]
+        with _counted(texts):
+            return self.embedder.embed(bare, titles=titles).tolist()  # type: ignore[no-any-return]
 
     async def _aget_query_embedding(self, query: str) -> Embedding:
         return (await self.embedder.aembed_query(query)).tolist()  # type: ignore[no-any-return]
@@ -183,4 +210,27 @@ class GemmaEmbedding(BaseEmbedding):
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
         bare, titles = self.texts_and_titles(texts)
-        return (await self.embedder.aembed(bare, titles=titles)).tolist()  # type: ignore[no-any-return]
+        with _counted(texts):
+            return (await self.embedder.aembed(bare, titles=titles)).tolist()  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _counting_in(texts: list[str]) -> Iterator[None]:
+    """Let errors name texts by their place in the whole list."""
+    token = _whole.set(texts)
+    try:
+        yield
+    finally:
+        _whole.reset(token)
+
+
+@contextmanager
+def _counted(batch: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except EmbeddingError as error:
+        whole = _whole.get()
+        if whole is not None and error.index is not None:
+            # Of equal texts the first is named, as the core does.
+            error.index = whole.index(batch[error.index])
+        raise

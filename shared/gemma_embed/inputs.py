@@ -6,6 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from gemma_embed.errors import InvalidInput
 
+# Iterable, but not texts in an order.
+_NO_LISTS = (str, bytes, bytearray, memoryview, Mapping, set, frozenset)
+
 
 def checked_texts(texts: Iterable[str]) -> list[str]:
     """Return the texts as a list.
@@ -14,15 +17,13 @@ def checked_texts(texts: Iterable[str]) -> list[str]:
     frameworks hand over empty chunks routinely.
 
     Raises:
-        InvalidInput: For a single str, bytes, a mapping or a non-iterable in place of a list; for
-            an item that is not a str; for a text that UTF-8 cannot encode (a lone surrogate).
+        InvalidInput: For a single str, bytes, a mapping, a set or a non-iterable in place of a
+            list; for an item that is not a str; for a text that UTF-8 cannot encode (a lone
+            surrogate).
     """
-    if isinstance(texts, (str, bytes, Mapping)) or not isinstance(texts, Iterable):
+    if isinstance(texts, _NO_LISTS) or not isinstance(texts, Iterable):
         raise InvalidInput(f"expected a list of texts, got {type(texts).__name__}: pass [text]")
-    items = list(texts)
-    for index, item in enumerate(items):
-        _check_text(item, "the text", index)
-    return items
+    return [_checked_text(item, "the text", index) for index, item in enumerate(texts)]
 
 
 def checked_titles(
@@ -38,24 +39,26 @@ def checked_titles(
         return [None] * count
     if task != "document":
         raise InvalidInput(f"only documents have titles, the task here is {task!r}")
-    if isinstance(titles, (str, bytes, Mapping)) or not isinstance(titles, Iterable):
+    if isinstance(titles, _NO_LISTS) or not isinstance(titles, Iterable):
         raise InvalidInput(f"expected a list of titles, got {type(titles).__name__}")
     items = list(titles)
     if len(items) != count:
         raise InvalidInput(f"{len(items)} titles for {count} texts: pass None where there is none")
-    for index, item in enumerate(items):
-        if item is not None:
-            _check_text(item, "its title", index)
-    return items
+    return [
+        None if item is None else _checked_text(item, "its title", index)
+        for index, item in enumerate(items)
+    ]
 
 
-def _check_text(item: object, what: str, index: int) -> None:
+def _checked_text(item: object, what: str, index: int) -> str:
     if not isinstance(item, str):
         raise InvalidInput(f"{what} is {type(item).__name__}, not str", index=index)
-    if item.isascii():
-        return
+    # A subclass may define its own addition, escaping the prompt say.
+    text = str.__str__(item)
+    if text.isascii():
+        return text
     try:
-        item.encode()
+        text.encode()
     except UnicodeEncodeError as error:
         # The cause is dropped on purpose: UnicodeEncodeError carries the text.
         reason = f"{what} has a lone surrogate at position {error.start}"
@@ -63,3 +66,4 @@ def _check_text(item: object, what: str, index: int) -> None:
             f"{reason}, which is not Unicode text; decode its source with errors='replace'",
             index=index,
         ) from None
+    return text

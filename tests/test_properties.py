@@ -1,0 +1,300 @@
+"""What must hold for any input, tried on what hypothesis thinks of.
+
+The doors are the real ones: an in-process model on a small checkpoint, and a server whose answers
+are worked out here. Vectors in exact arithmetic are equal; a batch's shape moves the in-process
+model's by rounding.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from fakes import FakeRuntime, vector_of
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from ollama_faults import edited
+from ollama_server import OllamaServer, ServedModel
+from ollama_wire import JSON, Reply
+
+from gemma_embed import Embedder, EmbeddingStore
+from gemma_embed.errors import BadResponse, EmbeddingError, InputTooLong, InvalidInput
+from gemma_embed.runtimes import OllamaRuntime, TransformersRuntime
+from gemma_embed.runtimes.ollama import retry
+from gemma_embed.vectors import checked_vectors, cut, plan_batches
+
+DOCUMENT = "title: none | text: "
+ROUNDING = 2e-6
+
+# Lone surrogates included, which st.text() alone leaves out.
+ANY = st.text(st.characters(codec=None, exclude_categories=()), max_size=25)
+UNICODE = st.text(max_size=25)
+LISTS = st.lists(UNICODE, max_size=5)
+WIDTHS = st.sampled_from([768, 512, 256, 128])
+
+few = settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+many = settings(
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[OllamaServer]:
+    with OllamaServer([ServedModel(embed=lambda text: vector_of(text).tolist())]) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def remote(server: OllamaServer) -> OllamaRuntime:
+    return OllamaRuntime(host=server.url)
+
+
+@pytest.fixture(params=["local", "remote"])
+def embedder(
+    request: pytest.FixtureRequest, local: TransformersRuntime, remote: OllamaRuntime
+) -> Embedder:
+    return Embedder({"local": local, "remote": remote}[request.param])
+
+
+@few
+@given(texts=st.lists(ANY, max_size=3), query=ANY)
+def test_any_text_gives_vectors_or_invalid_input(
+    embedder: Embedder, texts: list[str], query: str
+) -> None:
+    def is_unicode(text: str) -> bool:
+        return not any("\ud800" <= character <= "\udfff" for character in text)
+
+    try:
+        vectors = embedder.embed_documents(texts)
+    except InvalidInput as error:
+        assert error.index == [is_unicode(text) for text in texts].index(False)
+        assert error.__cause__ is None
+    else:
+        assert all(map(is_unicode, texts))
+        assert vectors.shape == (len(texts), 768)
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-6)
+    try:
+        vector = embedder.embed_query(query)
+    except InvalidInput:
+        assert not is_unicode(query)
+    else:
+        assert is_unicode(query)
+        assert np.isfinite(vector).all()
+
+
+@few
+@given(first=LISTS, second=LISTS)
+def test_lists_may_be_joined(embedder: Embedder, first: list[str], second: list[str]) -> None:
+    apart = np.concatenate([embedder.embed(first), embedder.embed(second)])
+    np.testing.assert_allclose(embedder.embed(first + second), apart, atol=ROUNDING)
+
+
+@few
+@given(data=st.data(), texts=LISTS)
+def test_order_is_the_callers(embedder: Embedder, data: st.DataObject, texts: list[str]) -> None:
+    order = data.draw(st.permutations(range(len(texts))))
+    vectors = embedder.embed([texts[place] for place in order])
+    np.testing.assert_allclose(vectors, embedder.embed(texts)[list(order)], atol=ROUNDING)
+
+
+@few
+@given(texts=LISTS, tokens=st.integers(1, 400))
+def test_batches_do_not_matter_in_process(
+    local: TransformersRuntime, monkeypatch: pytest.MonkeyPatch, texts: list[str], tokens: int
+) -> None:
+    expected = Embedder(local).embed(texts)
+    with monkeypatch.context() as patch:
+        patch.setattr("gemma_embed.runtimes.transformers.runtime._TOKENS_PER_BATCH", tokens)
+        np.testing.assert_allclose(Embedder(local).embed(texts), expected, atol=ROUNDING)
+
+
+@few
+@given(
+    texts=LISTS,
+    options=st.fixed_dictionaries(
+        {
+            "max_batch": st.integers(1, 128),
+            "max_batch_bytes": st.integers(1, 300),
+            "concurrency": st.integers(1, 4),
+        }
+    ),
+)
+def test_batches_do_not_matter_on_a_server(
+    server: OllamaServer, texts: list[str], options: dict[str, int]
+) -> None:
+    expected = [vector_of(DOCUMENT + text) for text in texts]
+    vectors = Embedder(OllamaRuntime(host=server.url, **options)).embed(texts)
+    np.testing.assert_allclose(vectors, np.reshape(expected, (-1, 768)), atol=ROUNDING)
+
+
+@many
+@given(texts=LISTS, width=WIDTHS)
+def test_every_width_is_the_unit_beginning_of_the_full_one(texts: list[str], width: int) -> None:
+    full = Embedder(FakeRuntime()).embed(texts)[:, :width]
+    expected = full / np.linalg.norm(full, axis=1, keepdims=True)
+    vectors = Embedder(FakeRuntime(), dimensions=width).embed(texts)
+    np.testing.assert_allclose(vectors, expected, atol=1e-6)
+    assert vectors.dtype == np.float32
+
+
+@few
+@given(runs=st.lists(st.tuples(LISTS, WIDTHS), min_size=1, max_size=4))
+def test_a_store_changes_nothing(
+    tmp_path_factory: pytest.TempPathFactory, runs: list[tuple[list[str], int]]
+) -> None:
+    # Bit for bit: with a store, without one, and from one that already holds some of it.
+    path = tmp_path_factory.mktemp("store") / "s"
+    with EmbeddingStore(path) as store:
+        for texts, width in runs:
+            runtime = FakeRuntime()
+            kept = Embedder(runtime, dimensions=width, store=store).embed(texts)
+            plain = Embedder(FakeRuntime(), dimensions=width).embed(texts)
+            assert kept.tobytes() == plain.tobytes()
+        assert store.stats().vectors == len({text for texts, _ in runs for text in texts})
+
+
+@many
+@given(texts=st.lists(UNICODE, max_size=8), limit=st.integers(len(DOCUMENT) + 1, 60))
+def test_long_texts_are_named_or_halved_without_loss(texts: list[str], limit: int) -> None:
+    runtime = FakeRuntime(limit)
+    long = [len(DOCUMENT + text) > limit for text in texts]
+    try:
+        Embedder(runtime).embed(texts)
+    except InputTooLong as error:
+        assert error.index is not None
+        assert long[error.index]
+        assert runtime.texts == []
+    else:
+        assert not any(long)
+    runtime = FakeRuntime(limit)
+    vectors = Embedder(runtime, overlong="split").embed(texts)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
+    parts = [part.removeprefix(DOCUMENT) for part in runtime.texts]
+    assert sum(map(len, parts)) == sum(map(len, set(texts)))
+
+
+@many
+@given(
+    sizes=st.lists(st.integers(0, 50), max_size=30),
+    items=st.integers(1, 9),
+    size=st.integers(1, 80),
+    padded=st.booleans(),
+)
+def test_a_plan_holds_each_text_once_and_keeps_to_its_bounds(
+    sizes: list[int], items: int, size: int, padded: bool
+) -> None:
+    batches = plan_batches(sizes, items, size, padded=padded)
+    assert sorted(row for batch in batches for row in batch) == list(range(len(sizes)))
+    for batch in batches:
+        held = [sizes[row] for row in batch]
+        cost = len(held) * max(held) if padded else sum(held)
+        assert len(held) <= items
+        assert cost <= size or len(held) == 1
+
+
+NUMBERS = st.floats(width=32) | st.floats() | st.integers() | st.sampled_from([1e309, 10**400])
+SCALARS = st.none() | st.booleans() | NUMBERS | st.text(max_size=5)
+JSON_VALUES = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+ROWS = st.lists(st.lists(SCALARS, min_size=1, max_size=3), max_size=4)
+
+
+@many
+@given(value=JSON_VALUES | ROWS | st.lists(st.lists(NUMBERS, min_size=2, max_size=2), max_size=3))
+def test_numbers_of_any_kind_are_vectors_or_bad(value: Any) -> None:
+    try:
+        vectors = checked_vectors(value, [7, 8], 2, "a test")
+    except BadResponse as error:
+        assert error.index in (None, 7, 8)
+    else:
+        assert vectors.shape == (2, 2)
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
+        assert np.isfinite(cut(vectors, 2)).all()
+
+
+@pytest.fixture
+def unpaused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def pause(seconds: float, stop: threading.Event) -> bool:
+        return stop.is_set()
+
+    monkeypatch.setattr(retry, "pause", pause)
+
+
+def whole(value: Any) -> Callable[[Reply], Reply]:
+    return lambda reply: Reply(200, json.dumps(value).encode(), JSON)
+
+
+def embeddings(value: Any) -> Callable[[Reply], Reply]:
+    return edited(lambda answer: {**answer, "embeddings": value})
+
+
+def numbers(values: list[Any]) -> Callable[[Reply], Reply]:
+    return edited(
+        lambda answer: {
+            **answer,
+            "embeddings": [values + row[len(values) :] for row in answer["embeddings"]],
+        }
+    )
+
+
+LIES = st.one_of(
+    JSON_VALUES.map(whole),
+    JSON_VALUES.map(embeddings),
+    ROWS.map(embeddings),
+    st.lists(SCALARS, max_size=3).map(numbers),
+    st.binary(max_size=30).map(lambda body: lambda reply: Reply(200, body, JSON)),
+    st.dictionaries(
+        st.sampled_from(["prompt_eval_count", "load_duration", "total_duration", "model"]),
+        JSON_VALUES,
+        max_size=2,
+    ).map(lambda change: edited(lambda answer: {**answer, **change})),
+)
+
+
+@pytest.mark.usefixtures("unpaused")
+@settings(parent=few, max_examples=80)
+@given(lie=LIES)
+def test_any_answer_of_a_server_is_vectors_or_bad(
+    server: OllamaServer, remote: OllamaRuntime, lie: Callable[[Reply], Reply]
+) -> None:
+    texts = ["one", "two"]
+    server.answer(lie, times=None)
+    try:
+        vectors = Embedder(remote).embed(texts)
+    except BadResponse as error:
+        assert server.url in str(error)
+    else:
+        assert vectors.shape == (2, 768)
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
+        # Whatever was said beside the vectors, these are of the right kind.
+        assert all(map(math.isfinite, vectors.ravel()))
+    finally:
+        server.clear_faults()
+
+
+@pytest.mark.usefixtures("unpaused")
+@pytest.mark.parametrize("path", ["/api/version", "/api/tags", "/api/show"])
+@settings(parent=few, max_examples=25)
+@given(value=JSON_VALUES)
+def test_any_answer_to_a_question_is_taken_or_named(
+    server: OllamaServer, path: str, value: Any
+) -> None:
+    server.answer(whole(value), path=path, times=None)
+    try:
+        assert Embedder(OllamaRuntime(host=server.url)).embed(["one"]).shape == (1, 768)
+    except EmbeddingError as error:
+        assert str(error)
+    finally:
+        server.clear_faults()

@@ -1,0 +1,212 @@
+"""A canary in every place for a secret, and every place in which it must not turn up."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_core.load import dumpd, dumps
+from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation.event_handlers import BaseEventHandler
+from llama_index.core.instrumentation.events import BaseEvent
+from ollama_server import OllamaServer
+
+from gemma_embed import Embedder
+from gemma_embed.chroma import ChromaIndex
+from gemma_embed.errors import ConfigurationError, EmbeddingError
+from gemma_embed.passport import passport
+from gemma_embed.runtimes import EnvironmentVariable, OllamaRuntime, runtime_settings
+from gemma_embed.runtimes.ollama import retry
+from langchain_gemma_embed import GemmaEmbeddings
+from llamaindex_gemma_embed import GemmaEmbedding
+
+CANARY = "canary-9d27aa31"
+
+
+@pytest.fixture
+def server() -> Iterator[OllamaServer]:
+    with OllamaServer() as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OLLAMA_API_KEY", "HF_TOKEN", "OUR_TOKEN"):
+        monkeypatch.setenv(name, CANARY)
+    monkeypatch.setenv("HTTPS_PROXY", f"http://user:{CANARY}@proxy.invalid:3128")
+    monkeypatch.setattr(retry, "pause", lambda seconds, stop: bool(stop.is_set()))
+
+
+@pytest.fixture
+def runtime(server: OllamaServer) -> OllamaRuntime:
+    headers = {
+        "Authorization": f"Bearer {CANARY}",
+        "X-Key": CANARY,
+        "X-Other": EnvironmentVariable("OUR_TOKEN"),
+    }
+    return OllamaRuntime(host=server.url, headers=headers)
+
+
+def test_it_is_sent_and_so_in_use(runtime: OllamaRuntime, server: OllamaServer) -> None:
+    Embedder(runtime).embed(["a"])
+    assert server.requests[-1].headers["x-other"] == CANARY
+    assert server.requests[-1].headers["authorization"] == f"Bearer {CANARY}"
+
+
+SHOWN: dict[str, Callable[[OllamaRuntime], Any]] = {
+    "repr of the runtime": repr,
+    "its settings": lambda runtime: (runtime.settings, runtime_settings(runtime)),
+    "its attributes": lambda runtime: (vars(runtime), runtime.identity),
+    "its state": lambda runtime: runtime.__getstate__(),
+    "the core": lambda runtime: (repr(Embedder(runtime)), str(Embedder(runtime))),
+    "fingerprints": lambda runtime: (
+        Embedder(runtime).fingerprint,
+        Embedder(runtime).fingerprint_for("query"),
+        passport(Embedder(runtime)),
+    ),
+    "LangChain": lambda runtime: (
+        GemmaEmbeddings(runtime),
+        str(GemmaEmbeddings(runtime)),
+        dumpd(GemmaEmbeddings(runtime)),
+        dumps(GemmaEmbeddings(runtime)),
+        GemmaEmbeddings(runtime).cache_namespace,
+        GemmaEmbeddings(runtime).query_cache_namespace,
+    ),
+    "LlamaIndex": lambda runtime: (
+        GemmaEmbedding(runtime),
+        str(GemmaEmbedding(runtime)),
+        GemmaEmbedding(runtime).to_dict(),
+        GemmaEmbedding(runtime).to_json(),
+        GemmaEmbedding(runtime).to_payload(),
+        GemmaEmbedding(runtime).model_dump(),
+        GemmaEmbedding(runtime).model_dump_json(),
+        GemmaEmbedding.model_json_schema(mode="serialization"),
+    ),
+    "pickles": lambda runtime: [
+        pickle.dumps(made(runtime))
+        for made in (lambda same: same, Embedder, GemmaEmbeddings, GemmaEmbedding)
+    ],
+}
+
+
+@pytest.mark.parametrize("place", SHOWN)
+def test_it_is_not_shown(runtime: OllamaRuntime, place: str) -> None:
+    assert CANARY not in repr(SHOWN[place](runtime))
+
+
+class Events(BaseEventHandler):
+    seen: list[BaseEvent] = []
+
+    def handle(self, event: BaseEvent, **kwargs: Any) -> None:
+        self.seen.append(event)
+
+
+def test_it_is_in_no_event(runtime: OllamaRuntime) -> None:
+    handler = Events(seen=[])
+    dispatcher = get_dispatcher()
+    dispatcher.add_event_handler(handler)
+    try:
+        GemmaEmbedding(runtime).get_text_embedding_batch(["a"])
+    finally:
+        dispatcher.event_handlers.remove(handler)
+    assert len(handler.seen) >= 2
+    assert all(CANARY not in event.model_dump_json() for event in handler.seen)
+
+
+FAILURES: dict[str, Callable[[OllamaServer], Any]] = {
+    "refused": lambda server: server.fail(401, f"bad token {CANARY}", times=None),
+    "failed": lambda server: server.fail(500, f"Bearer {CANARY} is not known", times=None),
+    "a page": lambda server: server.fail(502, body=f"<p>{CANARY}</p>", times=None),
+    "another place": lambda server: server.fail(
+        301, headers={"Location": "http://other.invalid/"}, times=None
+    ),
+    "no JSON": lambda server: server.fail(
+        200, body=f"[{CANARY}", content_type="application/json", times=None
+    ),
+    "reset": lambda server: server.reset_connection(times=None),
+    "gone": lambda server: server.stop(),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_it_is_in_no_error_and_no_log(
+    runtime: OllamaRuntime,
+    server: OllamaServer,
+    caplog: pytest.LogCaptureFixture,
+    failure: str,
+) -> None:
+    # All loggers, httpx's and httpcore's too.
+    caplog.set_level(logging.DEBUG)
+    embedder = Embedder(runtime)
+    embedder.embed(["first"])
+    FAILURES[failure](server)
+    with pytest.raises(EmbeddingError) as caught:
+        embedder.embed(["a"])
+    said = "".join(traceback.format_exception(caught.value)) + repr(caught.value)
+    assert "gemma_embed" in said
+    assert CANARY not in said + caplog.text
+    assert CANARY.encode() not in pickle.dumps(caught.value)
+    assert CANARY not in json.dumps(vars(caught.value), default=repr)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        f"http://user:{CANARY}@127.0.0.1:11434",
+        f"http://{CANARY}@127.0.0.1",
+        f"{CANARY}@127.0.0.1",
+        f"http://127.0.0.1:11434/?key={CANARY}",
+        f"http://127.0.0.1:11434/#{CANARY}",
+        f"https://127.0.0.1:{CANARY}/",
+        f"{CANARY}://127.0.0.1",
+        f"http://a b {CANARY}/",
+    ],
+)
+@pytest.mark.parametrize("given", ["host", "OLLAMA_HOST"])
+def test_an_address_that_holds_it_is_refused_without_it(
+    monkeypatch: pytest.MonkeyPatch, address: str, given: str
+) -> None:
+    if given == "OLLAMA_HOST":
+        monkeypatch.setenv("OLLAMA_HOST", address)
+    with pytest.raises(ConfigurationError) as caught:
+        OllamaRuntime(host=address if given == "host" else None)
+    assert CANARY not in "".join(traceback.format_exception(caught.value)).replace(
+        # The test's own source line, should a traceback quote it.
+        "CANARY",
+        "",
+    )
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {CANARY + "\n": "x"},
+        {"X-Key": f"{CANARY}\r\nInjected: 1"},
+        {"X-Key": f"{CANARY}é"},
+        {"X-Key": [CANARY]},
+        {"X-Key": CANARY.encode()},
+    ],
+)
+def test_a_header_that_cannot_be_sent_is_refused_without_it(headers: Any) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        OllamaRuntime(headers=headers)
+    assert CANARY not in "".join(traceback.format_exception(caught.value))
+
+
+def test_it_is_in_no_file(runtime: OllamaRuntime, tmp_path: Path) -> None:
+    embedder = Embedder(runtime, store=tmp_path / "vectors")
+    index = ChromaIndex(tmp_path / "index", "notes", embedder)
+    index.ingest([{"text": "Mars is red.", "metadata": {"title": "Mars"}}])
+    assert index.collection.count() == 1
+    assert CANARY not in str(index.collection.metadata)
+    assert CANARY not in str(index.collection.get())
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 3
+    for path in files:
+        assert CANARY.encode() not in path.read_bytes(), path
