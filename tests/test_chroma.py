@@ -369,6 +369,14 @@ def test_a_folder_open_with_other_settings(fake: FakeRuntime, tmp_path: Path) ->
         _ = ChromaIndex(tmp_path, "notes", Embedder(fake)).client
 
 
+def test_a_name_that_chroma_does_not_take(fake: FakeRuntime, tmp_path: Path) -> None:
+    with (
+        ChromaIndex(tmp_path, "my notes", Embedder(fake)) as index,
+        pytest.raises(ConfigurationError, match="'my notes'"),
+    ):
+        index.ingest(documents(1))
+
+
 def test_an_index_in_memory_needs_a_store(fake: FakeRuntime, tmp_path: Path) -> None:
     client = chromadb.EphemeralClient(Settings(anonymized_telemetry=False))
     with pytest.raises(ConfigurationError, match="store"):

@@ -46,10 +46,14 @@ def folder_of(client: ClientAPI) -> Path | None:
 @contextmanager
 def damage_named(name: str) -> Iterator[None]:
     """Say what an error of Chroma's means for the collection."""
-    from chromadb.errors import ChromaError
+    from chromadb.errors import ChromaError, InvalidArgumentError
 
     try:
         yield
+    except InvalidArgumentError as error:
+        raise ConfigurationError(
+            f"Chroma takes no such arguments for the collection {name!r}: {error}"
+        ) from error
     except ChromaError as error:
         raise CollectionDamaged(
             f"Chroma failed on the collection {name!r}: {type(error).__name__}: {error}; if it "

@@ -125,6 +125,20 @@ class ChromaIndex:
             self._verify(held)
             return held
 
+    @property
+    def namespace(self) -> str:
+        """A name for record managers, as of LangChain's ``index()``.
+
+        It changes with the collection itself, when that is deleted or made anew, and whenever its
+        vectors would. A record manager never asks the collection: under any other name it would
+        go on skipping documents that are no longer there.
+
+        Raises:
+            CollectionMismatch: If the collection holds vectors of another space.
+            CollectionDamaged: If Chroma cannot open it.
+        """
+        return f"{self.name}-{self.collection.id}-{self.embedder.fingerprint}"
+
     def ingest(
         self,
         passages: Iterable[Passage | Mapping[str, Any]],

@@ -1,0 +1,168 @@
+"""The frameworks' own ways to fill an index, over a store: a re-run costs what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from fakes import FakeRuntime
+from langchain_chroma import Chroma
+from langchain_classic.indexes import SQLRecordManager
+from langchain_core.documents import Document
+from langchain_core.indexing import index
+from llama_index.core.ingestion import DocstoreStrategy, IngestionPipeline
+from llama_index.core.schema import Document as LlamaDocument
+from llama_index.core.storage.docstore import SimpleDocumentStore
+from llama_index.vector_stores.chroma import ChromaVectorStore
+
+from gemma_embed.chroma import ChromaIndex
+from gemma_embed.errors import CollectionMismatch, ServerFailed
+from gemma_embed.runtimes import Batch, TooLong
+from langchain_gemma_embed import GemmaEmbeddings
+from llamaindex_gemma_embed import GemmaEmbedding, GemmaTitles
+
+COUNT = 250
+DOCUMENTS = [Document(f"text {n}", metadata={"n": n}) for n in range(COUNT)]
+
+
+class Failing(FakeRuntime):
+    """Breaks down after so many texts, until mended."""
+
+    after: int | None = None
+
+    def embed(self, texts: Sequence[str], *, truncate: bool = False) -> Iterator[Batch | TooLong]:
+        for outcome in super().embed(texts, truncate=truncate):
+            if self.after is not None and len(self.texts) > self.after:
+                raise ServerFailed("broken down")
+            yield outcome
+
+    @property
+    def documents(self) -> int:
+        """Documents computed; a fixed sentence is a query."""
+        return sum("title: none | text: text " in text for text in self.texts)
+
+
+@pytest.fixture
+def runtime() -> Failing:
+    return Failing()
+
+
+class TestLangChainIndex:
+    def run(
+        self, folder: Path, runtime: FakeRuntime, name: str = "notes", dimensions: int = 256
+    ) -> tuple[int, int, int]:
+        """One run of a program: added, skipped, and rows in the end."""
+        embeddings = GemmaEmbeddings(runtime, dimensions=dimensions, store=folder / "vectors")
+        with ChromaIndex(folder / "db", name, embeddings) as opened:
+            records = SQLRecordManager(opened.namespace, db_url=f"sqlite:///{folder}/records.db")
+            records.create_schema()
+            result = index(
+                DOCUMENTS,
+                records,
+                Chroma(name, embeddings, client=opened.client),
+                key_encoder="sha256",
+            )
+            records.engine.dispose()
+            return result["num_added"], result["num_skipped"], opened.collection.count()
+
+    def wipe(self, folder: Path, runtime: FakeRuntime) -> None:
+        with ChromaIndex(folder / "db", "notes", GemmaEmbeddings(runtime)) as opened:
+            opened.client.delete_collection("notes")
+
+    def test_a_second_run_does_nothing(self, tmp_path: Path, runtime: Failing) -> None:
+        assert self.run(tmp_path, runtime) == (COUNT, 0, COUNT)
+        assert self.run(tmp_path, runtime) == (0, COUNT, COUNT)
+        assert runtime.documents == COUNT
+
+    def test_after_a_failure_only_what_is_missing(self, tmp_path: Path, runtime: Failing) -> None:
+        runtime.after = 150
+        with pytest.raises(ServerFailed):
+            self.run(tmp_path, runtime)
+        runtime.after = None
+        assert sum(self.run(tmp_path, runtime)[:2]) == COUNT
+        # LangChain goes on after its last whole hundred, the store after the last batch of three.
+        assert COUNT < runtime.documents <= COUNT + 3
+
+    def test_a_wiped_collection_is_filled_again_from_the_store(
+        self, tmp_path: Path, runtime: Failing
+    ) -> None:
+        self.run(tmp_path, runtime)
+        self.wipe(tmp_path, runtime)
+        assert self.run(tmp_path, runtime) == (COUNT, 0, COUNT)
+        assert runtime.documents == COUNT
+
+    def test_a_wiped_store_costs_nothing_until_it_is_needed(
+        self, tmp_path: Path, runtime: Failing
+    ) -> None:
+        self.run(tmp_path, runtime)
+        (tmp_path / "vectors").unlink()
+        assert self.run(tmp_path, runtime) == (0, COUNT, COUNT)
+        assert runtime.documents == COUNT
+        self.wipe(tmp_path, runtime)
+        assert self.run(tmp_path, runtime) == (COUNT, 0, COUNT)
+        assert runtime.documents == 2 * COUNT
+
+    def test_another_model_is_refused_there_and_starts_anew_elsewhere(
+        self, tmp_path: Path, runtime: Failing
+    ) -> None:
+        self.run(tmp_path, runtime)
+        other = Failing(max_tokens=512)
+        with pytest.raises(CollectionMismatch, match="512"):
+            self.run(tmp_path, other)
+        assert self.run(tmp_path, other, "more-notes") == (COUNT, 0, COUNT)
+        assert (other.documents, runtime.documents) == (COUNT, COUNT)
+        # The first is as it was.
+        assert self.run(tmp_path, runtime) == (0, COUNT, COUNT)
+
+    def test_another_width_needs_no_model(self, tmp_path: Path, runtime: Failing) -> None:
+        self.run(tmp_path, runtime)
+        assert self.run(tmp_path, runtime, "narrow", 128) == (COUNT, 0, COUNT)
+        assert runtime.documents == COUNT
+
+
+class TestIngestionPipeline:
+    def run(
+        self,
+        folder: Path,
+        runtime: FakeRuntime,
+        texts: Sequence[str],
+        docstore: SimpleDocumentStore | None = None,
+    ) -> int:
+        """One run of a program; rows in the end."""
+        embed_model = GemmaEmbedding(runtime, dimensions=256, store=folder / "vectors")
+        documents = [LlamaDocument(text=text, id_=f"id {n}") for n, text in enumerate(texts)]
+        with ChromaIndex(folder / "db", "notes", embed_model) as opened:
+            pipeline = IngestionPipeline(
+                transformations=[GemmaTitles(), embed_model],
+                vector_store=ChromaVectorStore(chroma_collection=opened.collection),
+                docstore=docstore,
+                docstore_strategy=DocstoreStrategy.UPSERTS,
+            )
+            pipeline.run(documents=documents)
+            return opened.collection.count()
+
+    TEXTS = [document.page_content for document in DOCUMENTS]
+
+    def test_a_new_program_finds_what_the_last_one_computed(
+        self, tmp_path: Path, runtime: Failing
+    ) -> None:
+        # No docstore and no cache: nothing but the store and Chroma outlives the first.
+        assert self.run(tmp_path, runtime, self.TEXTS) == COUNT
+        assert self.run(tmp_path, runtime, self.TEXTS) == COUNT
+        assert runtime.documents == COUNT
+
+    def test_after_a_failure_only_what_is_missing(self, tmp_path: Path, runtime: Failing) -> None:
+        runtime.after = 150
+        with pytest.raises(ServerFailed):
+            self.run(tmp_path, runtime, self.TEXTS)
+        runtime.after = None
+        assert self.run(tmp_path, runtime, self.TEXTS) == COUNT
+        assert COUNT < runtime.documents <= COUNT + 3
+
+    def test_a_changed_document_is_one_call(self, tmp_path: Path, runtime: Failing) -> None:
+        docstore = SimpleDocumentStore()
+        self.run(tmp_path, runtime, self.TEXTS, docstore)
+        changed = ["text changed", *self.TEXTS[1:]]
+        assert self.run(tmp_path, runtime, changed, docstore) == COUNT
+        assert runtime.documents == COUNT + 1
