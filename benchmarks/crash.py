@@ -1,11 +1,17 @@
 """Kill an ingestion again and again, at random moments, and look at what is left.
 
-Each kill is a SIGKILL of the process that ingests; the next run goes on where it was. When a run
-comes through, everything the index holds is compared with what an uninterrupted run gives. The
+Each kill is a SIGKILL of the process that ingests; the next run goes on where it was. One kill in
+four comes at a random moment after the start, which mostly is while the run looks at what is there;
+the others at a random moment after a random number of new texts, while it writes. When a run comes
+through, everything the index holds is compared with what an uninterrupted run gives. The
 vectors are made from the texts by arithmetic, so that each can be checked: the store's to the last
 bit, Chroma's to its own rounding, since it normalises what it is given.
 
+With ``--tear``, so many of the kills also cut the index's files short at random places, as a power
+cut may: where that leaves the collection dead, it is made anew from the store.
+
     PYTHONPATH=tests python benchmarks/crash.py --documents 10000 --kills 200
+    PYTHONPATH=tests python benchmarks/crash.py --documents 2000 --kills 60 --tear 0.5
 
 Prints a JSON object; exits with 1 if anything was lost, doubled, wrong, or computed too often.
 """
@@ -36,6 +42,11 @@ from gemma_embed.runtimes import Batch, TooLong
 BATCH = 64
 CHROMA_ROUNDING = 1e-7
 SYNC_THRESHOLDS = (50, 1000, 100_000)
+KILLS_PER_INGESTION = 10
+EARLY_SHARE = 0.25
+EARLY_SECONDS = 2.0
+LATE_SECONDS = 0.5
+POLL_SECONDS = 0.002
 
 
 class CountingRuntime(FakeRuntime):
@@ -71,13 +82,27 @@ def ingest(folder: Path, count: int, sync_threshold: int) -> None:
     try:
         index.ingest(documents(count))
     except CollectionDamaged as error:
-        note(folder, f"dead: {error.__cause__ or error}"[:200])
-        before = len((folder / "computed").read_text().splitlines())
-        rows = index.rebuild()
-        after = len((folder / "computed").read_text().splitlines())
-        note(folder, f"rebuilt {after - before} {rows}")
+        rebuild(folder, index, error)
         index.ingest(documents(count))
     note(folder, "finished")
+
+
+def mend(folder: Path) -> None:
+    """What is left to do where Chroma takes the process down; in a process of its own."""
+    index = ChromaIndex(folder / "db", "notes", Embedder(CountingRuntime(folder / "computed")))
+    try:
+        index.check()
+    except CollectionDamaged as error:
+        rebuild(folder, index, error)
+
+
+def rebuild(folder: Path, index: ChromaIndex, error: CollectionDamaged) -> None:
+    """Make a dead collection anew, and leave word of what that cost."""
+    note(folder, f"dead: {error.__cause__ or error}"[:200].replace(str(folder), ""))
+    before = len((folder / "computed").read_text().splitlines())
+    rows = index.rebuild()
+    after = len((folder / "computed").read_text().splitlines())
+    note(folder, f"rebuilt {after - before} {rows}")
 
 
 def compare(folder: Path, count: int) -> None:
@@ -133,28 +158,74 @@ def started(target: Any, *values: Any) -> BaseProcess:
     return process
 
 
-def campaign(count: int, kills: int, seed: int, longest: float) -> dict[str, Any]:
+def killed(run: BaseProcess, journal: Path, whole: int, draw: random.Random) -> bool:
+    """Kill a run at a random point, unless it is through before that.
+
+    Args:
+        run: The process.
+        journal: What it computes.
+        whole: Bytes of the journal of an uninterrupted run.
+        draw: Decides.
+
+    Returns:
+        Whether it was killed.
+    """
+    if draw.random() < EARLY_SHARE:
+        run.join(draw.uniform(0, EARLY_SECONDS))
+    else:
+        goal = size(journal) + draw.uniform(0, 2 * whole / KILLS_PER_INGESTION)
+        while run.is_alive() and size(journal) < goal:
+            time.sleep(POLL_SECONDS)
+        run.join(draw.uniform(0, LATE_SECONDS))
+    if not run.is_alive():
+        return False
+    run.kill()
+    run.join()
+    return True
+
+
+def torn(database: Path, draw: random.Random) -> bool:
+    """Cut an index's files short, if there are any."""
+    files = sorted(path for path in database.glob("*/*") if size(path))
+    for path in files:
+        os.truncate(path, draw.randrange(size(path)))
+    return bool(files)
+
+
+def size(path: Path) -> int:
+    """Bytes of a file that may not be there yet."""
+    return path.stat().st_size if path.exists() else 0
+
+
+def campaign(count: int, kills: int, seed: int, tear: float) -> dict[str, Any]:
     """Kill until there have been enough, then let the last ingestion come through."""
     draw = random.Random(seed)
-    total: Counter[str] = Counter()
+    prompt = len("title: none | text: ")
+    whole = sum(prompt + len(each["text"]) + 1 for each in documents(count))
+    total: Counter[str] = Counter({"found dead": 0, "rebuilt": 0, "computed in rebuilding": 0})
     deaths: Counter[str] = Counter()
     while total["kills"] < kills:
         threshold = SYNC_THRESHOLDS[total["ingestions"] % len(SYNC_THRESHOLDS)]
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            killed = 0
+            kills_here = tears_here = 0
             while "finished" not in notes(folder):
                 run = started(ingest, folder, count, threshold)
-                patience = draw.uniform(0, longest) if total["kills"] < kills else 600
-                run.join(patience)
-                if run.is_alive():
-                    run.kill()
-                    run.join()
-                    killed += 1
+                if total["kills"] < kills and killed(run, folder / "computed", whole, draw):
+                    kills_here += 1
                     total["kills"] += 1
-                elif run.exitcode != 0:
+                    tears_here += draw.random() < tear and torn(folder / "db", draw)
+                    continue
+                run.join()
+                if run.exitcode != 0 and tears_here:
+                    total["taken down by Chroma"] += run.exitcode < 0
+                    mending = started(mend, folder)
+                    mending.join()
+                    run = mending
+                if run.exitcode != 0:
                     total["runs that failed"] += 1
                     break
+            total["torn"] += tears_here
             comparison = started(compare, folder, count)
             comparison.join()
             total["comparisons that failed"] += comparison.exitcode != 0
@@ -170,7 +241,7 @@ def campaign(count: int, kills: int, seed: int, longest: float) -> dict[str, Any
             computed = Counter((folder / "computed").read_text().splitlines())
             repeated = sum(n - 1 for text, n in computed.items() if "text: text" in text)
             total["texts computed again"] += repeated
-            total["texts allowed again"] += killed * BATCH
+            total["texts allowed again"] += kills_here * BATCH
             total["ingestions"] += 1
             sys.stderr.write(f"{dict(total)}\n")
     return dict(total) | {"documents": count, "seed": seed, "deaths": dict(deaths)}
@@ -182,10 +253,10 @@ def main() -> int:
     parser.add_argument("--documents", type=int, default=10_000)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--longest", type=float, default=8.0, help="seconds before a kill")
+    parser.add_argument("--tear", type=float, default=0, help="share of kills that cut files short")
     args = parser.parse_args()
     began = time.monotonic()
-    report = campaign(args.documents, args.kills, args.seed, args.longest)
+    report = campaign(args.documents, args.kills, args.seed, args.tear)
     print(json.dumps(report | {"seconds": round(time.monotonic() - began)}, indent=1))
     wrong = ("lost", "doubled", "different", "unsearchable", "computed in one more run")
     wrong += ("computed in rebuilding", "runs that failed", "comparisons that failed")

@@ -1,31 +1,48 @@
-"""In process: GemmaEmbeddings against HuggingFaceEmbeddings, same checkpoint, same texts, one run.
+"""In process: ours, HuggingFaceEmbeddings and sentence-transformers on the full-size checkpoint.
 
-The checkpoint has EmbeddingGemma 300M's layers and sizes with random weights and a small
-vocabulary: speed does not depend on the values, and an embedding look-up costs nothing.
+Every engine gets the same texts with the document prompt in front, so that all read the same
+tokens and must return the same vectors; they are timed in turn in one process. The limit is what
+the processor's fastest matrix product of this size would need for the model's arithmetic.
 
-Run: PYTHONPATH=tests python benchmarks/local.py
+Run: PYTHONPATH=tests python benchmarks/local.py --dtype float32
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
-import tempfile
+import statistics
+import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "true"
 warnings.filterwarnings("ignore")
 
 import checkpoints  # noqa: E402
+import full_size  # noqa: E402
 import numpy as np  # noqa: E402
-from langchain_huggingface import HuggingFaceEmbeddings  # noqa: E402
-from pairs import in_turn, machine, ratio, spread  # noqa: E402
+from pairs import (  # noqa: E402
+    disturbed,
+    in_own_process,
+    in_turn,
+    machine,
+    peak_memory,
+    ratio,
+    save,
+    seconds,
+    spread,
+)
 
-from gemma_embed.runtimes import TransformersRuntime  # noqa: E402
-from langchain_gemma_embed import GemmaEmbeddings  # noqa: E402
+PROMPT = "title: none | text: "
+QUERY = "task: search result | query: "
+BATCH_SIZES = (1, 4, 8, 16, 32)
 
-FULL_SIZE = checkpoints.Shape(768, 24, 3, 256, 1152, 3072, 4000)
+Embed = Callable[[list[str]], np.ndarray]
 
 
 def mixed_texts(count: int, seed: int) -> list[str]:
@@ -38,57 +55,187 @@ def mixed_texts(count: int, seed: int) -> list[str]:
     return [" ".join(words[a : a + n]) for a, n in zip(starts, lengths, strict=True)]
 
 
-def main() -> None:
-    """Print one table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--texts", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = checkpoints.build(Path(name), FULL_SIZE, scale=0.02)
-        compare(folder, mixed_texts(options.texts, seed=0), options.rounds)
+def ours(folder: Path, dtype: Any) -> tuple[Embed, Callable[[list[str]], list[int]]]:
+    """Return ``embed_documents``, and what counts tokens."""
+    from gemma_embed.runtimes import TransformersRuntime
+    from langchain_gemma_embed import GemmaEmbeddings
+
+    runtime = TransformersRuntime(folder, device="cpu", dtype=dtype)
+    embeddings = GemmaEmbeddings(runtime)
+
+    def embed(texts: list[str]) -> np.ndarray:
+        if len(texts) == 1 and texts[0].startswith(QUERY):
+            return np.array([embeddings.embed_query(texts[0].removeprefix(QUERY))])
+        return np.array(embeddings.embed_documents([text.removeprefix(PROMPT) for text in texts]))
+
+    return embed, runtime.count_tokens
 
 
-def compare(folder: Path, texts: list[str], rounds: int) -> None:
-    """Check that the vectors are the same, then time both."""
-    runtime = TransformersRuntime(folder, device="cpu")
-    ours = GemmaEmbeddings(runtime)
-    theirs = HuggingFaceEmbeddings(model_name=str(folder), model_kwargs={"device": "cpu"})
-    # What a user would have to know to write; timed below are the defaults.
-    right = {"prompt_name": "document", "normalize_embeddings": True}
-    prompted = theirs.model_copy(update={"encode_kwargs": right})
-    same = texts[:8]
-    plain = [text.replace("\n", " ") for text in same]
-    a, b = np.array(ours.embed_documents(plain)), np.array(prompted.embed_documents(plain))
-    bare = np.array(theirs.embed_documents(plain))
-    tokens = sum(runtime.count_tokens(texts))
+def theirs(folder: Path, dtype: str) -> Any:
+    """Return ``HuggingFaceEmbeddings`` with its defaults but the dtype."""
+    import torch
+    from langchain_huggingface import HuggingFaceEmbeddings
 
-    documents = in_turn(
-        {
-            "HuggingFaceEmbeddings": lambda: theirs.embed_documents(texts),
-            "GemmaEmbeddings": lambda: ours.embed_documents(texts),
-        },
-        rounds,
-    )
+    options = {"device": "cpu", "model_kwargs": {"dtype": getattr(torch, dtype)}}
+    return HuggingFaceEmbeddings(model_name=str(folder), model_kwargs=options)
+
+
+def flops_of(lengths: list[int]) -> float:
+    """Arithmetic of the model for texts of these tokens: linear layers and full attention."""
+    shape = full_size.FULL_SIZE
+    heads = shape.heads * shape.head_dim
+    linear = shape.hidden * (2 * heads + 2 * shape.head_dim + 3 * shape.intermediate)
+    return sum(shape.layers * (2 * linear * n + 4 * heads * n * n) for n in lengths)
+
+
+# Rows, inner and outer size of the widest product of the model, done so often.
+_ROWS, _INNER, _OUTER, _TIMES = 1024, 768, 2304, 20
+PRODUCT = 2.0 * _ROWS * _INNER * _OUTER * _TIMES
+
+
+def products() -> dict[str, Callable[[], object]]:
+    """Return float32 matrix products of this model's size, in torch's and in oneDNN's layout."""
+    import torch
+    from torch.nn.functional import linear as plain
+
+    from gemma_embed.runtimes.transformers.linear import linear
+
+    left, right = torch.randn(_ROWS, _INNER), torch.randn(_OUTER, _INNER)
+    reordered = linear(right)
+
+    def repeat(product: Callable[[Any], object]) -> None:
+        with torch.inference_mode():
+            for _ in range(_TIMES):
+                product(left)
+
+    return {
+        "torch": lambda: repeat(lambda rows: plain(rows, right)),
+        "oneDNN": lambda: repeat(reordered),
+    }
+
+
+def best_batch_size(model: Any, texts: list[str]) -> tuple[int, dict[int, float]]:
+    """Try sentence-transformers' batch sizes, each once after a warm-up."""
+    model.encode(texts[:2])
+    times = {
+        size: seconds(lambda size=size: model.encode(texts, batch_size=size))
+        for size in BATCH_SIZES
+        if size <= len(texts)
+    }
+    return min(times, key=times.__getitem__), times
+
+
+def compare(folder: Path, dtype: str, texts: list[str], rounds: int) -> dict[str, Any]:
+    """Check that the vectors are the same, then time all."""
+    prompted = [PROMPT + text for text in texts]
+    embed, count = ours(folder, dtype)
+    lengths = count(prompted)
+    tokens = sum(lengths)
+    peer = theirs(folder, dtype)
+    model = peer._client
+    size, tried = best_batch_size(model, prompted)
+    names = {
+        "HuggingFaceEmbeddings": lambda: peer.embed_documents(prompted),
+        "sentence-transformers": lambda: model.encode(prompted, batch_size=size),
+        "gemma-embed": lambda: embed(prompted),
+    }
+    if dtype != "float32":
+        del names["HuggingFaceEmbeddings"]
+    cosines = (embed(prompted) * model.encode(prompted, batch_size=size)).sum(1)
+    documents = in_turn(products() | names, rounds)
+    pairs = zip(documents.pop("torch"), documents.pop("oneDNN"), strict=True)
+    limits = [PRODUCT / min(pair) for pair in pairs]
+    question = [QUERY + "how long does the dough rest before it is baked"]
     queries = in_turn(
         {
-            "HuggingFaceEmbeddings": lambda: theirs.embed_query("how long does the dough rest"),
-            "GemmaEmbeddings": lambda: ours.embed_query("how long does the dough rest"),
+            "sentence-transformers": lambda: model.encode(question),
+            "gemma-embed": lambda: embed(question),
         },
-        rounds * 4,
+        rounds * 4 if dtype == "float32" else rounds,
     )
-    print(f"{machine()}\n{len(texts)} texts, {tokens} tokens without prompts, {rounds} rounds\n")
+    flops = flops_of(lengths)
+    return {
+        "dtype": dtype,
+        "texts": len(texts),
+        "tokens": tokens,
+        "longest": max(lengths),
+        "cosine": float(cosines.min()),
+        "batch_size": size,
+        "batch_sizes_tried": tried,
+        "seconds": documents,
+        "query_seconds": queries,
+        "limit": statistics.median(limits),
+        "of_limit": {
+            name: statistics.median(
+                flops / time / limit for time, limit in zip(times, limits, strict=True)
+            )
+            for name, times in documents.items()
+        },
+        "others": max(disturbed),
+    }
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print one table."""
     print(
-        f"Vectors, both with the document prompt: cosine >= {(a * b).sum(1).min():.7f}, "
-        f"largest difference {np.abs(a - b).max():.1e}"
+        f"{machine()}\n{found['dtype']}, {found['texts']} texts, {found['tokens']} tokens with "
+        f"prompts, the longest {found['longest']}; cosine of ours to sentence-transformers' "
+        f">= {found['cosine']:.7f}\nlimit {found['limit'] / 1e9:.0f} GFLOP/s; other processes took "
+        f"{found['others']:.0%} of the processors; sentence-transformers at batch size "
+        f"{found['batch_size']}, its best\n"
     )
-    print(f"Vectors, HuggingFaceEmbeddings by default: cosine >= {(a * bare).sum(1).min():.3f}\n")
-    print("| fp32 | documents, tokens/s | query |\n| --- | --- | --- |")
-    for name, times in documents.items():
-        speeds = [tokens / time for time in times]
-        latency = [time * 1000 for time in queries[name]]
-        print(f"| {name} | {spread(speeds, 'tokens/s', 0)} | {spread(latency, 'ms')} |")
-    print(f"| times faster | {ratio(*documents.values())} | {ratio(*queries.values())} |")
+    print(
+        "| | documents, tokens/s | of the limit | ours, times faster |\n| --- | --- | --- | --- |"
+    )
+    best = found["seconds"]["gemma-embed"]
+    for name, times in found["seconds"].items():
+        speeds = [found["tokens"] / time for time in times]
+        share = f"{found['of_limit'][name]:.0%}"
+        print(f"| {name} | {spread(speeds, 'tokens/s', 0)} | {share} | {ratio(times, best)} |")
+    print("\n| | one query | ours, times faster |\n| --- | --- | --- |")
+    for name, times in found["query_seconds"].items():
+        latency = [time * 1000 for time in times]
+        pairs = ratio(times, found["query_seconds"]["gemma-embed"])
+        print(f"| {name} | {spread(latency, 'ms')} | {pairs} |")
+    for name, peak in found["memory"].items():
+        print(f"{name}: {peak['megabytes']:.0f} MB at most, ready in {peak['ready']:.1f} s")
+
+
+def alone(folder: Path, dtype: str, engine: str) -> None:
+    """Load one engine in this process, embed a few texts, and print what it took."""
+    start = time.perf_counter()
+    if engine == "gemma-embed":
+        embed, _ = ours(folder, dtype)
+    else:
+        embed = theirs(folder, dtype).embed_documents
+    embed([QUERY + "how long does the dough rest"])
+    ready = time.perf_counter() - start
+    embed([PROMPT + text for text in mixed_texts(8, seed=0)])
+    print(json.dumps({"megabytes": peak_memory(), "ready": ready}))
+
+
+def main() -> None:
+    """Print and save one comparison."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--checkpoint", type=Path, default=Path(".full-size"))
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--texts", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--alone", choices=("gemma-embed", "HuggingFaceEmbeddings"))
+    options = parser.parse_args()
+    folder = full_size.build(options.checkpoint)
+    if options.alone:
+        alone(folder, options.dtype, options.alone)
+        return
+    shared = ("--checkpoint", str(folder), "--dtype", options.dtype)
+    memory = {
+        name: in_own_process(*shared, "--alone", name)
+        for name in ("HuggingFaceEmbeddings", "gemma-embed")
+    }
+    texts = mixed_texts(options.texts, seed=0)
+    found = compare(folder, options.dtype, texts, options.rounds) | {"memory": memory}
+    show(found)
+    save(f"local-{options.dtype}", found)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,208 @@
+"""Narrow indexes and search in two steps against exact search at full width, on Chroma.
+
+Two sets of vectors. ``synthetic``: normal numbers whose variance falls with their position as a
+power law, so that the first ones say most, as Matryoshka training makes them; queries are noisy
+documents. ``docstrings``: paragraphs of the docstrings of the installed packages, embedded by the
+bundled model; queries are first sentences of paragraphs that are not in the index.
+
+    python benchmarks/matryoshka.py --vectors 50000 --queries 500
+
+Prints a table for each set: recall@10 against exact search at full width, of exact search of the
+cut vectors and of Chroma; bytes on disk; the median time of a search by a LangChain retriever, with
+a look-up in place of the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import site
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from langchain_chroma import Chroma
+from langchain_core.retrievers import BaseRetriever
+from pairs import machine
+
+from gemma_embed import Embedder
+from gemma_embed.chroma import ChromaIndex
+from gemma_embed.identity import Identity
+from gemma_embed.models import EMBEDDINGGEMMA_300M, Model
+from gemma_embed.prompts import Prompts
+from gemma_embed.runtimes import Batch, TooLong, TransformersRuntime
+from gemma_embed.vectors import Vectors, cut
+from langchain_gemma_embed import GemmaEmbeddings, MatryoshkaRetriever
+
+LIMIT = 10
+CANDIDATES = 100
+# Variance of number i of a vector: (i + 1) ** -DECAY.
+DECAY = 0.8
+NOISE = 0.7
+SHORTEST, LONGEST = 40, 400
+
+
+class Table:
+    """A runtime that looks vectors up, so that searches are timed and no model is."""
+
+    def __init__(self, texts: Sequence[str], vectors: Vectors) -> None:
+        self._rows = {text: row for row, text in enumerate(texts)}
+        self._vectors = vectors
+
+    model: Model = EMBEDDINGGEMMA_300M
+    prompts: Prompts = EMBEDDINGGEMMA_300M.prompts
+    settings: ClassVar[dict[str, Any]] = {}
+    identity = Identity(EMBEDDINGGEMMA_300M.name, "table", "1", "table", "float32", 2048)
+
+    def embed(self, texts: Sequence[str], *, truncate: bool = False) -> Iterator[Batch | TooLong]:
+        """Yield all at once. The sentence by which an index knows its embedder is like row 0."""
+        del truncate
+        bare = [text.split(": ", 2)[2] for text in texts]
+        rows = [self._rows.get(text, 0) for text in bare]
+        yield Batch(range(len(texts)), self._vectors[rows], None)
+
+
+Set = tuple[Table, list[str], list[str]]
+
+
+def synthetic(count: int, queries: int, seed: int) -> Set:
+    """Make vectors; the last are the queries'."""
+    draw = np.random.default_rng(seed)
+    width = EMBEDDINGGEMMA_300M.width
+    scale = np.arange(1, width + 1, dtype=np.float32) ** (-DECAY / 2)
+    vectors = draw.standard_normal((count + queries, width), np.float32) * scale
+    asked = draw.choice(count, queries, replace=False)
+    vectors[count:] = vectors[asked] + NOISE * vectors[count:]
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    rows = [f"row {row}" for row in range(count + queries)]
+    return Table(rows, vectors), rows[:count], rows[count:]
+
+
+def docstrings(count: int, queries: int, seed: int) -> Set:
+    """Embed paragraphs, each once, in an order of the seed.
+
+    Raises:
+        SystemExit: If the installed packages have too few.
+    """
+    found = sorted(set(paragraphs()))
+    if len(found) < count + queries:
+        raise SystemExit(f"{len(found)} paragraphs in all; ask for fewer --vectors")
+    order = np.random.default_rng(seed).permutation(len(found))
+    texts = [found[place] for place in order[: count + queries]]
+    known = set(texts[:count])
+    # A question that is a document too would be looked up as that.
+    questions = [text.split(". ")[0] for text in texts[count:]]
+    questions = [question for question in questions if question not in known]
+    embedder = Embedder(TransformersRuntime("bundled"))
+    vectors = [embedder.embed(texts[:count]), embedder.embed(questions, task="query")]
+    return Table(texts[:count] + questions, np.concatenate(vectors)), texts[:count], questions
+
+
+def paragraphs() -> Iterator[str]:
+    """Yield paragraphs of prose from the docstrings of the installed packages."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    for path in sorted(Path(site.getsitepackages()[0]).rglob("*.py")):
+        try:
+            tree = ast.parse(path.read_bytes())
+        except (SyntaxError, ValueError, RecursionError):
+            continue
+        for node in ast.walk(tree):
+            text = ast.get_docstring(node) if isinstance(node, documented) else None
+            for paragraph in (text or "").split("\n\n"):
+                plain = " ".join(paragraph.split())
+                if SHORTEST <= len(plain) <= LONGEST and plain.isascii() and plain[0].isupper():
+                    yield plain
+
+
+def measure(runtime: Table, texts: list[str], questions: list[str]) -> None:
+    """Fill an index of each width, search each, and print the table."""
+    full_width = runtime.model.width
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        store = folder / "vectors.sqlite"
+        full = GemmaEmbeddings(runtime, store=store).embedder
+        documents = full.embed(texts)
+        wanted = full.embed(questions, task="query")
+        exact = nearest(documents, wanted)
+        print("| index | recall@10, exact | recall@10, Chroma | vectors' files | folder | search |")
+        print("| --- | --- | --- | --- | --- | --- |")
+        for width in runtime.model.dimensions:
+            embeddings = GemmaEmbeddings(runtime, dimensions=width, store=store)
+            rows = ({"id": str(n), "text": text} for n, text in enumerate(texts))
+            with ChromaIndex(folder / str(width), "notes", embeddings) as index:
+                index.ingest(rows, batch_size=5000)
+                narrow = cut(wanted, width)
+                of_cut = recall(nearest(cut(documents, width), narrow), exact)
+                chroma = Chroma("notes", embeddings, client=index.client)
+                direct = chroma.as_retriever(search_kwargs={"k": LIMIT})
+                one = timed(direct, questions, exact)
+                report(f"{width}", f"{of_cut:.3f}", one, folder / str(width))
+                if width > full_width // 3:
+                    continue
+                two = timed(
+                    MatryoshkaRetriever(chroma, k=LIMIT, candidates=CANDIDATES), questions, exact
+                )
+                report(f"{width}, then {full_width}", "", two, folder / str(width))
+        print(f"\nThe embedding store, under all of them: {store.stat().st_size / 1e6:.0f} MB\n")
+
+
+def nearest(documents: Vectors, queries: Vectors) -> np.ndarray:
+    """Rows of the ten most similar documents for each query."""
+    parts = []
+    for start in range(0, len(queries), 50):
+        similarities = queries[start : start + 50] @ documents.T
+        parts.append(np.argpartition(-similarities, LIMIT, axis=1)[:, :LIMIT])
+    return np.concatenate(parts)
+
+
+def recall(found: Sequence[Sequence[int]], exact: np.ndarray) -> float:
+    """Share of the exact ten that were found, mean over queries."""
+    shares = [len(set(a) & set(b)) / LIMIT for a, b in zip(found, exact.tolist(), strict=True)]
+    return statistics.mean(shares)
+
+
+def timed(
+    retriever: BaseRetriever, questions: Sequence[str], exact: np.ndarray
+) -> tuple[float, float]:
+    """Search for every question: recall@10, and the median seconds of a search."""
+    found, seconds = [], []
+    for question in questions:
+        began = time.perf_counter()
+        documents = retriever.invoke(question)
+        seconds.append(time.perf_counter() - began)
+        found.append([int(document.id or "") for document in documents])
+    return recall(found, exact), statistics.median(seconds)
+
+
+def report(name: str, of_cut: str, measured: tuple[float, float], folder: Path) -> None:
+    """Print a row."""
+    whole = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+    vectors = sum(path.stat().st_size for path in folder.glob("*/*")) / 1e6
+    print(
+        f"| {name} | {of_cut} | {measured[0]:.3f} | {vectors:.0f} MB | {whole:.0f} MB "
+        f"| {measured[1] * 1000:.1f} ms |",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--vectors", type=int, default=50_000)
+    parser.add_argument("--queries", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--set", choices=["synthetic", "docstrings"], help="one of them only")
+    args = parser.parse_args()
+    print(f"{machine()}\n{args.vectors} vectors, {args.queries} queries, seed {args.seed}\n")
+    for make in (synthetic, docstrings):
+        if args.set in (None, make.__name__):
+            print(f"{make.__name__}\n", flush=True)
+            measure(*make(args.vectors, args.queries, args.seed))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Peak resident memory of a whole process: import, load, and embed 100 mixed texts.
+
+Each engine runs in a fresh process on the full-size checkpoint; numbers are MB (10^6 bytes) of
+VmHWM, which counts pages of files too, after each stage. What is kept between processes (a graph,
+a tokenizer) is there already; the process that makes it takes more.
+
+Run: PYTHONPATH=tests python benchmarks/memory.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pairs import in_own_process, machine, peak_memory, save
+
+ENGINES = (
+    "OnnxRuntime int4",
+    "OnnxRuntime int8",
+    "OnnxRuntime float32",
+    "TransformersRuntime float32",
+    "HuggingFaceEmbeddings",
+    "sentence-transformers bfloat16",
+)
+QUESTION = "how long does the dough rest before it is baked"
+
+
+def texts() -> list[str]:
+    """100 texts of the example notes, 4 to 160 words."""
+    notes = sorted((Path(__file__).parent.parent / "examples" / "notes").glob("*.md"))
+    words = " ".join(path.read_text() for path in notes).split()
+    # No random numbers: their library has megabytes of its own.
+    lengths = [4 + (i * 37) % 53 + (107 if i % 9 == 0 else 0) for i in range(100)]
+    starts = [(i * 7919) % (len(words) - 200) for i in range(100)]
+    return [" ".join(words[a : a + n]) for a, n in zip(starts, lengths, strict=True)]
+
+
+def engine(name: str, folder: str) -> Callable[[list[str]], Any]:
+    """Import and construct one; loading may wait for the first text."""
+    kind, _, precision = name.partition(" ")
+    if kind.endswith("Runtime"):
+        from gemma_embed import Embedder, runtimes
+
+        option = "precision" if kind == "OnnxRuntime" else "dtype"
+        return Embedder(getattr(runtimes, kind)(folder, **{option: precision})).embed_documents
+    if kind == "HuggingFaceEmbeddings":
+        from langchain_huggingface import HuggingFaceEmbeddings
+
+        options = {"device": "cpu"}
+        return HuggingFaceEmbeddings(model_name=folder, model_kwargs=options).embed_documents
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    options = {"dtype": getattr(torch, precision)}
+    return SentenceTransformer(folder, device="cpu", model_kwargs=options).encode
+
+
+def alone(name: str, folder: str) -> None:
+    """Run one engine in this process, and print its peak after each stage."""
+    start = time.perf_counter()
+    stages = {"Python": peak_memory()}
+    if name.startswith("OnnxRuntime"):
+        import numpy  # noqa: F401
+
+        stages["NumPy"] = peak_memory()
+        import gemma_embed.runtimes  # noqa: F401
+
+        stages["gemma_embed"] = peak_memory()
+        import onnxruntime  # noqa: F401
+
+        stages["onnxruntime"] = peak_memory()
+    embed = engine(name, folder)
+    embed([QUESTION])
+    stages["load, one query"] = peak_memory()
+    ready = time.perf_counter() - start
+    embed(texts())
+    stages["100 texts"] = peak_memory()
+    print(json.dumps({"stages": stages, "ready": ready}))
+
+
+def main() -> None:
+    """Print and save one table."""
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--checkpoint", type=Path, default=Path(".full-size"))
+    parser.add_argument("--engines", nargs="+", default=ENGINES)
+    parser.add_argument("--alone", choices=ENGINES)
+    options = parser.parse_args()
+    if options.alone:
+        alone(options.alone, str(options.checkpoint))
+        return
+    import full_size
+
+    folder = str(full_size.build(options.checkpoint))
+    for name in options.engines:
+        if name.startswith("OnnxRuntime"):
+            # Makes what is kept.
+            in_own_process("--checkpoint", folder, "--alone", name)
+    found = {
+        name: in_own_process("--checkpoint", folder, "--alone", name) for name in options.engines
+    }
+    print(f"{machine()}\n\n| | peak | after each stage | ready |\n| --- | --- | --- | --- |")
+    for name, one in found.items():
+        stages = ", ".join(f"{stage} {peak:.0f}" for stage, peak in one["stages"].items())
+        peak = one["stages"]["100 texts"]
+        print(f"| {name} | {peak:.0f} MB | {stages} | {one['ready']:.1f} s |")
+    save("memory", found)
+
+
+if __name__ == "__main__":
+    main()
