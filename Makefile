@@ -10,6 +10,7 @@ test:
 lint:
 	ruff check .
 	ruff format --check .
+	bandit -q -c pyproject.toml -r shared langchain_gemma_embed llamaindex_gemma_embed examples
 
 format:
 	ruff check --fix .

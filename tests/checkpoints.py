@@ -74,7 +74,8 @@ _MODULE_TYPES = {
 
 
 @cache
-def _tokenizer_json(vocabulary: int) -> str:
+def tokenizer_json(vocabulary: int) -> str:
+    """Train a tokenizer of at most so many entries on the notes."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
@@ -112,6 +113,7 @@ def build(
     prefix: str = "",
     seed: int = 0,
     scale: float = 0.08,
+    tokenizer: str | None = None,
 ) -> Path:
     """Write a checkpoint.
 
@@ -122,7 +124,9 @@ def build(
         shards: Number of safetensors files for the backbone.
         prefix: Before every tensor's name, as some exporters write it.
         seed: Of the random weights.
-        scale: Standard deviation of the matrices.
+        scale: Standard deviation of the matrices and of the norms' weights.
+        tokenizer: Text of a tokenizer.json; None for one of ``shape.vocabulary`` entries trained
+            on the notes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(seed)
@@ -130,7 +134,8 @@ def build(
     def random(*size: int, scale: float = scale) -> torch.Tensor:
         return torch.randn(*size, generator=generator) * scale
 
-    tokenizer = _tokenizer_json(shape.vocabulary)
+    if tokenizer is None:
+        tokenizer = tokenizer_json(shape.vocabulary)
     (folder / "tokenizer.json").write_text(tokenizer)
     write_json(
         folder / "tokenizer_config.json",

@@ -379,3 +379,32 @@ async def test_cancelling_drops_what_has_not_begun() -> None:
     # Long enough for all twelve, had they stayed in the queue.
     await asyncio.sleep(0.2)
     assert slow.calls <= 4
+
+
+def test_a_stream_takes_texts_as_it_needs_them(fake: FakeRuntime) -> None:
+    taken: list[int] = []
+
+    def source(count: int) -> Iterator[str]:
+        for i in range(count):
+            taken.append(i)
+            yield f"text {i}"
+
+    embedder = Embedder(fake)
+    pages = embedder.stream(source(2500), titles=(f"title {i}" for i in range(2500)))
+    first = next(pages)
+    assert len(taken) == len(first) == 1024
+    vectors = np.concatenate([first, *pages])
+    titles = [f"title {i}" for i in range(2500)]
+    np.testing.assert_array_equal(vectors, embedder.embed(source(2500), titles=titles))
+
+
+def test_a_stream_names_the_text_among_all(fake: FakeRuntime) -> None:
+    texts: list[object] = ["a"] * 2000 + [3]
+    with pytest.raises(InvalidInput) as caught:
+        list(Embedder(fake).stream(texts))
+    assert caught.value.index == 2000
+
+
+def test_a_stream_of_one_str_is_refused(fake: FakeRuntime) -> None:
+    with pytest.raises(InvalidInput):
+        list(Embedder(fake).stream("abc"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -16,6 +17,8 @@ from pathlib import Path
 import pytest
 
 COMMIT = "64614b0b8b64f0c6c1e52b07e4e9a4e8fe4d2da2"
+
+MODEL = "/api/models/google/embeddinggemma-300m"
 
 SCRIPT = """
 import sys, json
@@ -55,6 +58,52 @@ def hub(status: int, code: str | None) -> Iterator[tuple[str, list[str]]]:
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}", asked
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@contextmanager
+def hub_with(checkpoint: Path) -> Iterator[str]:
+    """A hub that has a checkpoint as ``google/embeddinggemma-300m``; yields its address."""
+    files = {path.relative_to(checkpoint).as_posix(): path for path in checkpoint.rglob("*.*")}
+    siblings = [{"rfilename": name} for name in files]
+    tree = [
+        {"type": "file", "path": name, "size": path.stat().st_size, "oid": name}
+        for name, path in files.items()
+    ]
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            _, found, name = self.path.partition(f"/resolve/{COMMIT}/")
+            body, headers = b"", {}
+            if found and name in files:
+                body = files[name].read_bytes()
+                headers = {"ETag": f'"{hashlib.sha256(body).hexdigest()}"'}
+            elif self.path.startswith(f"{MODEL}/tree/"):
+                body = json.dumps(tree).encode()
+            elif self.path.startswith(MODEL):
+                model = {"id": "google/embeddinggemma-300m", "sha": COMMIT, "siblings": siblings}
+                body = json.dumps(model).encode()
+            self.send_response(200 if body else 404)
+            for header, value in {**headers, "X-Repo-Commit": COMMIT}.items():
+                self.send_header(header, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()

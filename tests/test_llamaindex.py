@@ -25,6 +25,7 @@ from llama_index.core.instrumentation.events.embedding import (
     EmbeddingEndEvent,
     EmbeddingStartEvent,
 )
+from llama_index.core.instrumentation.span_handlers import NullSpanHandler
 from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.schema import MetadataMode, TextNode
 from llama_index.core.storage.kvstore import SimpleKVStore
@@ -358,3 +359,21 @@ def test_a_bar_is_drawn_once(embedding: GemmaEmbedding, capsys: pytest.CaptureFi
 def test_errors_are_the_cores(embedding: GemmaEmbedding) -> None:
     with pytest.raises(InvalidInput, match="index 1"):
         embedding.get_text_embedding_batch(["fine", None])
+
+
+def test_one_call_is_one_span(embedding: GemmaEmbedding) -> None:
+    opened: list[str] = []
+
+    class Spans(NullSpanHandler):
+        def span_enter(self, id_: str, *arguments: Any, **kwargs: Any) -> None:
+            opened.append(id_.partition("-")[0])
+
+    handler = Spans()
+    dispatcher = get_dispatcher()
+    dispatcher.add_span_handler(handler)
+    try:
+        embedding.get_text_embedding_batch(["a", "b"])
+    finally:
+        dispatcher.span_handlers.remove(handler)
+    batches = [name for name in opened if name.endswith(".get_text_embedding_batch")]
+    assert batches == ["GemmaEmbedding.get_text_embedding_batch"]

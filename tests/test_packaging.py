@@ -18,6 +18,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = {"gemma_embed", "langchain_gemma_embed", "llamaindex_gemma_embed"}
 HEAVY = {"torch", "transformers", "ollama", "httpx", "chromadb", "sentence_transformers", "tqdm"}
+HEAVY |= {"onnx", "onnxruntime", "tokenizers"}
 FRAMEWORKS = {"langchain_core", "llama_index", "pydantic"}
 
 
@@ -111,7 +112,8 @@ def test_constructing_loads_nothing_heavy() -> None:
     code = (
         "import sys\n"
         "from gemma_embed import Embedder\n"
-        "Embedder('transformers').embed([]); Embedder('ollama', dimensions=128).embed([])\n"
+        "Embedder('transformers').embed([]); Embedder('onnx').embed([])\n"
+        "Embedder('ollama', dimensions=128).embed([])\n"
         "print(*sys.modules)"
     )
     loaded = {name.partition(".")[0] for name in run(sys.executable, "-c", code).split()}
