@@ -209,12 +209,15 @@ def campaign(count: int, kills: int, seed: int, tear: float) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             kills_here = tears_here = 0
-            while "finished" not in notes(folder):
+            # A run may be killed, and its files cut, between its last word and its end.
+            while notes(folder)[-1:] != ["finished"]:
                 run = started(ingest, folder, count, threshold)
                 if total["kills"] < kills and killed(run, folder / "computed", whole, draw):
                     kills_here += 1
                     total["kills"] += 1
-                    tears_here += draw.random() < tear and torn(folder / "db", draw)
+                    if draw.random() < tear and torn(folder / "db", draw):
+                        tears_here += 1
+                        note(folder, "torn")
                     continue
                 run.join()
                 if run.exitcode != 0 and tears_here:

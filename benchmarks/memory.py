@@ -9,15 +9,17 @@ Run: PYTHONPATH=tests python benchmarks/memory.py
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
+import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pairs import in_own_process, machine, peak_memory, save
+# What only the parent needs is imported by it: the measured process shall hold the pack's memory,
+# not the benchmark's.
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ENGINES = (
     "OnnxRuntime int4",
@@ -60,6 +62,13 @@ def engine(name: str, folder: str) -> Callable[[list[str]], Any]:
     return SentenceTransformer(folder, device="cpu", model_kwargs=options).encode
 
 
+def peak_memory() -> float:
+    """Peak of this process's resident memory in MB (10^6 bytes), pages of files counted."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024 / 1e6
+
+
 def alone(name: str, folder: str) -> None:
     """Run one engine in this process, and print its peak after each stage."""
     start = time.perf_counter()
@@ -86,24 +95,24 @@ def alone(name: str, folder: str) -> None:
 def main() -> None:
     """Print and save one table."""
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if sys.argv[1:2] == ["--alone"]:
+        alone(*sys.argv[2:])
+        return
+    import argparse
+
+    import full_size
+    from pairs import in_own_process, machine, save
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", type=Path, default=Path(".full-size"))
     parser.add_argument("--engines", nargs="+", default=ENGINES)
-    parser.add_argument("--alone", choices=ENGINES)
     options = parser.parse_args()
-    if options.alone:
-        alone(options.alone, str(options.checkpoint))
-        return
-    import full_size
-
     folder = str(full_size.build(options.checkpoint))
     for name in options.engines:
         if name.startswith("OnnxRuntime"):
             # Makes what is kept.
-            in_own_process("--checkpoint", folder, "--alone", name)
-    found = {
-        name: in_own_process("--checkpoint", folder, "--alone", name) for name in options.engines
-    }
+            in_own_process("--alone", name, folder)
+    found = {name: in_own_process("--alone", name, folder) for name in options.engines}
     print(f"{machine()}\n\n| | peak | after each stage | ready |\n| --- | --- | --- | --- |")
     for name, one in found.items():
         stages = ", ".join(f"{stage} {peak:.0f}" for stage, peak in one["stages"].items())

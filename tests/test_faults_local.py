@@ -91,7 +91,7 @@ def folder(narrow: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gemma_embed.runtimes.transformers.runtime._TOKENS_PER_BATCH", 200)
+    monkeypatch.setattr("gemma_embed.runtimes.transformers.network._TOKENS_PER_BATCH", 200)
 
 
 def fresh(function: Callable[..., Any], *arguments: object) -> Any:
@@ -372,7 +372,7 @@ def _starved(folder: Path) -> list[int]:
         return real(network, batch)
 
     Network.forward = forward
-    runtimes.transformers.runtime._TOKENS_PER_BATCH = 1 << 20
+    runtimes.transformers.network._TOKENS_PER_BATCH = 1 << 20
     embedder = Embedder(runtime(folder))
     texts = [f"{number} " + "rain " * 200 for number in range(96)]
     embedder.embed(texts[:1])

@@ -289,7 +289,7 @@ def test_a_network_that_computes_nonsense_is_refused(copied: Path, damage: str) 
 
 def test_not_a_number_is_named(copied: Path) -> None:
     weights = load_file(copied / "model.safetensors")
-    token = OnnxRuntime(copied)._load().tokenizer(["☠"])[0][1]
+    token = OnnxRuntime(copied)._load().tokenize(["☠"])[0][1]
     weights["embed_tokens.weight"][token] = float("nan")
     save_file(weights, copied / "model.safetensors", {"format": "pt"})
     with pytest.raises(BadResponse, match="NaN or infinity") as caught:

@@ -111,7 +111,7 @@ def test_batches_do_not_matter_in_process(
 ) -> None:
     expected = Embedder(local).embed(texts)
     with monkeypatch.context() as patch:
-        patch.setattr("gemma_embed.runtimes.transformers.runtime._TOKENS_PER_BATCH", tokens)
+        patch.setattr("gemma_embed.runtimes.transformers.network._TOKENS_PER_BATCH", tokens)
         np.testing.assert_allclose(Embedder(local).embed(texts), expected, atol=ROUNDING)
 
 

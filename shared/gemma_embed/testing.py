@@ -20,11 +20,21 @@ Example:
 from __future__ import annotations
 
 from functools import cache
+from typing import Literal
 
-from gemma_embed.runtimes import TransformersRuntime
+from gemma_embed.runtimes import OnnxRuntime, TransformersRuntime
 
 
 @cache
-def bundled_runtime() -> TransformersRuntime:
-    """Return a runtime of the bundled model on the CPU, one for the whole process."""
-    return TransformersRuntime("bundled", device="cpu")
+def bundled_runtime(
+    runtime: Literal["onnx", "transformers"] = "onnx",
+) -> OnnxRuntime | TransformersRuntime:
+    """Return a runtime of the bundled model on the CPU, one for the whole process.
+
+    Args:
+        runtime: ``onnx`` needs ``gemma-embed[onnx]`` and no torch; ``transformers`` is for suites
+            of applications that use that one. Their vectors are equal to 1e-5.
+    """
+    if runtime == "transformers":
+        return TransformersRuntime("bundled", device="cpu")
+    return OnnxRuntime("bundled")

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from onnx import NodeProto, TensorProto
 
 # To be raised with every change of what is written: graphs of another version are written anew.
-VERSION = 1
+VERSION = 2
 
 GRAPH = "model.onnx"
 _NUMBERS = "model.onnx.data"
@@ -96,6 +96,8 @@ class _Writer:
         self._numbers = numbers
         self.precision = precision
         self._constants: dict[tuple[bytes, str], str] = {}
+        # For 8 bits: what stands for zero, once for each token.
+        self._middles = ""
 
     def node(
         self,
@@ -196,14 +198,15 @@ class _Writer:
         # Each token has a step of its own, so that its vector does not depend on its batch, and
         # a token with large numbers does not take the precision of the others.
         last = self.constant([1], np.int64)
-        highest = self.call("ReduceMax", states, last, keepdims=1)
-        lowest = self.call("Neg", self.call("ReduceMin", states, last, keepdims=1))
-        largest = self.call("Max", highest, lowest, self.constant(1e-30, np.float32))
+        largest = self.call("ReduceMax", self.call("Abs", states), last, keepdims=1)
+        largest = self.call("Max", largest, self.constant(1e-30, np.float32))
         steps = self.call("Mul", largest, self.constant(1 / 127, np.float32))
-        one_a_token = self.call("Squeeze", steps, last)
         middle = self.constant([128], np.uint8)
-        middles = self.call("Expand", middle, self.call("Shape", one_a_token))
-        rounded = self.call("QuantizeLinear", states, one_a_token, middles, axis=0)
+        if not self._middles:
+            tokens = self.call("Shape", states, end=1)
+            self._middles = self.call("Expand", middle, tokens)
+        one_a_token = self.call("Squeeze", steps, last)
+        rounded = self.call("QuantizeLinear", states, one_a_token, self._middles, axis=0)
         results = []
         for matrix in matrices:
             codes, scales = to_int8(matrix)

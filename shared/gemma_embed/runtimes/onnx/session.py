@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ class Session:
 
         Args:
             path: Its file.
-            threads: Threads that compute; None for one a processor core.
+            threads: Threads that compute; None for one a processor core that this process may use.
             fused: Whether it is written as it shall run, with nothing left to fuse.
 
         Raises:
@@ -28,7 +29,10 @@ class Session:
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        options.intra_op_num_threads = threads or 0
+        options.intra_op_num_threads = threads or processor_cores()
+        # A thread that waits for work by counting takes a core from whoever computes next: another
+        # session, or torch. Measured: 30 % of this one's speed beside two idle sessions.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         if fused:
             level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
             options.graph_optimization_level = level
@@ -70,3 +74,19 @@ class Session:
             raise
         result: Vectors = vectors
         return result
+
+
+def processor_cores() -> int:
+    """Count the cores that this process may use, each once however many threads it runs at a time.
+
+    Returns:
+        Their number; 0, for ONNX Runtime to count itself, where the system does not tell. It then
+        binds its threads to cores, which two sessions in a process must not do to each other.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return 0
+    topology = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+    try:
+        return len({Path(topology.format(n)).read_text() for n in os.sched_getaffinity(0)})
+    except OSError:
+        return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import groupby
+from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
@@ -13,6 +13,13 @@ from torch.nn.functional import scaled_dot_product_attention
 
 # Queries of one product under a sliding window; each meets that many keys and two windows more.
 _BLOCK = 256
+# Between these lengths two plain products are faster than the kernel that keeps no scores: three
+# times in bfloat16. Above, scores would take tens of megabytes.
+_SHORTEST, _LONGEST = 32, 512
+# Texts of other lengths join a group up to this longest one, and to this share of padding: a call
+# for each length costs more.
+_SHORT = 256
+_PADDING = 0.2
 
 
 class Attention(Protocol):
@@ -36,37 +43,60 @@ class Attention(Protocol):
 
 @dataclass(frozen=True)
 class Group:
-    """Texts of one length that lie next to each other.
+    """Texts of like length that lie next to each other.
 
     Attributes:
         start: Position of the first token.
         end: Position behind the last one.
-        count: Texts.
-        length: Tokens of each.
+        lengths: Tokens of each text.
     """
 
     start: int
     end: int
-    count: int
-    length: int
+    lengths: tuple[int, ...]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text."""
+        return max(self.lengths)
+
+    @property
+    def even(self) -> bool:
+        """Whether all texts have that many."""
+        return min(self.lengths) == self.longest
 
 
-def groups_of(lengths: Sequence[int]) -> list[Group]:
-    """Group neighbours of equal length."""
-    groups = []
-    start = 0
-    for length, members in groupby(lengths):
-        count = sum(1 for _ in members)
-        groups.append(Group(start, start + count * length, count, length))
-        start += count * length
-    return groups
+def groups_of(lengths: Sequence[int], window: int) -> list[Group]:
+    """Group neighbours whose lengths are alike: equal, or short with little padding.
+
+    Args:
+        lengths: Tokens of each text.
+        window: The narrowest of the network; padded texts are no longer, so that it hides nothing.
+    """
+    groups: list[list[int]] = []
+    for length in lengths:
+        if not groups or not _alike([*groups[-1], length], min(window, _SHORT)):
+            groups.append([])
+        groups[-1].append(length)
+    ends = list(accumulate(map(sum, groups)))
+    return [
+        Group(end - sum(members), end, tuple(members))
+        for end, members in zip(ends, groups, strict=True)
+    ]
+
+
+def _alike(lengths: Sequence[int], short: int) -> bool:
+    longest = max(lengths)
+    if min(lengths) == longest:
+        return True
+    return longest <= short and longest * len(lengths) <= (1 + _PADDING) * sum(lengths)
 
 
 class GroupedAttention:
-    """One product for all texts of a length; long texts under a window in blocks."""
+    """One product for all texts of a group; long texts under a window in blocks."""
 
     def __init__(self, groups: Sequence[Group], device: torch.device, dtype: torch.dtype) -> None:
-        """Note the groups of a batch.
+        """Prepare the groups of a batch.
 
         Args:
             groups: As ``groups_of`` gives them.
@@ -76,6 +106,7 @@ class GroupedAttention:
         self._groups = groups
         self._device = device
         self._dtype = dtype
+        self._padded = {group: _Padded(group, device, dtype) for group in groups if not group.even}
         self._masks: dict[tuple[int, int, int, int], torch.Tensor] = {}
 
     def __call__(
@@ -85,15 +116,17 @@ class GroupedAttention:
         result = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         for group in self._groups:
             rows = slice(group.start, group.end)
-            size = (group.count, group.length, -1, query.shape[2])
-            q = query[rows].view(size).transpose(1, 2)
-            k = _shared(key[rows].view(size).transpose(1, 2), q.shape[1])
-            v = _shared(value[rows].view(size).transpose(1, 2), q.shape[1])
-            if window is None or group.length <= window:
-                attended = scaled_dot_product_attention(q, k, v, scale=1.0)
+            parts = query[rows], key[rows], value[rows]
+            if group in self._padded:
+                result[rows] = self._padded[group].attend(*parts)
+            elif window is None or group.longest <= window:
+                result[rows] = _attend(*parts, len(group.lengths), None)
             else:
+                size = (len(group.lengths), group.longest, -1, query.shape[2])
+                q, k, v = (part.view(size).transpose(1, 2) for part in parts)
+                k, v = _shared(k, q.shape[1]), _shared(v, q.shape[1])
                 attended = self._in_blocks(q, k, v, window)
-            result[rows].view(size).copy_(attended.transpose(1, 2))
+                result[rows].view(size).copy_(attended.transpose(1, 2))
         return result
 
     def _in_blocks(
@@ -125,6 +158,56 @@ class GroupedAttention:
         return self._masks[shape]
 
 
+class _Padded:
+    """Attention of texts of a few lengths, at most the window's, in one product."""
+
+    def __init__(self, group: Group, device: torch.device, dtype: torch.dtype) -> None:
+        lengths = torch.tensor(group.lengths)
+        places = torch.arange(group.longest)
+        real = places < lengths[:, None]
+        starts = torch.cumsum(lengths, 0) - lengths
+        # Padding repeats the first token: finite, and seen by nobody.
+        rows = torch.where(real, starts[:, None] + places, starts[:, None])
+        self._count = len(lengths)
+        self._rows = rows.flatten().to(device)
+        self._real = real.flatten().nonzero().flatten().to(device)
+        mask = torch.zeros(real.shape, dtype=dtype).masked_fill_(~real, -torch.inf)
+        self._mask = mask[:, None, None].to(device)
+
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        padded = (part.index_select(0, self._rows) for part in (query, key, value))
+        return _attend(*padded, self._count, self._mask).index_select(0, self._real)
+
+
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    count: int,
+    mask: torch.Tensor | None,
+) -> torch.Tensor:
+    """Let the tokens of each of ``count`` equally long texts see each other: (tokens, heads, size).
+
+    The heads that share a key are one sequence of queries, so that no key is copied for them.
+    """
+    heads, size = query.shape[1:]
+    shared = key.shape[1]
+    length = len(query) // count
+    by_key = query.reshape(count, -1, shared, heads // shared, size).transpose(1, 2)
+    q = by_key.reshape(count * shared, -1, size)
+    k = key.view(count, -1, shared, size).transpose(1, 2).reshape(count * shared, -1, size)
+    v = value.view(count, -1, shared, size).transpose(1, 2).reshape(count * shared, -1, size)
+    if mask is None and not _SHORTEST <= length <= _LONGEST:
+        attended = scaled_dot_product_attention(q[:, None], k[:, None], v[:, None], scale=1.0)
+    else:
+        scores = torch.bmm(q, k.transpose(1, 2))
+        if mask is not None:
+            scores.view(count, shared, -1, length).add_(mask)
+        attended = torch.bmm(scores.softmax(-1), v)
+    by_token = attended.view(count, shared, -1, heads // shared, size).transpose(1, 2)
+    return by_token.reshape(-1, heads, size)
+
+
 class FlexAttention:
     """One kernel for the whole batch, whatever its lengths: what a GPU wants."""
 
@@ -135,7 +218,7 @@ class FlexAttention:
             groups: As ``groups_of`` gives them.
             device: Of the tensors to come.
         """
-        lengths = [group.length for group in groups for _ in range(group.count)]
+        lengths = [length for group in groups for length in group.lengths]
         texts = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
         self._text = texts.to(device)
         self._masks: dict[int | None, Any] = {}

@@ -14,8 +14,9 @@ from gemma_embed.runtimes.transformers.stock import StockForward
 
 logger = logging.getLogger("gemma_embed")
 
-# Largest difference of a number in vectors of norm 1. bfloat16 has 8 bits, and both sides round.
-_BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+# Largest distance of two vectors of norm 1. In bfloat16, where both sides round to 8 bits, that of
+# a cosine of 0.999.
+_BOUNDS = {torch.float32: 5e-5, torch.bfloat16: 0.0447}
 
 # What a build of torch, or a network, that is not as expected raises.
 _FAILURES = (RuntimeError, AttributeError, TypeError, ValueError, LookupError)
@@ -86,23 +87,23 @@ def _difference(
     for way in ways:
         packed.attention = way
         try:
-            largest = float((packed(sequences) - expected).abs().max())
+            largest = float((packed(sequences) - expected).norm(dim=1).max())
         except _FAILURES as error:
             reason = f"{type(error).__name__} in this build of torch"
             continue
         if largest <= bound:  # Not so for NaN.
             return None
-        reason = f"vectors differ by {largest:.0e}"
+        reason = f"vectors are {largest:.0e} apart"
     return reason
 
 
 def _sequences(config: object) -> list[list[int]]:
-    """Make token sequences: alone, two of a length, past the sliding window, which comes last."""
+    """Make token sequences: alone, two of a length, two alike, past the window."""
     size = int(getattr(config, "vocab_size", 0))
     window = int(getattr(config, "sliding_window", 0))
     longest = min(window + 24, int(getattr(config, "max_position_embeddings", 0)))
     # Multiples of a prime: tokens from all over the vocabulary, always the same.
     return [
         [(1 + start + 7919 * place) % size for place in range(length)]
-        for start, length in ((0, 3), (11, 12), (101, 12), (1009, longest))
+        for start, length in ((0, 3), (11, 12), (101, 12), (211, 44), (401, 40), (1009, longest))
     ]
