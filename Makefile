@@ -22,5 +22,11 @@ types:
 check: lint types test
 
 bench:
-	PYTHONPATH=tests python benchmarks/local.py
+	PYTHONPATH=tests python benchmarks/local.py --texts 64
+	PYTHONPATH=tests python benchmarks/local.py --texts 64 --dtype bfloat16
+	PYTHONPATH=tests python benchmarks/without_torch.py --texts 64
+	PYTHONPATH=tests python benchmarks/memory.py
+	PYTHONPATH=tests python benchmarks/adapters.py
+	PYTHONPATH=tests python benchmarks/growth.py
 	PYTHONPATH=tests python benchmarks/server.py
+	PYTHONPATH=tests python benchmarks/matryoshka.py

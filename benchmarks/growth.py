@@ -25,8 +25,9 @@ from fakes import FakeRuntime
 from pairs import Neighbours, in_own_process, machine, peak_memory, save, seconds
 
 from gemma_embed import Embedder, EmbeddingStore
-from gemma_embed.runtimes import TransformersRuntime
+from gemma_embed.runtimes import TransformersRuntime, open_runtime
 
+RUNTIMES = ("transformers", "onnx")
 COUNTS = (100, 1_000, 10_000, 100_000)
 LENGTHS = (16, 64, 256, 512, 1024, 2048)
 TOKENS_A_LENGTH = 1024
@@ -34,9 +35,9 @@ CACHED = 50_000
 SPACE = "s"
 
 
-def numbers(folder: Path, count: int) -> dict[str, float]:
+def numbers(folder: Path, name: str, count: int) -> dict[str, float]:
     """Embed so many texts as a stream: texts a second, and memory at most."""
-    embedder = Embedder(TransformersRuntime(folder, device="cpu"))
+    embedder = Embedder(open_runtime(name, str(folder)))
     words = " ".join(path.read_text() for path in checkpoints.NOTES.glob("*.md")).split()
     random = np.random.default_rng(0)
     starts, lengths = random.integers(0, len(words) - 60, count), random.integers(4, 40, count)
@@ -121,7 +122,11 @@ def embedder_space(embedder: Embedder) -> str:
 
 def show(found: dict[str, Any]) -> None:
     """Print the tables."""
-    print(f"{machine()}\n\n| texts | texts/s | MB beyond loading | others |\n" + "| --- " * 4 + "|")
+    print(
+        f"{machine()}\n\n| runtime, texts | texts/s | MB beyond loading | others |\n"
+        + "| --- " * 4
+        + "|"
+    )
     for count, row in found["numbers"].items():
         print(
             f"| {count} | {row['texts_a_second']:.0f} | {row['megabytes_beyond_loading']:.0f} "
@@ -140,17 +145,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", type=Path, default=Path(".full-size"))
     parser.add_argument("--small", type=Path, help="measure --count texts on it, and print JSON")
+    parser.add_argument("--runtime", choices=RUNTIMES)
     parser.add_argument("--count", type=int, default=0)
     parser.add_argument("--most", type=int, default=COUNTS[-1])
     options = parser.parse_args()
     if options.small:
-        print(json.dumps(numbers(options.small, options.count)))
+        print(json.dumps(numbers(options.small, options.runtime, options.count)))
         return
     found: dict[str, Any] = {"cached": cached()}
     with tempfile.TemporaryDirectory() as name:
         small = checkpoints.build(Path(name), checkpoints.SHAPES["narrow"])
         found["numbers"] = {
-            count: in_own_process("--small", str(small), "--count", str(count))
+            f"{name}, {count}": in_own_process(
+                "--small", str(small), "--runtime", name, "--count", str(count)
+            )
+            for name in RUNTIMES
             for count in COUNTS
             if count <= options.most
         }

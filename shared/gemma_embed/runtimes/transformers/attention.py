@@ -74,22 +74,19 @@ def groups_of(lengths: Sequence[int], window: int) -> list[Group]:
         window: The narrowest of the network; padded texts are no longer, so that it hides nothing.
     """
     groups: list[list[int]] = []
+    longest = total = 0
     for length in lengths:
-        if not groups or not _alike([*groups[-1], length], min(window, _SHORT)):
+        longest, total = max(longest, length), total + length
+        padding = _PADDING if longest <= min(window, _SHORT) else 0
+        if not groups or longest * (len(groups[-1]) + 1) > (1 + padding) * total:
             groups.append([])
+            longest = total = length
         groups[-1].append(length)
     ends = list(accumulate(map(sum, groups)))
     return [
         Group(end - sum(members), end, tuple(members))
         for end, members in zip(ends, groups, strict=True)
     ]
-
-
-def _alike(lengths: Sequence[int], short: int) -> bool:
-    longest = max(lengths)
-    if min(lengths) == longest:
-        return True
-    return longest <= short and longest * len(lengths) <= (1 + _PADDING) * sum(lengths)
 
 
 class GroupedAttention:
@@ -116,14 +113,14 @@ class GroupedAttention:
         result = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         for group in self._groups:
             rows = slice(group.start, group.end)
-            parts = query[rows], key[rows], value[rows]
+            q, k, v = query[rows], key[rows], value[rows]
             if group in self._padded:
-                result[rows] = self._padded[group].attend(*parts)
+                result[rows] = self._padded[group].attend(q, k, v)
             elif window is None or group.longest <= window:
-                result[rows] = _attend(*parts, len(group.lengths), None)
+                result[rows] = _attend(q, k, v, len(group.lengths), None)
             else:
                 size = (len(group.lengths), group.longest, -1, query.shape[2])
-                q, k, v = (part.view(size).transpose(1, 2) for part in parts)
+                q, k, v = (part.view(size).transpose(1, 2) for part in (q, k, v))
                 k, v = _shared(k, q.shape[1]), _shared(v, q.shape[1])
                 attended = self._in_blocks(q, k, v, window)
                 result[rows].view(size).copy_(attended.transpose(1, 2))
@@ -175,8 +172,8 @@ class _Padded:
         self._mask = mask[:, None, None].to(device)
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        padded = (part.index_select(0, self._rows) for part in (query, key, value))
-        return _attend(*padded, self._count, self._mask).index_select(0, self._real)
+        q, k, v = (part.index_select(0, self._rows) for part in (query, key, value))
+        return _attend(q, k, v, self._count, self._mask).index_select(0, self._real)
 
 
 def _attend(
