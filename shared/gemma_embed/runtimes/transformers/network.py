@@ -17,6 +17,7 @@ from gemma_embed.errors import (
 from gemma_embed.runtimes.local.checkpoint import Checkpoint
 from gemma_embed.runtimes.local.files import check_unchanged
 from gemma_embed.runtimes.local.memory import is_out_of_memory
+from gemma_embed.runtimes.transformers.threads import on_sound_thread
 from gemma_embed.vectors import Vectors, plan_batches
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class Network:
 
     def forward(self, tokens: Sequence[Sequence[int]]) -> Vectors:
         """Compute one batch: float32, shape (len(tokens), width), rows of norm 1."""
-        vectors: Vectors = self._forward(tokens).cpu().numpy()
+        vectors: Vectors = on_sound_thread(lambda: self._forward(tokens).cpu().numpy())
         return vectors
 
 
