@@ -1,7 +1,7 @@
 """What a text costs as the work grows: number of texts, their length, threads, repetition, store.
 
-Numbers of texts up to 100,000 are measured on a small checkpoint of the same architecture, each in
-a process of its own; lengths and threads on the full-size one.
+Numbers of texts up to 100,000 are measured on a small checkpoint of the same architecture; lengths
+and threads on the full-size one. Each number and length has a process of its own.
 
 Run: PYTHONPATH=tests python benchmarks/growth.py
 """
@@ -30,7 +30,7 @@ from gemma_embed.runtimes import TransformersRuntime, open_runtime
 RUNTIMES = ("transformers", "onnx")
 COUNTS = (100, 1_000, 10_000, 100_000)
 LENGTHS = (16, 64, 256, 512, 1024, 2048)
-TOKENS_A_LENGTH = 1024
+TOKENS_A_LENGTH = 4096
 CACHED = 50_000
 SPACE = "s"
 
@@ -57,26 +57,35 @@ def numbers(folder: Path, name: str, count: int) -> dict[str, float]:
     }
 
 
-def by_length(runtime: TransformersRuntime, lengths: tuple[int, ...]) -> dict[int, float]:
-    """Tokens a second for texts of a length, the best of two."""
-    speeds = {}
-    network = runtime._load()
+def of_length(folder: Path, name: str, length: int) -> dict[str, float]:
+    """Compute texts of so many tokens: tokens a second, the best of three, and memory at most."""
+    network = open_runtime(name, str(folder))._load()
     random = np.random.default_rng(0)
-    for length in lengths:
-        batch = random.integers(300, 9000, (max(1, TOKENS_A_LENGTH // length), length)).tolist()
-        taken = min(seconds(lambda batch=batch: network.forward(batch)) for _ in range(2))
-        speeds[length] = len(batch) * length / taken
-    return speeds
+    count = max(2, TOKENS_A_LENGTH // length)
+    texts = random.integers(300, 9000, (count, length)).tolist()
+    before = peak_memory()
+
+    def compute() -> None:
+        for batch in network.batches(dict.fromkeys(range(count), length)):
+            network.forward([texts[row] for row in batch])
+
+    taken = min(seconds(compute) for _ in range(3))
+    return {
+        "tokens_a_second": count * length / taken,
+        "megabytes_beyond_loading": peak_memory() - before,
+    }
 
 
 def with_threads(runtime: TransformersRuntime, count: int) -> float:
-    """Tokens a second of texts of 128 tokens on so many threads."""
+    """Tokens a second of texts of 128 tokens on so many threads, the best of three."""
     import torch
 
+    network = runtime._load()
+    batch = np.random.default_rng(0).integers(300, 9000, (8, 128)).tolist()
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
-        return by_length(runtime, (128,))[128]
+        return 8 * 128 / min(seconds(lambda: network.forward(batch)) for _ in range(3))
     finally:
         torch.set_num_threads(before)
 
@@ -132,9 +141,10 @@ def show(found: dict[str, Any]) -> None:
             f"| {count} | {row['texts_a_second']:.0f} | {row['megabytes_beyond_loading']:.0f} "
             f"| {row['others']:.0%} |"
         )
-    print("\n| tokens a text | tokens/s |\n| --- | --- |")
-    for length, speed in found["lengths"].items():
-        print(f"| {length} | {speed:.0f} |")
+    print("\n| runtime, tokens a text | tokens/s | MB beyond loading |\n| --- | --- | --- |")
+    for length, row in found["lengths"].items():
+        speed, memory = row["tokens_a_second"], row["megabytes_beyond_loading"]
+        print(f"| {length} | {speed:.0f} | {memory:.0f} |")
     print(f"\nothers took {found['others']:.0%} meanwhile; threads: {found['threads']}")
     print(f"one text and a thousand of it, seconds: {found['repeated']}")
     print(f"cached texts a second: {found['cached']}")
@@ -147,10 +157,14 @@ def main() -> None:
     parser.add_argument("--small", type=Path, help="measure --count texts on it, and print JSON")
     parser.add_argument("--runtime", choices=RUNTIMES)
     parser.add_argument("--count", type=int, default=0)
+    parser.add_argument("--length", type=int, help="measure texts of so many tokens, print JSON")
     parser.add_argument("--most", type=int, default=COUNTS[-1])
     options = parser.parse_args()
     if options.small:
         print(json.dumps(numbers(options.small, options.runtime, options.count)))
+        return
+    if options.length:
+        print(json.dumps(of_length(options.checkpoint, options.runtime, options.length)))
         return
     found: dict[str, Any] = {"cached": cached()}
     with tempfile.TemporaryDirectory() as name:
@@ -163,10 +177,17 @@ def main() -> None:
             for count in COUNTS
             if count <= options.most
         }
-    runtime = TransformersRuntime(full_size.build(options.checkpoint), device="cpu")
-    runtime._load()
+    folder = full_size.build(options.checkpoint)
     neighbours = Neighbours()
-    found["lengths"] = by_length(runtime, LENGTHS)
+    found["lengths"] = {
+        f"{name}, {length}": in_own_process(
+            "--checkpoint", str(folder), "--runtime", name, "--length", str(length)
+        )
+        for name in RUNTIMES
+        for length in LENGTHS
+    }
+    runtime = TransformersRuntime(folder, device="cpu")
+    runtime._load()
     found["threads"] = {count: with_threads(runtime, count) for count in (1, 2)}
     found["others"] = neighbours.share()
     found["repeated"] = repeated(runtime)

@@ -45,14 +45,17 @@ BATCH_SIZES = (1, 4, 8, 16, 32)
 Embed = Callable[[list[str]], np.ndarray]
 
 
-def mixed_texts(count: int, seed: int) -> list[str]:
-    """Texts of mixed lengths, log-normal round 25 words, from the example notes."""
+def mixed_texts(count: int, seed: int, words: int = 25) -> list[str]:
+    """Texts of the example notes of mixed lengths: log-normal round so many words, 4 at least."""
     notes = sorted(checkpoints.NOTES.glob("*.md"))
-    words = " ".join(path.read_text() for path in notes).split()
+    all_words = " ".join(path.read_text() for path in notes).split()
     random = np.random.default_rng(seed)
-    lengths = np.clip(random.lognormal(np.log(25), 0.9, count).astype(int), 4, 160)
-    starts = random.integers(0, len(words) - 300, count)
-    return [" ".join(words[a : a + n]) for a, n in zip(starts, lengths, strict=True)]
+    lengths = np.clip(random.lognormal(np.log(words), 0.9, count).astype(int), 4, 6.4 * words)
+    starts = random.integers(0, len(all_words) - 12 * words, count)
+    return [
+        " ".join(all_words[start : start + int(length)])
+        for start, length in zip(starts, lengths, strict=True)
+    ]
 
 
 def ours(folder: Path, dtype: Any) -> tuple[Embed, Callable[[list[str]], list[int]]]:
@@ -93,14 +96,15 @@ _ROWS, _INNER, _OUTER, _TIMES = 1024, 768, 2304, 20
 PRODUCT = 2.0 * _ROWS * _INNER * _OUTER * _TIMES
 
 
-def products() -> dict[str, Callable[[], object]]:
-    """Return float32 matrix products of this model's size, in torch's and in oneDNN's layout."""
+def products(dtype: str) -> dict[str, Callable[[], object]]:
+    """Return matrix products of this model's size, in torch's and in oneDNN's layout."""
     import torch
     from torch.nn.functional import linear as plain
 
     from gemma_embed.runtimes.transformers.linear import linear
 
-    left, right = torch.randn(_ROWS, _INNER), torch.randn(_OUTER, _INNER)
+    kind = getattr(torch, dtype)
+    left, right = torch.randn(_ROWS, _INNER, dtype=kind), torch.randn(_OUTER, _INNER, dtype=kind)
     reordered = linear(right)
 
     def repeat(product: Callable[[Any], object]) -> None:
@@ -142,7 +146,7 @@ def compare(folder: Path, dtype: str, texts: list[str], rounds: int) -> dict[str
     if dtype != "float32":
         del names["HuggingFaceEmbeddings"]
     cosines = (embed(prompted) * model.encode(prompted, batch_size=size)).sum(1)
-    documents = in_turn(products() | names, rounds)
+    documents = in_turn(products(dtype) | names, rounds)
     pairs = zip(documents.pop("torch"), documents.pop("oneDNN"), strict=True)
     limits = [PRODUCT / min(pair) for pair in pairs]
     question = [QUERY + "how long does the dough rest before it is baked"]
@@ -220,6 +224,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=Path(".full-size"))
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--texts", type=int, default=32)
+    parser.add_argument("--words", type=int, default=25, help="median length of a text")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--alone", choices=("gemma-embed", "HuggingFaceEmbeddings"))
     options = parser.parse_args()
@@ -232,10 +237,10 @@ def main() -> None:
         name: in_own_process(*shared, "--alone", name)
         for name in ("HuggingFaceEmbeddings", "gemma-embed")
     }
-    texts = mixed_texts(options.texts, seed=0)
+    texts = mixed_texts(options.texts, seed=0, words=options.words)
     found = compare(folder, options.dtype, texts, options.rounds) | {"memory": memory}
     show(found)
-    save(f"local-{options.dtype}", found)
+    save(f"local-{options.dtype}" + ("" if options.words == 25 else "-long"), found)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ ENGINES = (
     "OnnxRuntime int8",
     "OnnxRuntime float32",
     "TransformersRuntime float32",
+    "TransformersRuntime bfloat16",
     "HuggingFaceEmbeddings",
     "sentence-transformers bfloat16",
 )

@@ -99,6 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", type=Path, default=Path(".full-size"))
     parser.add_argument("--texts", type=int, default=32)
+    parser.add_argument("--words", type=int, default=25, help="median length of a text")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--load", choices=PRECISIONS)
     options = parser.parse_args()
@@ -106,11 +107,12 @@ def main() -> None:
     if options.load:
         load(folder, options.load)
         return
-    found = compare(folder, mixed_texts(options.texts, seed=0), options.rounds)
+    texts = mixed_texts(options.texts, seed=0, words=options.words)
+    found = compare(folder, texts, options.rounds)
     shared = ("--checkpoint", str(folder), "--load")
     found["load"] = {name: [in_own_process(*shared, name) for _ in range(3)] for name in PRECISIONS}
     show(found)
-    save("without-torch", found)
+    save("without-torch" + ("" if options.words == 25 else "-long"), found)
 
 
 if __name__ == "__main__":
