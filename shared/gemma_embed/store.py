@@ -23,7 +23,6 @@ _KEYS_PER_QUERY = 500
 _SELECT = "SELECT key, vector, checksum FROM vectors WHERE key IN ({})"
 
 _MENDS = {
-    sqlite3.SQLITE_NOTADB: "it is not an embedding store, or its first bytes are damaged: move it",
     sqlite3.SQLITE_FULL: "free some space on the disk, or set max_bytes",
     sqlite3.SQLITE_IOERR: "check the disk's space, quota and health",
     sqlite3.SQLITE_READONLY: "make it writable, or leave the store out",
@@ -67,7 +66,8 @@ class EmbeddingStore:
 
     Attributes:
         path: The file.
-        max_bytes: Beyond this the oldest vectors are forgotten; None for no limit.
+        max_bytes: Beyond this the oldest vectors are forgotten, though never those of the batch
+            just written; None for no limit.
     """
 
     def __init__(self, path: str | Path, *, max_bytes: int | None = None) -> None:
@@ -175,7 +175,7 @@ class EmbeddingStore:
             connection.execute("BEGIN IMMEDIATE")
             connection.executemany(store_file.REPLACE, rows)
             if self.max_bytes is not None:
-                store_file.evict(connection, self.max_bytes)
+                store_file.evict(connection, self.max_bytes, spared=len(rows))
             connection.execute("COMMIT")
 
         self._do(write)
@@ -196,12 +196,19 @@ class EmbeddingStore:
         self._do(try_to_write)
 
     def clear(self) -> None:
-        """Forget everything, overwrite it, and give the space back to the disk."""
+        """Forget everything, overwrite it, and give the space back to the disk.
+
+        A damaged file that was put aside is deleted.
+
+        Raises:
+            StoreError: If the file cannot be used.
+        """
 
         def forget(connection: sqlite3.Connection) -> None:
             connection.execute("PRAGMA secure_delete = ON")
             connection.execute("DELETE FROM vectors")
             connection.execute("VACUUM")
+            store_file.remove_set_aside(self.path)
 
         self._do(forget)
 
@@ -229,32 +236,42 @@ class EmbeddingStore:
         with self._lock:
             try:
                 try:
-                    return operation(self._open())
+                    return self._done(operation)
                 except sqlite3.DatabaseError as error:
-                    if _code(error) != sqlite3.SQLITE_CORRUPT:
+                    self.close()
+                    if not store_file.is_damage(error, self.path):
                         raise
                     self._set_aside()
-                return operation(self._open())
+                return self._done(operation)
             except (sqlite3.Error, OSError) as error:
                 self.close()
-                mend = _MENDS.get(_code(error), "check that it is a file of yours on a local disk")
+                mend = _MENDS.get(
+                    store_file.code(error), "check that it is a file of yours on a local disk"
+                )
                 raise StoreError(f"the embedding store {self.path}: {error}; {mend}") from error
             except BaseException:
                 # Also Ctrl-C: closing ends the transaction that may be open.
                 self.close()
                 raise
 
+    def _done(self, operation: Callable[[sqlite3.Connection], _Result]) -> _Result:
+        while True:
+            result = operation(self._open())
+            # If another process has put the file aside meanwhile, what was written went with it.
+            if self._file == store_file.file_id(self.path):
+                return result
+
     def _open(self) -> sqlite3.Connection:
         if self._connection is not None and self._file == store_file.file_id(self.path):
             return self._connection
         self.close()
-        self._file = None
-        self._connection = store_file.opened(self.path)
+        store_file.make_sure_of(self.path)
+        # Before opening: if the file is put aside in between, that is noticed afterwards.
         self._file = store_file.file_id(self.path)
+        self._connection = store_file.opened(self.path)
         return self._connection
 
     def _set_aside(self) -> None:
-        self.close()
         if self._file is None or self._file == store_file.file_id(self.path):
             store_file.salvage(self.path)
 
@@ -296,8 +313,3 @@ def _remade(path: Path, max_bytes: int | None) -> EmbeddingStore:
 
 def _key(space: str, text: str) -> bytes:
     return hashlib.blake2b(text.encode(), key=space.encode(), digest_size=32).digest()
-
-
-def _code(error: Exception) -> int:
-    # The low byte is the primary code; the rest tells its kinds apart. An OSError has none.
-    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF

@@ -65,7 +65,7 @@ class Checkpoint:
         for weights in (folder, *dense):
             _check_weights(weights)
         files = tuple(map(File.at, sorted(_vector_files(folder, dense))))
-        prompts, max_tokens = _prompts(folder, model), _max_tokens(folder, model)
+        prompts, max_tokens = _prompts(folder, model), _max_tokens(folder, config, model)
         return cls(folder, model, prompts, max_tokens, dense, files)
 
     @classmethod
@@ -82,7 +82,8 @@ class Checkpoint:
             ModelCorrupt: If a file is missing or damaged.
             WrongModel: If its vectors would not be this model's.
         """
-        _check_type(_basics(folder), folder, model)
+        config = _basics(folder)
+        _check_type(config, folder, model)
         path = folder / graph
         if not path.is_file():
             there = ", ".join(sorted(other.name for other in path.parent.glob("*.onnx")))
@@ -91,7 +92,7 @@ class Checkpoint:
             )
         numbers = sorted(path.parent.glob(f"{path.name}_data*"))
         paths = [folder / "config.json", path, *numbers, folder / "tokenizer.json"]
-        prompts, max_tokens = _prompts(folder, model), _max_tokens(folder, model)
+        prompts, max_tokens = _prompts(folder, model), _max_tokens(folder, config, model)
         return cls(folder, model, prompts, max_tokens, (), tuple(map(File.at, paths)))
 
     @cached_property
@@ -293,11 +294,19 @@ def _prompts(folder: Path, model: Model) -> Prompts:
     return prompts
 
 
-def _max_tokens(folder: Path, model: Model) -> int:
+def _max_tokens(folder: Path, config: Mapping[str, Any], model: Model) -> int:
     path = folder / "sentence_bert_config.json"
-    own = _json(path).get("max_seq_length") if _is_there(path) else None
-    if own is None:
-        return model.context
-    if isinstance(own, bool) or not isinstance(own, int) or own < 1:
-        raise ModelCorrupt(f"{path} has a max_seq_length that is no number of tokens; mend it")
-    return min(own, model.context)
+    own = _json(path) if _is_there(path) else {}
+    read = _tokens(own, "max_seq_length", path, model.context)
+    # Whatever is to be read of a text, the network has positions for so many.
+    known = _tokens(config, "max_position_embeddings", folder / "config.json", model.context)
+    return min(read, known, model.context)
+
+
+def _tokens(settings: Mapping[str, Any], name: str, path: Path, default: int) -> int:
+    value = settings.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ModelCorrupt(f"{path} has a {name} that is no number of tokens; mend it")
+    return value

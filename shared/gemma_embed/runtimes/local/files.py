@@ -22,11 +22,14 @@ class File:
         path: Where.
         identity: Device and inode: which file the path led to.
         content: Size in bytes, and time of the last change in nanoseconds.
+        touched: When content, name or rights last changed. Unlike the time in ``content``, no
+            program sets it back: copying with the old time, say.
     """
 
     path: Path
     identity: tuple[int, int]
     content: tuple[int, int]
+    touched: int
 
     @classmethod
     def at(cls, path: Path) -> File:
@@ -36,7 +39,12 @@ class File:
             OSError: If there is none.
         """
         status = path.stat()
-        return cls(path, (status.st_dev, status.st_ino), (status.st_size, status.st_mtime_ns))
+        return cls(
+            path,
+            (status.st_dev, status.st_ino),
+            (status.st_size, status.st_mtime_ns),
+            status.st_ctime_ns,
+        )
 
 
 def check_unchanged(files: Iterable[File]) -> None:

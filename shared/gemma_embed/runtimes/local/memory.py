@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from gemma_embed.errors import OutOfMemory
 from gemma_embed.vectors import Vectors
 
-# How torch says it where it has no exception of its own: its CPU allocator, MPS, and oneDNN, which
-# says no more than this (measured under a limit of address space).
-_WORDS = (
-    "can't allocate memory",
-    "out of memory",
-    "bad_alloc",
-    "could not create a primitive",
-    "could not execute a primitive",
+# How libraries say it that have no exception of their own for it: torch's CPU allocator, MPS, ONNX
+# Runtime, and oneDNN, which says no more than this (measured under a limit of address space). Of a
+# primitive's descriptor it says so where it does not compute something at all.
+_WORDS = re.compile(
+    r"(?:can't|cannot|failed to) allocate memory|smaller than requested bytes"
+    r"|out of memory|bad_alloc|could not (?:create|execute) a primitive(?! descriptor)",
+    re.IGNORECASE,
 )
 
 
@@ -44,13 +44,14 @@ def within_memory(
         part = pending.pop()
         try:
             vectors = compute(part)
-        except (MemoryError, RuntimeError) as error:
+        except Exception as error:  # ONNX Runtime's have no other base in common.
             if not is_out_of_memory(error):
                 raise
             if len(part) == 1:
                 raise OutOfMemory(
                     f"a text of {sizes[part[0]]} tokens, computed alone, does not fit into memory; "
-                    "free some, use a smaller dtype or another device, or embed shorter texts",
+                    "free some, use a smaller dtype or precision, or another device, or embed "
+                    "shorter texts",
                     index=part[0],
                     tokens=sizes[part[0]],
                 ) from error
@@ -64,8 +65,8 @@ def within_memory(
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Tell whether this is how Python or torch says that memory does not suffice."""
-    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in _WORDS)
+    """Tell whether this is how Python or a library says that memory does not suffice."""
+    return isinstance(error, MemoryError) or _WORDS.search(str(error)) is not None
 
 
 def _free_cached() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
-from gemma_embed.errors import ConfigurationError
+from gemma_embed.errors import ConfigurationError, OutOfMemory
 from gemma_embed.identity import Identity
 from gemma_embed.models import BUNDLED, EMBEDDINGGEMMA_300M, Model
 from gemma_embed.prompts import Prompts
@@ -17,7 +17,7 @@ from gemma_embed.runtimes.base import Batch, TooLong
 from gemma_embed.runtimes.local.checkpoint import Checkpoint
 from gemma_embed.runtimes.local.files import check_not_overwritten
 from gemma_embed.runtimes.local.hub import model_folder
-from gemma_embed.runtimes.local.memory import within_memory
+from gemma_embed.runtimes.local.memory import is_out_of_memory, within_memory
 from gemma_embed.runtimes.local.pages import token_pages
 from gemma_embed.vectors import Vectors, checked_vectors
 
@@ -195,7 +195,16 @@ class LocalRuntime(ABC):
     def _load(self) -> Network:
         with self._lock:
             if os.getpid() not in self._loaded:
-                self._loaded[os.getpid()] = self._open(self._read())
+                checkpoint = self._read()
+                try:
+                    self._loaded[os.getpid()] = self._open(checkpoint)
+                except Exception as error:  # Libraries raise any.
+                    if not is_out_of_memory(error):
+                        raise
+                    raise OutOfMemory(
+                        f"memory does not suffice for the model in {checkpoint.folder}; free some, "
+                        "or use a smaller dtype or precision, or another device"
+                    ) from error
             return self._loaded[os.getpid()]
 
 

@@ -52,11 +52,7 @@ class Network:
         self._sizes = sizes
 
     def forward(self, tokens: Sequence[Sequence[int]]) -> Vectors:
-        """Compute one batch: float32, shape (len(tokens), width), rows not of norm 1 yet.
-
-        Raises:
-            MemoryError: If it does not fit.
-        """
+        """Compute one batch: float32, shape (len(tokens), width), rows not of norm 1 yet."""
         lengths = np.array([len(sequence) for sequence in tokens])
         longest = int(lengths.max())
         states = np.zeros((len(tokens), longest, self._sizes.hidden), np.float32)

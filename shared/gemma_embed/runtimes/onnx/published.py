@@ -56,11 +56,7 @@ class PublishedNetwork:
             )
 
     def forward(self, tokens: Sequence[Sequence[int]]) -> Vectors:
-        """Compute one batch: float32, shape (len(tokens), width).
-
-        Raises:
-            MemoryError: If it does not fit.
-        """
+        """Compute one batch: float32, shape (len(tokens), width)."""
         ids = np.zeros((len(tokens), max(map(len, tokens))), np.int64)
         mask = np.zeros_like(ids)
         for row, sequence in enumerate(tokens):

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
 from gemma_embed.errors import ConfigurationError, MissingDependency
+from gemma_embed.identity import Identity
 from gemma_embed.runtimes.local.checkpoint import Checkpoint
 from gemma_embed.runtimes.local.files import check_unchanged
 from gemma_embed.runtimes.local.hub import model_folder
 from gemma_embed.runtimes.local.runtime import LocalRuntime, check_kind
+from gemma_embed.runtimes.onnx.graph import VERSION
 from gemma_embed.runtimes.onnx.network import Network
 from gemma_embed.runtimes.onnx.proof import Forward, prove
 from gemma_embed.runtimes.onnx.published import (
@@ -85,6 +87,15 @@ class OnnxRuntime(LocalRuntime):
             "threads": self._threads,
             "offline": self._offline,
         }
+
+    @property
+    def identity(self) -> Identity:
+        """What decides the numbers. Reads a local folder's weights once, to name them."""
+        identity = super().identity
+        if self._kind == "float32" or is_published_graph(self._source):
+            return identity
+        # How matrices are rounded is decided by who writes the graph.
+        return replace(identity, precision=f"{self._kind} v{VERSION}")
 
     def _require_packages(self) -> None:
         # Looked for and not imported: onnx is only needed where a graph has to be written.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_embed.errors import ModelCorrupt
+from gemma_embed.runtimes.local.memory import is_out_of_memory
 from gemma_embed.vectors import Vectors
 
 
@@ -44,6 +45,8 @@ class Session:
             )
         except Exception as error:
             # ONNX Runtime's exceptions have Exception for their only common base.
+            if is_out_of_memory(error):
+                raise
             raise ModelCorrupt(
                 f"onnxruntime {onnxruntime.__version__} cannot load {path}; remove "
                 f"{path.parent}, so that it is made or downloaded anew, or run: "
@@ -61,19 +64,9 @@ class Session:
         return {place.name for place in self._session.get_outputs()}
 
     def run(self, inputs: Mapping[str, Any], output: str) -> Vectors:
-        """Compute one output.
-
-        Raises:
-            MemoryError: If it does not fit.
-        """
-        try:
-            (vectors,) = self._session.run([output], dict(inputs))
-        except Exception as error:
-            if "allocat" in str(error).lower():
-                raise MemoryError(str(error)) from error
-            raise
-        result: Vectors = vectors
-        return result
+        """Compute one output; errors are ONNX Runtime's own."""
+        vectors: Vectors = self._session.run([output], dict(inputs))[0]
+        return vectors
 
 
 def processor_cores() -> int:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from gemma_embed.errors import ModelCorrupt, WrongModel
 from gemma_embed.runtimes.local.checkpoint import Checkpoint
+from gemma_embed.runtimes.local.memory import is_out_of_memory
 from gemma_embed.runtimes.onnx.cache import kept
 from gemma_embed.runtimes.onnx.pairs import PairTokenizer, write_arrays
 
@@ -73,6 +74,8 @@ class HuggingFaceTokenizer:
             self._tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
         except Exception as error:
             # The library raises Exception itself for what it cannot read.
+            if is_out_of_memory(error):
+                raise
             raise _damaged(path) from error
         # Lengths are this package's to judge.
         self._tokenizer.no_truncation()

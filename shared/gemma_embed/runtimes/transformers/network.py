@@ -11,7 +11,6 @@ from gemma_embed.errors import (
     ConfigurationError,
     EmbeddingError,
     ModelCorrupt,
-    OutOfMemory,
     WrongModel,
 )
 from gemma_embed.runtimes.local.checkpoint import Checkpoint
@@ -40,7 +39,6 @@ class Network:
             ModelCorrupt: If files are damaged or incomplete.
             ModelChanged: If they changed while they were loaded.
             WrongModel: If tokenizer or attention are not the model's.
-            OutOfMemory: If the weights do not fit into memory.
         """
         # Here and not at the top: importing torch takes seconds and 200 MB.
         import torch
@@ -86,14 +84,9 @@ def _loading(part: str, checkpoint: Checkpoint) -> Iterator[None]:
     """Say what an error of the libraries below means for a part of the model."""
     try:
         yield
-    except EmbeddingError:
-        raise
     except Exception as error:  # A damaged file may raise any; tokenizers even Exception itself.
-        if is_out_of_memory(error):
-            raise OutOfMemory(
-                f"memory does not suffice for the {part} in {checkpoint.folder}; free some, or use "
-                "dtype='bfloat16' or another device"
-            ) from error
+        if isinstance(error, EmbeddingError) or is_out_of_memory(error):
+            raise
         raise ModelCorrupt(
             f"the {part} in {checkpoint.folder} cannot be loaded; download the model again"
         ) from error

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 
+from gemma_embed.runtimes.local.memory import is_out_of_memory
 from gemma_embed.runtimes.transformers.linear import has_fast_bfloat16
 from gemma_embed.runtimes.transformers.packed import AttentionName, PackedForward, unsupported
 from gemma_embed.runtimes.transformers.stock import StockForward
@@ -17,9 +19,6 @@ logger = logging.getLogger("gemma_embed")
 # Largest distance of two vectors of norm 1. In bfloat16, where both sides round to 8 bits, that of
 # a cosine of 0.999.
 _BOUNDS = {torch.float32: 5e-5, torch.bfloat16: 0.0447}
-
-# What a build of torch, or a network, that is not as expected raises.
-_FAILURES = (RuntimeError, AttributeError, TypeError, ValueError, LookupError)
 
 
 class Forward(Protocol):
@@ -50,19 +49,15 @@ def fastest_forward(
     stock = load(arithmetic)
     reason = unsupported(stock.backbone)
     if reason is None:
-        sequences = _sequences(stock.backbone.config)
-        # Short ones and the long one apart: padded together they would take four times as long.
-        expected = torch.cat([stock(sequences[:-1]), stock(sequences[-1:])])
-        try:
-            packed = PackedForward(stock.backbone, stock.dense)
-            reason = _difference(packed, device, sequences, expected, _BOUNDS[arithmetic])
-        except _FAILURES as error:
-            reason = f"{type(error).__name__} in this build of torch"
-        if reason is None:
+        packed = _proved(stock, device, _BOUNDS[arithmetic])
+        if isinstance(packed, PackedForward):
             packed.keep_table_as(dtype)
             return packed
-        # Its weights are gone; free what is left before they are loaded again.
+        reason = packed
+        # Its weights are gone; free what is left before they are loaded again. Compilers that
+        # failed leave circles of references.
         del stock
+        gc.collect()
         stock = load(dtype)
     elif arithmetic != dtype:
         stock = load(dtype)
@@ -72,6 +67,20 @@ def fastest_forward(
         reason,
     )
     return stock
+
+
+def _proved(stock: StockForward, device: torch.device, bound: float) -> PackedForward | str:
+    """Pack a network, which is of no use any more then; or say why that cannot be used."""
+    sequences = _sequences(stock.backbone.config)
+    # Short ones and the long one apart: padded together they would take four times as long.
+    expected = torch.cat([stock(sequences[:-1]), stock(sequences[-1:])])
+    try:
+        packed = PackedForward(stock.backbone, stock.dense)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return f"{type(error).__name__} in this build of torch"
+    return _difference(packed, device, sequences, expected, bound) or packed
 
 
 def _difference(
@@ -88,7 +97,9 @@ def _difference(
         packed.attention = way
         try:
             largest = float((packed(sequences) - expected).norm(dim=1).max())
-        except _FAILURES as error:
+        except Exception as error:  # Compilers raise any.
+            if is_out_of_memory(error):
+                raise
             reason = f"{type(error).__name__} in this build of torch"
             continue
         if largest <= bound:  # Not so for NaN.

@@ -1,0 +1,141 @@
+"""Row L7 of the fault matrix on ONNX Runtime: memory exhausted, in computing and in loading."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import tokenizers
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, RuntimeException
+from published_graph import publish
+
+from gemma_embed import Embedder
+from gemma_embed.errors import OutOfMemory
+from gemma_embed.runtimes import OnnxRuntime
+from gemma_embed.runtimes.local.memory import is_out_of_memory
+from gemma_embed.runtimes.onnx import network, runtime, tokenizer
+from gemma_embed.runtimes.onnx.session import Session
+
+TEXTS = ["a", "Mars is red. " * 30, "Venus", "", "rain " * 70, "rain " * 69, "ü"]
+NODE = "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Non-zero status code while running MatMul: "
+EXHAUSTED = [
+    MemoryError(),
+    RuntimeException(NODE + "std::bad_alloc"),
+    RuntimeException(NODE + "Failed to allocate memory for requested buffer of size 21474836480"),
+    Fail(NODE + "Available memory of 4096 is smaller than requested bytes of 8192"),
+]
+
+
+def limited(monkeypatch: pytest.MonkeyPatch, tokens: int, error: Exception) -> list[int]:
+    """Let a graph fail with more tokens, padding counted; return the sizes tried."""
+    tried: list[int] = []
+    real = Session.run
+
+    def run(session: Session, inputs: dict[str, Any], output: str) -> np.ndarray:
+        states = inputs["states"] if "states" in inputs else inputs["input_ids"].reshape(-1)
+        tried.append(len(states))
+        if tried[-1] > tokens:
+            raise error
+        return real(session, inputs, output)
+
+    monkeypatch.setattr(Session, "run", run)
+    return tried
+
+
+@pytest.mark.parametrize("published", [False, True])
+@pytest.mark.parametrize("error", EXHAUSTED, ids=lambda error: str(error)[-20:])
+def test_a_batch_is_halved_down_to_one_text(
+    narrow: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    published: bool,
+) -> None:
+    # All texts in a batch, whatever is padded.
+    monkeypatch.setattr(runtime, "_TOKENS_PER_BATCH", 1 << 20)
+    monkeypatch.setattr(runtime, "_PADDING", 100)
+    embedder = Embedder(OnnxRuntime(publish(narrow, tmp_path / "g") if published else narrow))
+    right = embedder.embed(TEXTS)
+    counts = embedder.runtime.count_tokens(["title: none | text: " + text for text in TEXTS])
+    longest = max(counts)
+
+    tried = limited(monkeypatch, longest, error)
+    np.testing.assert_allclose(embedder.embed(TEXTS), right, atol=1e-5)
+    assert tried[0] == longest * len(TEXTS)
+
+    limited(monkeypatch, longest - 1, error)
+    with pytest.raises(OutOfMemory, match=f"{longest} tokens.*does not fit") as caught:
+        embedder.embed(TEXTS)
+    assert (caught.value.tokens, caught.value.index) == (longest, counts.index(longest))
+    assert caught.value.__cause__ is error
+
+
+def test_another_error_is_not_taken_for_it(narrow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    embedder = Embedder(OnnxRuntime(narrow))
+    embedder.embed(["a"])
+    tried = limited(monkeypatch, 0, RuntimeException(NODE + "indices element out of data bounds"))
+    with pytest.raises(RuntimeException, match="out of data bounds"):
+        embedder.embed(TEXTS)
+    assert len(tried) == 1
+
+
+def _raises(error: Exception) -> Callable[..., None]:
+    def fails(*arguments: object, **options: object) -> None:
+        raise error
+
+    return fails
+
+
+PLACES: dict[str, tuple[object, str]] = {
+    "the tokenizer's file": (tokenizers.Tokenizer, "from_str"),
+    "the tokenizer's arrays": (tokenizer, "write_arrays"),
+    "the graph's writer": (network, "write_graph"),
+    "the graph": (onnxruntime, "InferenceSession"),
+    "the proof": (Session, "run"),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("error", EXHAUSTED[:2], ids=["python", "onnxruntime"])
+def test_no_memory_for_the_model(
+    narrow: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    error: Exception,
+) -> None:
+    ignore = shutil.ignore_patterns("gemma-embed")
+    folder = Path(shutil.copytree(narrow, tmp_path / "copy", ignore=ignore))
+    embedder = Embedder(OnnxRuntime(folder))
+    with monkeypatch.context() as patch:
+        module, name = PLACES[place]
+        if place == "the tokenizer's file":
+            patch.setattr(tokenizers, "Tokenizer", type("T", (), {name: _raises(error)}))
+        else:
+            patch.setattr(module, name, _raises(error))
+        with pytest.raises(OutOfMemory, match="memory does not suffice for the model") as caught:
+            embedder.embed(["a"])
+    assert str(folder) in str(caught.value)
+    assert caught.value.__cause__ is error
+    assert caught.value.tokens == 0
+    # Once there is some, the same object works.
+    assert embedder.embed(["a"]).shape == (1, 768)
+
+
+@pytest.mark.parametrize(
+    ("message", "short"),
+    [
+        ("could not create a primitive", True),
+        ("could not create a primitive descriptor for a matmul primitive", False),
+        ("could not execute a primitive", True),
+        ("[Errno 12] Cannot allocate memory", True),
+        ("mat1 and mat2 shapes cannot be multiplied", False),
+    ],
+)
+def test_what_is_said_for_it(message: str, short: bool) -> None:
+    assert is_out_of_memory(RuntimeError(message)) is short
