@@ -359,7 +359,7 @@ def test_l7_no_memory_for_the_weights(narrow: Path, monkeypatch: pytest.MonkeyPa
         raise EXHAUSTED[1]
 
     monkeypatch.setattr("gemma_embed.runtimes.transformers.network._backbone", fails)
-    with pytest.raises(OutOfMemory, match="memory does not suffice for the weights"):
+    with pytest.raises(OutOfMemory, match="memory does not suffice for the model"):
         Embedder(runtime(narrow)).embed(["a"])
 
 
