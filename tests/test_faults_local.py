@@ -58,6 +58,7 @@ from gemma_embed import Embedder, EmbeddingStore, runtimes
 from gemma_embed.errors import (
     BadResponse,
     ConfigurationError,
+    InputTooLong,
     ModelChanged,
     ModelCorrupt,
     ModelError,
@@ -65,7 +66,7 @@ from gemma_embed.errors import (
     OutOfMemory,
     WrongModel,
 )
-from gemma_embed.runtimes import TransformersRuntime
+from gemma_embed.runtimes import OnnxRuntime, TransformersRuntime
 from gemma_embed.runtimes.transformers.network import Network
 from gemma_embed.runtimes.transformers.stock import StockForward
 
@@ -244,10 +245,30 @@ def test_l3_a_config_of_nonsense(folder: Path, key: str, value: object) -> None:
 
 
 @pytest.mark.parametrize("value", ["512", -1, 0, True, 1.5, [512]])
-def test_l3_a_length_of_nonsense(folder: Path, value: object) -> None:
-    checkpoints.edit_json(folder / "sentence_bert_config.json", max_seq_length=value)
-    with pytest.raises(ModelCorrupt, match="max_seq_length"):
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("sentence_bert_config.json", "max_seq_length"),
+        ("config.json", "max_position_embeddings"),
+    ],
+)
+def test_l3_a_length_of_nonsense(folder: Path, name: str, key: str, value: object) -> None:
+    checkpoints.edit_json(folder / name, **{key: value})
+    with pytest.raises(ModelCorrupt, match=f"{name} has a {key}"):
         Embedder(runtime(folder)).embed(["a"])
+
+
+@pytest.mark.parametrize("kind", [TransformersRuntime, OnnxRuntime])
+def test_l3_fewer_positions_than_tokens_to_read(folder: Path, kind: Any) -> None:
+    checkpoints.edit_json(folder / "config.json", max_position_embeddings=512)
+    embedder = Embedder(kind(folder))
+    assert embedder.runtime.identity.max_tokens == 512
+    with pytest.raises(InputTooLong) as caught:
+        embedder.embed(["a", "rain " * 272])
+    assert (caught.value.index, caught.value.limit) == (1, 512)
+    assert 545 <= caught.value.tokens <= 565
+    cut = Embedder(kind(folder), overlong="truncate")
+    assert np.isfinite(cut.embed(["rain " * 272])).all()
 
 
 class _RunsCode:
@@ -285,8 +306,13 @@ def test_l5_float16(folder: Path) -> None:
     np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-6)
 
 
-@pytest.mark.parametrize("device", ["cuda:9", "cuda:-1", "nonsense", "meta", ""])
+@pytest.mark.parametrize(
+    "device", ["cuda", "mps", "xpu", "cuda:9", "cuda:-1", "nonsense", "meta", ""]
+)
 def test_l6_device(narrow: Path, device: str) -> None:
+    there = {"cuda": torch.cuda, "mps": torch.backends.mps, "xpu": torch.xpu}.get(device)
+    if there is not None and there.is_available():
+        pytest.skip(f"this machine has {device}")
     embedder = Embedder(TransformersRuntime(narrow, device=device))
     with pytest.raises(ConfigurationError, match=r"cannot be used.*device='cpu'"):
         embedder.embed(["a"])
@@ -430,6 +456,16 @@ def test_l9_pickle_copy_worker(local: TransformersRuntime, right: np.ndarray) ->
     np.testing.assert_allclose(fresh(_child, embedder), right, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", [TransformersRuntime, OnnxRuntime])
+def test_l9_spawn(narrow: Path, right: np.ndarray, kind: Any) -> None:
+    # Loaded and computing here, and there from the settings alone.
+    embedder = Embedder(kind(narrow))
+    np.testing.assert_allclose(embedder.embed(TEXTS), right, atol=1e-5)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        theirs = pool.submit(_child, embedder).result()
+    np.testing.assert_allclose(theirs, right, atol=1e-5)
+
+
 def _forks(folder: Path) -> list[str]:
     texts = ["rain " * 200] * 4
     embedder = Embedder(runtime(folder))
@@ -478,6 +514,21 @@ def test_l10_threads(narrow: Path, right: np.ndarray, capfd: pytest.CaptureFixtu
         for vectors in pool.map(work, range(8)):
             np.testing.assert_allclose(vectors, right, atol=1e-6)
     assert capfd.readouterr().err == ""
+
+
+def _with_threads(folder: Path, threads: int, kind: str) -> np.ndarray:
+    torch.set_num_threads(threads)
+    if kind == "onnx":
+        return Embedder(OnnxRuntime(folder, threads=threads)).embed(TEXTS)
+    assert torch.get_num_threads() == threads
+    return Embedder(runtime(folder)).embed(TEXTS)
+
+
+@pytest.mark.parametrize("kind", ["transformers", "onnx"])
+def test_l10_one_thread_and_two_that_compute(narrow: Path, right: np.ndarray, kind: str) -> None:
+    for threads in (1, 2):
+        vectors = fresh(_with_threads, narrow, threads, kind)
+        np.testing.assert_allclose(vectors, right, atol=1e-5)
 
 
 def test_l11_folder_put_aside(folder: Path, right: np.ndarray) -> None:

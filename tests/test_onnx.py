@@ -34,6 +34,8 @@ from gemma_embed.errors import (
 )
 from gemma_embed.runtimes import OnnxRuntime, TransformersRuntime, open_runtime, runtime_settings
 from gemma_embed.runtimes.onnx import network
+from gemma_embed.runtimes.onnx import runtime as runtime_file
+from gemma_embed.runtimes.onnx.graph import VERSION
 from gemma_embed.runtimes.onnx.quantization import BLOCK, to_int4, to_int8
 from gemma_embed.runtimes.onnx.runtime import like_long
 
@@ -421,6 +423,26 @@ def test_settings_pickles_and_fingerprints(narrow: Path) -> None:
         for each in (runtime, OnnxRuntime(narrow), TransformersRuntime(narrow), again)
     }
     assert len(prints) == 3
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8", "int4"])
+def test_another_way_of_rounding_is_another_vector_space(
+    narrow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    graph = tmp_path / "published"
+    publish(narrow, graph)
+    for name in ("model_quantized.onnx", "model_q4.onnx"):
+        shutil.copy(graph / "onnx" / "model.onnx", graph / "onnx" / name)
+
+    def prints() -> list[str]:
+        return [Embedder(OnnxRuntime(f, precision=precision)).fingerprint for f in (narrow, graph)]
+
+    before = prints()
+    monkeypatch.setattr(runtime_file, "VERSION", VERSION + 1)
+    after = prints()
+    # float32 rounds nothing, and a published graph's numbers are its own.
+    assert (after[0] == before[0]) is (precision == "float32")
+    assert after[1] == before[1]
 
 
 def test_missing_packages_are_named_with_the_command(

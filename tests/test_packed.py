@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import Gemma3TextConfig, Gemma3TextModel
 
 from gemma_embed import Embedder
+from gemma_embed.errors import OutOfMemory
 from gemma_embed.runtimes import TransformersRuntime
 from gemma_embed.runtimes.transformers import linear, parity
 from gemma_embed.runtimes.transformers.attention import FlexAttention, GroupedAttention, groups_of
@@ -192,16 +194,97 @@ def test_a_pass_that_is_wrong_is_caught(
     assert torch.equal(forward(batch), stock("one key head")(batch))
 
 
-def test_a_torch_without_what_it_needs_is_survived(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def refuse(*_: object) -> None:
-        raise RuntimeError("mkldnn: no such thing")
+class CompilationError(Exception):
+    """As Triton's and others' are: of no kind in common."""
 
-    monkeypatch.setattr(linear, "_onednn", refuse)
+
+UNEXPECTED = [
+    RuntimeError("mkldnn: no such thing"),
+    RuntimeError("could not create a primitive descriptor for a matmul primitive"),
+    ImportError("cannot import name 'create_block_mask'"),
+    AssertionError(),
+    CompilationError("no compiler"),
+]
+
+
+@pytest.mark.parametrize("when", ["packing", "computing"])
+@pytest.mark.parametrize("error", UNEXPECTED, ids=lambda error: type(error).__name__)
+def test_a_torch_without_what_it_needs_is_survived(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception, when: str
+) -> None:
+    fail(monkeypatch, when, error)
     forward = parity.fastest_forward(lambda _: stock("one head"), CPU, torch.float32)
     assert isinstance(forward, StockForward)
-    assert "RuntimeError in this build of torch" in caplog.text
+    assert f"{type(error).__name__} in this build of torch" in caplog.text
+
+
+def fail(monkeypatch: pytest.MonkeyPatch, when: str, error: Exception) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    if when == "packing":
+        monkeypatch.setattr(linear, "_onednn", fails)
+    else:
+        monkeypatch.setattr(PackedForward, "__call__", fails)
+
+
+EXHAUSTED = [
+    MemoryError(),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 20 bytes"),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+]
+
+
+@pytest.mark.parametrize("when", ["packing", "computing"])
+@pytest.mark.parametrize("error", EXHAUSTED, ids=lambda error: type(error).__name__)
+def test_memory_that_is_short_for_a_moment_does_not_make_it_slow_for_good(
+    narrow: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+    when: str,
+) -> None:
+    embedder = Embedder(TransformersRuntime(narrow, device="cpu"))
+    with monkeypatch.context() as patch:
+        fail(patch, when, error)
+        with pytest.raises(OutOfMemory, match="memory does not suffice for the model") as caught:
+            embedder.embed(["a"])
+    assert caught.value.__cause__ is error
+    embedder.embed(["a"])
+    assert isinstance(embedder.runtime._load()._forward, PackedForward)
+    assert not caplog.records
+
+
+def no_compiler(*arguments: object) -> None:
+    # In a circle with what was computed, as a compiler leaves it.
+    error = CompilationError("no compiler")
+    raise error
+
+
+@pytest.mark.parametrize("when", ["packing", "computing", "comparing"])
+def test_the_weights_are_never_there_twice(monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    alive: list[weakref.ref[Any]] = []
+    real = PackedForward.__init__
+
+    def noted(packed: PackedForward, *arguments: Any) -> None:
+        alive.append(weakref.ref(packed))
+        real(packed, *arguments)
+        if when == "comparing":
+            SABOTAGE["the head"](packed)
+
+    def load(dtype: torch.dtype) -> StockForward:
+        assert not any(reference() for reference in alive)
+        loaded = stock("one head", dtype)
+        alive.extend(map(weakref.ref, (loaded, loaded.backbone)))
+        return loaded
+
+    monkeypatch.setattr(PackedForward, "__init__", noted)
+    if when == "packing":
+        monkeypatch.setattr(linear, "_onednn", no_compiler)
+    elif when == "computing":
+        monkeypatch.setattr(PackedForward, "__call__", no_compiler)
+    assert isinstance(parity.fastest_forward(load, CPU, torch.float32), StockForward)
+    assert len(alive) == 5
 
 
 def test_on_a_gpu_the_second_way_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
