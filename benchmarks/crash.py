@@ -13,7 +13,8 @@ cut may: where that leaves the collection dead, it is made anew from the store.
     PYTHONPATH=tests python benchmarks/crash.py --documents 10000 --kills 200
     PYTHONPATH=tests python benchmarks/crash.py --documents 2000 --kills 60 --tear 0.5
 
-Prints a JSON object; exits with 1 if anything was lost, doubled, wrong, or computed too often.
+Prints a JSON object and saves it, with ``--tear`` under another name; exits with 1 if anything was
+lost, doubled, wrong, or computed too often, or a dead collection was not made anew.
 """
 
 import argparse
@@ -33,8 +34,9 @@ from typing import Any
 import chromadb  # noqa: F401 - imported before forking, so that a run starts at once
 import numpy as np
 from fakes import FakeRuntime, vector_of
+from pairs import save
 
-from gemma_embed import Embedder
+from gemma_embed import Embedder, EmbeddingStore
 from gemma_embed.chroma import ChromaIndex
 from gemma_embed.errors import CollectionDamaged
 from gemma_embed.runtimes import Batch, TooLong
@@ -192,29 +194,48 @@ def torn(database: Path, draw: random.Random) -> bool:
     return bool(files)
 
 
+def unkept(folder: Path) -> int:
+    """Texts that were computed and are not in the store."""
+    journal, path = folder / "computed", folder / "db" / "gemma_embed.sqlite"
+    if not journal.exists():
+        return 0
+    with EmbeddingStore(path) as store:
+        return len(set(journal.read_text().splitlines())) - store.stats().vectors
+
+
 def size(path: Path) -> int:
     """Bytes of a file that may not be there yet."""
     return path.stat().st_size if path.exists() else 0
 
 
-def campaign(count: int, kills: int, seed: int, tear: float) -> dict[str, Any]:
+def campaign(
+    count: int, kills: int, seed: int, tear: float, thresholds: Sequence[int]
+) -> dict[str, Any]:
     """Kill until there have been enough, then let the last ingestion come through."""
     draw = random.Random(seed)
     prompt = len("title: none | text: ")
     whole = sum(prompt + len(each["text"]) + 1 for each in documents(count))
-    total: Counter[str] = Counter({"found dead": 0, "rebuilt": 0, "computed in rebuilding": 0})
+    names = ("found dead", "rebuilt", "rebuildings killed", "computed in rebuilding")
+    total = Counter(dict.fromkeys(names, 0))
     deaths: Counter[str] = Counter()
+    dearest = 0
     while total["kills"] < kills:
-        threshold = SYNC_THRESHOLDS[total["ingestions"] % len(SYNC_THRESHOLDS)]
+        threshold = thresholds[total["ingestions"] % len(thresholds)]
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            kills_here = tears_here = 0
+            kills_here = tears_here = unkept_before = 0
             # A run may be killed, and its files cut, between its last word and its end.
             while notes(folder)[-1:] != ["finished"]:
                 run = started(ingest, folder, count, threshold)
                 if total["kills"] < kills and killed(run, folder / "computed", whole, draw):
                     kills_here += 1
                     total["kills"] += 1
+                    # Whoever comes next finds it dead once more.
+                    last = "".join(notes(folder)[-1:])
+                    total["rebuildings killed"] += last.startswith("dead: ")
+                    unkept_now = unkept(folder)
+                    dearest = max(dearest, unkept_now - unkept_before)
+                    unkept_before = unkept_now
                     if draw.random() < tear and torn(folder / "db", draw):
                         tears_here += 1
                         note(folder, "torn")
@@ -247,7 +268,9 @@ def campaign(count: int, kills: int, seed: int, tear: float) -> dict[str, Any]:
             total["texts allowed again"] += kills_here * BATCH
             total["ingestions"] += 1
             sys.stderr.write(f"{dict(total)}\n")
-    return dict(total) | {"documents": count, "seed": seed, "deaths": dict(deaths)}
+    report: dict[str, Any] = {"documents": count, "seed": seed, "sync thresholds": thresholds}
+    most = {"most texts lost to one kill": dearest, "texts in a batch": BATCH}
+    return report | dict(total) | most | {"deaths": dict(deaths)}
 
 
 def main() -> int:
@@ -257,14 +280,25 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--tear", type=float, default=0, help="share of kills that cut files short")
+    parser.add_argument("--sync-threshold", type=int, help="one in place of several in turn")
+    parser.add_argument("--no-save", action="store_true", help="print the report only")
     args = parser.parse_args()
     began = time.monotonic()
-    report = campaign(args.documents, args.kills, args.seed, args.tear)
-    print(json.dumps(report | {"seconds": round(time.monotonic() - began)}, indent=1))
+    thresholds = (args.sync_threshold,) if args.sync_threshold else SYNC_THRESHOLDS
+    report = campaign(args.documents, args.kills, args.seed, args.tear, thresholds)
+    report["seconds"] = round(time.monotonic() - began)
+    print(json.dumps(report, indent=1))
+    if not args.no_save:
+        save("crash-torn" if args.tear else "crash", report)
     wrong = ("lost", "doubled", "different", "unsearchable", "computed in one more run")
     wrong += ("computed in rebuilding", "runs that failed", "comparisons that failed")
-    fine = not any(report.get(name) for name in wrong)
-    return 0 if fine and report["texts computed again"] <= report["texts allowed again"] else 1
+    fine = (
+        not any(report.get(name) for name in wrong)
+        and report["found dead"] == report["rebuilt"] + report["rebuildings killed"]
+        and report["texts computed again"] <= report["texts allowed again"]
+        and report["most texts lost to one kill"] <= BATCH
+    )
+    return 0 if fine else 1
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ bundled model; queries are first sentences of paragraphs that are not in the ind
 
     python benchmarks/matryoshka.py --vectors 50000 --queries 500
 
-Prints a table for each set: recall@10 against exact search at full width, of exact search of the
-cut vectors and of Chroma; bytes on disk; the median time of a search by a LangChain retriever, with
-a look-up in place of the model.
+Prints a table for each set, and saves them: recall@10 against exact search at full width, of exact
+search of the cut vectors and of Chroma; bytes on disk; the median time of a search by a LangChain
+retriever, with a look-up in place of the model.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any, ClassVar
 import numpy as np
 from langchain_chroma import Chroma
 from langchain_core.retrievers import BaseRetriever
-from pairs import machine
+from pairs import machine, save
 
 from gemma_embed import Embedder
 from gemma_embed.chroma import ChromaIndex
@@ -118,8 +118,9 @@ def paragraphs() -> Iterator[str]:
                     yield plain
 
 
-def measure(runtime: Table, texts: list[str], questions: list[str]) -> None:
-    """Fill an index of each width, search each, and print the table."""
+def measure(runtime: Table, texts: list[str], questions: list[str]) -> dict[str, Any]:
+    """Fill an index of each width, search each, and print the table; return its numbers."""
+    found: dict[str, Any] = {}
     full_width = runtime.model.width
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -140,14 +141,17 @@ def measure(runtime: Table, texts: list[str], questions: list[str]) -> None:
                 chroma = Chroma("notes", embeddings, client=index.client)
                 direct = chroma.as_retriever(search_kwargs={"k": LIMIT})
                 one = timed(direct, questions, exact)
-                report(f"{width}", f"{of_cut:.3f}", one, folder / str(width))
+                found[str(width)] = report(str(width), of_cut, one, folder / str(width))
                 if width > full_width // 3:
                     continue
                 two = timed(
                     MatryoshkaRetriever(chroma, k=LIMIT, candidates=CANDIDATES), questions, exact
                 )
-                report(f"{width}, then {full_width}", "", two, folder / str(width))
-        print(f"\nThe embedding store, under all of them: {store.stat().st_size / 1e6:.0f} MB\n")
+                steps = f"{width}, then {full_width}"
+                found[steps] = report(steps, None, two, folder / str(width))
+        found["store_mb"] = round(store.stat().st_size / 1e6)
+        print(f"\nThe embedding store, under all of them: {found['store_mb']} MB\n")
+    return found
 
 
 def nearest(documents: Vectors, queries: Vectors) -> np.ndarray:
@@ -178,15 +182,25 @@ def timed(
     return recall(found, exact), statistics.median(seconds)
 
 
-def report(name: str, of_cut: str, measured: tuple[float, float], folder: Path) -> None:
-    """Print a row."""
+def report(
+    name: str, of_cut: float | None, measured: tuple[float, float], folder: Path
+) -> dict[str, float | None]:
+    """Print a row, and return its numbers."""
     whole = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
     vectors = sum(path.stat().st_size for path in folder.glob("*/*")) / 1e6
+    exact = "" if of_cut is None else f"{of_cut:.3f}"
     print(
-        f"| {name} | {of_cut} | {measured[0]:.3f} | {vectors:.0f} MB | {whole:.0f} MB "
+        f"| {name} | {exact} | {measured[0]:.3f} | {vectors:.0f} MB | {whole:.0f} MB "
         f"| {measured[1] * 1000:.1f} ms |",
         flush=True,
     )
+    return {
+        "recall_exact": of_cut,
+        "recall_chroma": measured[0],
+        "vectors_mb": vectors,
+        "folder_mb": whole,
+        "search_ms": measured[1] * 1000,
+    }
 
 
 def main() -> None:
@@ -198,10 +212,12 @@ def main() -> None:
     parser.add_argument("--set", choices=["synthetic", "docstrings"], help="one of them only")
     args = parser.parse_args()
     print(f"{machine()}\n{args.vectors} vectors, {args.queries} queries, seed {args.seed}\n")
+    found: dict[str, Any] = {"vectors": args.vectors, "queries": args.queries, "seed": args.seed}
     for make in (synthetic, docstrings):
         if args.set in (None, make.__name__):
             print(f"{make.__name__}\n", flush=True)
-            measure(*make(args.vectors, args.queries, args.seed))
+            found[make.__name__] = measure(*make(args.vectors, args.queries, args.seed))
+    save("matryoshka", found)
 
 
 if __name__ == "__main__":

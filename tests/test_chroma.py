@@ -21,6 +21,7 @@ from langchain_core.documents import Document
 from llama_index.core import VectorStoreIndex
 from llama_index.core.schema import TextNode
 from llama_index.vector_stores.chroma import ChromaVectorStore
+from notes import documents, everything
 
 import langchain_gemma_embed
 import llamaindex_gemma_embed
@@ -39,13 +40,6 @@ from gemma_embed.errors import (
 from gemma_embed.testing import bundled_runtime
 from langchain_gemma_embed import GemmaEmbeddings
 from llamaindex_gemma_embed import GemmaEmbedding
-
-
-def documents(count: int = 60, **changed: Any) -> list[dict[str, Any]]:
-    return [
-        {"text": f"text {i}", "id": f"id {i}", "metadata": {"n": i, "title": f"T{i}", **changed}}
-        for i in range(count)
-    ]
 
 
 @pytest.fixture
@@ -403,17 +397,6 @@ def test_a_rebuilt_collection_is_the_same(index: ChromaIndex, fake: FakeRuntime)
     assert [each.name for each in index.client.list_collections()] == ["notes"]
 
 
-def everything(index: ChromaIndex) -> dict[str, Any]:
-    held = index.client.get_collection(index.name, embedding_function=None)
-    got = held.get(include=["documents", "metadatas", "embeddings"])
-    return {
-        row: (document, metadata, vector.tobytes())
-        for row, document, metadata, vector in zip(
-            got["ids"], got["documents"], got["metadatas"], got["embeddings"], strict=True
-        )
-    }
-
-
 def test_another_width_costs_no_call(index: ChromaIndex, fake: FakeRuntime) -> None:
     index.ingest(documents())
     calls = fake.calls
@@ -493,34 +476,19 @@ def test_rows_are_read_from_the_file_as_chroma_gives_them(
     rows[4]["metadata"] = {"only": "this"}
     index.ingest(rows, batch_size=7)
     index.collection.delete(ids=["id 5"])
-    expected = {row.id: row for row in rows_of(index.collection)}
+    expected = {row.id: row for page in rows_of(index.collection) for row in page}
     index.close()
-    assert {row.id: row for row in rows_in_folder(tmp_path / "db", "notes")} == expected
+    pages = rows_in_folder(tmp_path / "db", "notes")
+    assert {row.id: row for page in pages for row in page} == expected
 
 
 def test_a_file_that_is_damaged_too(tmp_path: Path) -> None:
     (tmp_path / "chroma.sqlite3").write_bytes(b"no database" * 100)
     with pytest.raises(CollectionDamaged, match="move"):
-        rows_in_folder(tmp_path, "notes")
+        list(rows_in_folder(tmp_path, "notes"))
     with pytest.raises(CollectionDamaged) as caught:
-        rows_in_folder(tmp_path / "nowhere", "notes")
+        list(rows_in_folder(tmp_path / "nowhere", "notes"))
     assert isinstance(caught.value.__cause__, sqlite3.Error)
-
-
-def test_a_swap_that_was_killed_is_finished(index: ChromaIndex) -> None:
-    index.ingest(documents(4))
-    held = index.collection
-    # Between the removal of the old one and the renaming of the new one.
-    held.modify(name="notes.verified")
-    assert index.collection.count() == 4
-    assert [each.name for each in index.client.list_collections()] == ["notes"]
-
-
-def test_a_building_that_was_killed_is_started_anew(index: ChromaIndex) -> None:
-    index.ingest(documents(4))
-    index.client.create_collection("notes.building", embedding_function=None)
-    assert index.rebuild() == 4
-    assert [each.name for each in index.client.list_collections()] == ["notes"]
 
 
 def test_nothing_to_rebuild(index: ChromaIndex) -> None:

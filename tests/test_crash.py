@@ -12,7 +12,9 @@ CAMPAIGN = Path(__file__).parent.parent / "benchmarks" / "crash.py"
 
 
 def test_kills_and_torn_files_cost_at_most_a_batch_each() -> None:
-    options = ["--documents", "300", "--kills", "5", "--tear", "0.5", "--seed", "2"]
+    options = ["--documents", "900", "--kills", "6", "--tear", "1", "--seed", "2"]
+    # So low that there are files to tear from the first batch on.
+    options += ["--sync-threshold", "50", "--no-save"]
     run = subprocess.run(
         [sys.executable, str(CAMPAIGN), *options],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
@@ -22,9 +24,13 @@ def test_kills_and_torn_files_cost_at_most_a_batch_each() -> None:
     )
     assert run.returncode == 0, run.stderr[-2000:]
     report = json.loads(run.stdout)
-    assert report["kills"] == 5
-    assert report["unchanged in one more run"] == 300 * report["ingestions"]
+    assert report["kills"] == 6
+    assert report["torn"] > 0
+    assert report["found dead"] > 0
+    assert report["unchanged in one more run"] == 900 * report["ingestions"]
     assert (report["lost"], report["doubled"], report["different"]) == (0, 0, 0)
     assert report["computed in rebuilding"] == 0
-    assert report["rebuilt"] == report["found dead"]
-    assert report["texts computed again"] <= report["texts allowed again"] <= 5 * 64
+    assert report["rebuilt"] > 0
+    assert report["rebuilt"] + report["rebuildings killed"] == report["found dead"]
+    assert report["texts computed again"] <= report["texts allowed again"] <= 6 * 64
+    assert report["most texts lost to one kill"] <= report["texts in a batch"] == 64

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import chromadb
 import pytest
+from chromadb.config import Settings
 from fakes import FakeRuntime
 from langchain_chroma import Chroma
 from langchain_classic.indexes import SQLRecordManager
@@ -119,6 +121,70 @@ class TestLangChainIndex:
         self.run(tmp_path, runtime)
         assert self.run(tmp_path, runtime, "narrow", 128) == (COUNT, 0, COUNT)
         assert runtime.documents == COUNT
+
+
+class TestCacheNamespace:
+    """The record manager and the collection named by ``cache_namespace``, Chroma opened alone."""
+
+    def run(self, folder: Path, runtime: FakeRuntime, wiped: bool = False) -> tuple[int, int, int]:
+        """One run of a program: added, skipped, and rows in the end."""
+        embeddings = GemmaEmbeddings(runtime, dimensions=256, store=folder / "vectors")
+        name = embeddings.cache_namespace
+        with chromadb.PersistentClient(
+            str(folder / "db"), Settings(anonymized_telemetry=False)
+        ) as client:
+            if wiped:
+                client.delete_collection(name)
+            store = Chroma(name, embeddings, client=client)
+            records = SQLRecordManager(name, db_url=f"sqlite:///{folder}/records.db")
+            records.create_schema()
+            result = index(DOCUMENTS, records, store, key_encoder="sha256")
+            records.engine.dispose()
+            return result["num_added"], result["num_skipped"], len(store.get()["ids"])
+
+    def test_a_second_run_does_nothing(self, tmp_path: Path, runtime: Failing) -> None:
+        assert self.run(tmp_path, runtime) == (COUNT, 0, COUNT)
+        assert self.run(tmp_path, runtime) == (0, COUNT, COUNT)
+        assert runtime.documents == COUNT
+
+    def test_another_model_starts_anew_and_leaves_the_first(
+        self, tmp_path: Path, runtime: Failing
+    ) -> None:
+        self.run(tmp_path, runtime)
+        other = Failing(max_tokens=512)
+        assert self.run(tmp_path, other) == (COUNT, 0, COUNT)
+        assert (other.documents, runtime.documents) == (COUNT, COUNT)
+        for each in (runtime, other):
+            assert self.run(tmp_path, each) == (0, COUNT, COUNT)
+
+    def test_a_wiped_store_costs_nothing(self, tmp_path: Path, runtime: Failing) -> None:
+        self.run(tmp_path, runtime)
+        (tmp_path / "vectors").unlink()
+        assert self.run(tmp_path, runtime) == (0, COUNT, COUNT)
+        assert runtime.documents == COUNT
+
+    def test_a_wiped_collection_is_what_it_cannot_know(
+        self, tmp_path: Path, runtime: Failing
+    ) -> None:
+        self.run(tmp_path, runtime)
+        # The record manager's namespace is the same, so it skips what is no longer there.
+        # ``ChromaIndex.namespace`` changes with the collection: see the class above.
+        assert self.run(tmp_path, runtime, wiped=True) == (0, COUNT, 0)
+
+    def test_the_indexs_namespace_changes_whenever_it_does(
+        self, tmp_path: Path, runtime: Failing
+    ) -> None:
+        for place, embeddings in enumerate(
+            [
+                GemmaEmbeddings(runtime),
+                GemmaEmbeddings(runtime, dimensions=128),
+                GemmaEmbeddings(runtime, overlong="split"),
+                GemmaEmbeddings(Failing(max_tokens=512)),
+            ]
+        ):
+            fingerprint = embeddings.cache_namespace.removeprefix("gemma-embed-")
+            with ChromaIndex(tmp_path / str(place), "notes", embeddings) as opened:
+                assert opened.namespace.endswith(fingerprint)
 
 
 class TestIngestionPipeline:

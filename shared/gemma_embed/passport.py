@@ -11,20 +11,24 @@ import numpy as np
 
 from gemma_embed.embedder import Embedder
 from gemma_embed.errors import CollectionMismatch
+from gemma_embed.passages import OWN
+from gemma_embed.vectors import Vectors
 
-_PREFIX = "gemma_embed."
 _SCHEMA = 1
 _PROBE = "The quick brown fox jumps over the lazy dog."
 # Below this two vectors of one text are not rounding apart, but two models: bfloat16 on another
 # device stays above 0.999, another quantisation of the same weights may not.
 SAME = 0.995
+_NORM_TOLERANCE = 1e-3
 
 
-def passport(embedder: Embedder) -> dict[str, str | int]:
+def passport(embedder: Embedder, former: Mapping[str, Any] | None = None) -> dict[str, str | int]:
     """Return what an index of this embedder's document vectors should say of itself.
 
     Args:
         embedder: Makes the document vectors.
+        former: Metadata of an index that it replaces. If that has the same fingerprint, its
+            vector of the fixed sentence is taken over, and nothing is embedded.
 
     Returns:
         Flat metadata: the fingerprint, what it was made of in readable form, and the vector of a
@@ -33,6 +37,11 @@ def passport(embedder: Embedder) -> dict[str, str | int]:
     identity = asdict(embedder.runtime.identity)
     prompts = embedder.runtime.prompts
     task = embedder.document_task
+    probe = None
+    if _field(former, "fingerprint") == embedder.fingerprint:
+        probe = _decoded(_field(former, "probe"))
+    if probe is None or probe.shape != (embedder.dimensions,):
+        probe = embedder.embed([_PROBE])[0]
     fields: dict[str, str | int] = {
         "schema": _SCHEMA,
         "fingerprint": embedder.fingerprint,
@@ -41,19 +50,19 @@ def passport(embedder: Embedder) -> dict[str, str | int]:
         "prompt": prompts.prefix(task),
         "titled_prompt": (prompts.titled or "") if task == "document" else "",
         "overlong": embedder.overlong,
-        "probe": base64.b64encode(embedder.embed([_PROBE])[0].astype("<f4").tobytes()).decode(),
+        "probe": base64.b64encode(probe.astype("<f4").tobytes()).decode(),
     }
-    return {_PREFIX + name: value for name, value in fields.items()}
+    return {OWN + name: value for name, value in fields.items()}
 
 
 def has_passport(metadata: Mapping[str, Any] | None) -> bool:
     """Whether an index's metadata holds a passport."""
-    return _PREFIX + "fingerprint" in (metadata or {})
+    return OWN + "fingerprint" in (metadata or {})
 
 
 def without_passport(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
     """What an index's metadata holds beside the passport."""
-    return {k: v for k, v in (metadata or {}).items() if not k.startswith(_PREFIX)}
+    return {k: v for k, v in (metadata or {}).items() if not k.startswith(OWN)}
 
 
 def compare(metadata: Mapping[str, Any] | None, embedder: Embedder, what: str) -> None:
@@ -75,9 +84,9 @@ def compare(metadata: Mapping[str, Any] | None, embedder: Embedder, what: str) -
             f"{what} does not say whose vectors it holds; if they were made by this embedder, "
             "adopt() checks some of them and writes that down; otherwise rebuild() makes them anew"
         )
-    held = {k.removeprefix(_PREFIX): v for k, v in (metadata or {}).items()}
+    held = {k.removeprefix(OWN): v for k, v in (metadata or {}).items()}
     own = passport(embedder.replaced(store=None))
-    mine = {k.removeprefix(_PREFIX): v for k, v in own.items()}
+    mine = {k.removeprefix(OWN): v for k, v in own.items()}
     differences = [
         f"{name} is {held.get(name)!r} there and {value!r} here"
         for name, value in mine.items()
@@ -86,8 +95,10 @@ def compare(metadata: Mapping[str, Any] | None, embedder: Embedder, what: str) -
     if held["fingerprint"] != mine["fingerprint"] and not differences:
         differences = ["its fingerprint differs"]
     if not differences:
-        likeness = _likeness(str(held.get("probe", "")), str(mine["probe"]))
-        if likeness < SAME:
+        there, here = _decoded(held.get("probe")), _decoded(mine["probe"])
+        if there is None or here is None or there.shape != here.shape:
+            differences = ["its vector of the fixed sentence is damaged"]
+        elif (likeness := float(there @ here)) < SAME:
             differences = [
                 f"the same sentence has another vector (cosine {likeness:.4f}): the weights behind "
                 "the name have changed"
@@ -99,8 +110,14 @@ def compare(metadata: Mapping[str, Any] | None, embedder: Embedder, what: str) -
         )
 
 
-def _likeness(held: str, mine: str) -> float:
-    vectors = [np.frombuffer(base64.b64decode(each), dtype="<f4") for each in (held, mine)]
-    if vectors[0].shape != vectors[1].shape:
-        return -1.0
-    return float(vectors[0] @ vectors[1])
+def _field(metadata: Mapping[str, Any] | None, name: str) -> Any:
+    return (metadata or {}).get(OWN + name)
+
+
+def _decoded(probe: object) -> Vectors | None:
+    try:
+        vector = np.frombuffer(base64.b64decode(str(probe), validate=True), dtype="<f4")
+    except ValueError:
+        return None
+    # A damaged number could be NaN, which compares as like as any.
+    return vector if abs(np.linalg.norm(vector) - 1) < _NORM_TOLERANCE else None

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gemma_embed.chroma.rows import title_of
+from gemma_embed.chroma.rows import Row, embedded
 from gemma_embed.embedder import Embedder
 from gemma_embed.errors import CollectionMismatch
 from gemma_embed.passport import SAME, passport, without_passport
@@ -31,6 +31,12 @@ def require_cosine(collection: Collection) -> None:
         )
 
 
+def users_metadata(collection: Collection) -> dict[str, Any]:
+    """What a collection's metadata holds beside the passport and Chroma's own."""
+    # Chroma refuses to be told again of a space, which it once kept here.
+    return {k: v for k, v in without_passport(collection.metadata).items() if k[:5] != "hnsw:"}
+
+
 def adopt(collection: Collection, embedder: Embedder, title_key: str) -> None:
     """Write an embedder's passport into a collection whose vectors it makes.
 
@@ -41,9 +47,12 @@ def adopt(collection: Collection, embedder: Embedder, title_key: str) -> None:
     got = collection.get(limit=_SAMPLE, include=["documents", "metadatas", "embeddings"])
     documents, metadatas = got["documents"] or [], got["metadatas"] or []
     if documents:
-        texts = [document or "" for document in documents]
+        parts = [
+            embedded(Row(row, document, dict(metadata or {})), embedder, title_key)
+            for row, document, metadata in zip(got["ids"], documents, metadatas, strict=True)
+        ]
+        texts, titles = [text for text, _ in parts], [title for _, title in parts]
         titled = embedder.takes_titles
-        titles = [title_of(metadata, title_key) for metadata in metadatas]
         own = embedder.replaced(store=None).embed(texts, titles=titles if titled else None)
         held = np.asarray(got["embeddings"], dtype=np.float32)
         likeness = _cosines(held, own) if held.shape == own.shape else np.array([-1.0])
@@ -53,9 +62,7 @@ def adopt(collection: Collection, embedder: Embedder, title_key: str) -> None:
                 f"has a cosine of {likeness.min():.3f} to its vector: other weights, prompt or "
                 "width; rebuild(embed_missing=True) makes it anew"
             )
-    # Chroma refuses to be told again of a space, which it once kept here.
-    others = {k: v for k, v in without_passport(collection.metadata).items() if k[:5] != "hnsw:"}
-    collection.modify(metadata=others | passport(embedder))
+    collection.modify(metadata=users_metadata(collection) | passport(embedder))
 
 
 def _cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from gemma_embed.errors import CollectionDamaged, ConfigurationError, MissingDep
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
+    from chromadb.config import System
 
 
 def folder_client(folder: Path) -> ClientAPI:
@@ -41,6 +42,20 @@ def folder_of(client: ClientAPI) -> Path | None:
     """The folder that a client writes to; None for a server's or an in-memory one."""
     settings = client.get_settings()
     return Path(settings.persist_directory) if settings.is_persistent else None
+
+
+@contextmanager
+def paused(client: ClientAPI) -> Iterator[None]:
+    """Close what a folder's clients in this process have open; open it again for all afterwards.
+
+    Closing a client instead would end the use of every vector store that was made of it.
+    """
+    system: System = client._system  # type: ignore[attr-defined] # of Client; there is no other way
+    system.stop()
+    try:
+        yield
+    finally:
+        system.start()
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Proof, row by row, that a collection can be searched.
 
 Run as a program on a folder, because a damaged one can take the process down that opens it:
-``python -m gemma_embed.chroma.health FOLDER NAME`` prints a JSON object.
+``python -m gemma_embed.chroma.health FOLDER TENANT DATABASE NAME DIMENSIONS`` prints a JSON object.
 """
 
 from __future__ import annotations
@@ -90,13 +90,13 @@ def _unfound(
     return [row for row, _ in failed]
 
 
-def examine_folder(folder: Path, name: str, dimensions: int) -> Health:
+def examine_folder(folder: Path, tenant: str, database: str, name: str, dimensions: int) -> Health:
     """Examine a collection in a process of its own.
 
     Raises:
         CollectionDamaged: If that process fails or dies.
     """
-    command = [sys.executable, "-m", __name__, str(folder), name, str(dimensions)]
+    command = [sys.executable, "-m", __name__, str(folder), tenant, database, name, str(dimensions)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - ours
     if run.returncode == 0:
         found = json.loads(run.stdout)
@@ -112,8 +112,9 @@ def main() -> None:
     """Examine the collection that the command line names."""
     from gemma_embed.chroma.client import folder_client
 
-    folder, name, dimensions = sys.argv[1:]
+    folder, tenant, database, name, dimensions = sys.argv[1:]
     client = folder_client(Path(folder))
+    client.set_tenant(tenant, database)
     health = examine(client.get_collection(name, embedding_function=None), int(dimensions))
     sys.stdout.write(json.dumps(asdict(health)))
 

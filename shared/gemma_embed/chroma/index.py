@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gemma_embed.chroma.adoption import adopt, require_cosine
-from gemma_embed.chroma.client import damage_named, folder_client, folder_of
+from gemma_embed.chroma.client import damage_named, folder_client, folder_of, paused
 from gemma_embed.chroma.health import examine, examine_folder
 from gemma_embed.chroma.ingestion import IngestReport, ingest
 from gemma_embed.chroma.lock import only_writer
-from gemma_embed.chroma.rebuilding import created, existing, finish_swap, rebuild
+from gemma_embed.chroma.rebuilding import created, existing, finish_swap, rebuild, stand_in
+from gemma_embed.chroma.stored import differing_rows
 from gemma_embed.embedder import Embedder
 from gemma_embed.errors import CollectionDamaged, ConfigurationError
 from gemma_embed.passages import Passage
@@ -116,10 +117,13 @@ class ChromaIndex:
         Raises:
             CollectionMismatch: If it holds vectors of another space, or does not say of which.
             CollectionDamaged: If Chroma cannot open it.
+            CollectionLocked: If it has to be made or put in its place, and another process is
+                writing to the folder.
         """
         with damage_named(self.name):
             held = existing(self.client, self.name)
-            if held is None:
+            # What is added to a collection that is about to be replaced would be lost.
+            if held is None or stand_in(self.client, self.name) is not None:
                 with self._writing():
                     return self._opened()
             self._verify(held)
@@ -150,14 +154,16 @@ class ChromaIndex:
         """Make the collection hold these passages, whatever it holds now.
 
         May be repeated at any time, after a kill as well: rows that are there, whole and equal,
-        are left alone, and vectors in the store are not computed again. The passages are taken
+        are left alone, and vectors in the store are not computed again. A row whose vector is
+        not the one that the store has is written again. The passages are taken
         ``batch_size`` at a time. At the end every row is read back.
 
         Args:
             passages: ``Passage`` objects or mappings with their fields; framework objects through
                 ``langchain_gemma_embed.passages`` or ``llamaindex_gemma_embed.passages``.
             batch_size: Rows to a write; bounded by what Chroma takes.
-            remove_absent: Whether rows that are not among the passages are removed.
+            remove_absent: Whether rows that are not among the passages are removed; refused if
+                there is no passage at all.
             progress: Called with (passages done, passages in all or 0 if not known).
 
         Raises:
@@ -191,6 +197,7 @@ class ChromaIndex:
             CollectionDamaged: If Chroma fails, or there is no such collection.
         """
         with self._writing(), damage_named(self.name):
+            finish_swap(self.client, self.name)
             held = self.client.get_collection(self.name, embedding_function=None)
             if not has_passport(held.metadata):
                 adopt(held, self.embedder, self.title_key)
@@ -199,26 +206,41 @@ class ChromaIndex:
     def check(self) -> int:
         """Read every vector and search for it, in a process of its own for a folder.
 
+        Vectors are compared with the store's, where it has them. While a folder is examined,
+        its clients in this process, and what was made of ``client``, cannot be used.
+
         Returns:
             How many rows there are, all of them found.
 
         Raises:
-            CollectionDamaged: If a row cannot be read or found.
+            CollectionDamaged: If a row cannot be read or found, or has another vector.
+            CollectionLocked: If another process is writing to the folder.
+            StoreError: If the store cannot be used.
         """
         dimensions = self.embedder.dimensions
         with self._writing(), damage_named(self.name):
-            if self._ours and self._folder is not None:
+            finish_swap(self.client, self.name)
+            if self._folder is not None:
+                place = (self.client.tenant, self.client.database, self.name)
                 # Two processes must not have a folder open while one of them may write.
-                self.close()
-                health = examine_folder(self._folder, self.name, dimensions)
-            else:
-                collection = self.client.get_collection(self.name, embedding_function=None)
-                health = examine(collection, dimensions)
-        bad = [*health.lost, *health.unfound]
+                with paused(self.client):
+                    health = examine_folder(self._folder, *place, dimensions)
+            held = self.client.get_collection(self.name, embedding_function=None)
+            if self._folder is None:
+                health = examine(held, dimensions)
+            bad = [*health.lost, *health.unfound]
+            differing: tuple[str, ...] = ()
+            if not bad and has_passport(held.metadata):
+                differing = tuple(differing_rows(held, self.embedder, self.title_key))
         if bad:
             raise CollectionDamaged(
                 f"{len(health.lost)} of {health.rows} rows have no usable vector and a search does "
                 f"not find {len(health.unfound)}, {bad[0]!r} first; call rebuild()"
+            )
+        if differing:
+            raise CollectionDamaged(
+                f"{len(differing)} of {health.rows} rows have other vectors than the store, "
+                f"{differing[0]!r} first; call rebuild()"
             )
         return health.rows
 
@@ -226,7 +248,9 @@ class ChromaIndex:
         """Make the collection anew from its rows and the store, and put it in its place.
 
         The old one stays until the new one is whole. Works on a collection that Chroma cannot
-        open, and for an embedder of other dimensions.
+        open, and for an embedder of other dimensions. Its metadata and the settings of its index
+        are kept. For the time it takes, there is a collection of the same name and ``.building``
+        or ``.verified``.
 
         Args:
             embed_missing: Whether vectors that the store lacks are computed, as all are for
@@ -238,6 +262,7 @@ class ChromaIndex:
         Raises:
             CollectionDamaged: If its rows cannot be read, or the store lacks a vector.
             CollectionLocked: If another process is writing to the folder.
+            ConfigurationError: If a collection of yours has one of these names.
         """
         with self._writing(), damage_named(self.name):
             return rebuild(
@@ -251,7 +276,7 @@ class ChromaIndex:
             )
 
     def close(self) -> None:
-        """Close a folder's client; the next use opens it again."""
+        """Close a folder's client, and what was made of it; the next use opens another."""
         if self._ours and self._client is not None:
             self._client.close()  # type: ignore[attr-defined] # Client has it, ClientAPI does not
             self._client = None

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gemma_embed.chroma.rows import DIGEST, PAGE, ids_of
+from gemma_embed.chroma.stored import Stored
 from gemma_embed.embedder import Embedder
 from gemma_embed.errors import CollectionIncomplete, EmbeddingError, InvalidInput
 from gemma_embed.passages import Passage, checked_passage, digest
@@ -28,7 +28,7 @@ class IngestReport:
     Attributes:
         added: Rows that were not there.
         unchanged: Rows that were there, whole and equal.
-        updated: Rows that were there and differed, or had lost their vector.
+        updated: Rows that were there and differed, or had lost their vector or had another's.
         removed: Rows that were there and not among the passages.
         missing: Ids of passages that the collection does not hold at the end.
     """
@@ -54,17 +54,26 @@ def ingest(
     total = len(passages) if isinstance(passages, Sized) else 0
     added = updated = unchanged = 0
     seen: dict[str, str] = {}
-    rows = _prepared(passages, title_key, seen)
-    while batch := list(islice(rows, batch_size)):
+    stored = Stored(collection.metadata, embedder)
+    for batch in _batches(_prepared(passages, title_key, seen), batch_size):
         held = _held(collection, [row.id for row in batch], embedder.dimensions)
         new = [row for row in batch if row.id not in held]
         changed = [row for row in batch if row.id in held and held[row.id].differs(row)]
+        changed += _with_other_vectors(
+            [row for row in batch if row.id in held and not held[row.id].differs(row)], held, stored
+        )
         _write(collection, new + changed, held, embedder)
         added += len(new)
         updated += len(changed)
         unchanged += len(batch) - len(new) - len(changed)
         if progress is not None:
             progress(batch[-1].index + 1, total)
+    if remove_absent and not seen and collection.count():
+        raise InvalidInput(
+            "there was not one passage, as of a generator that was used before, and "
+            "remove_absent=True would empty the collection: to do that, delete it by "
+            f"client.delete_collection({collection.name!r})"
+        )
     removed = _remove_absent(collection, seen, batch_size) if remove_absent else 0
     missing = tuple(_missing(collection, list(seen), embedder.dimensions))
     report = IngestReport(added, unchanged, updated, removed, missing)
@@ -81,17 +90,26 @@ def write_rows(
     collection: Collection,
     embedder: Embedder,
     ids: Sequence[str],
-    texts: Sequence[str],
-    titles: Sequence[str | None],
+    documents: Sequence[str],
     metadatas: Sequence[dict[str, Any] | None],
+    parts: Sequence[tuple[str, str | None]],
 ) -> None:
-    """Embed and upsert rows; errors have the position among these rows as ``index``."""
-    titled = titles if embedder.takes_titles else None
-    vectors = embedder.embed(texts, titles=titled)
+    """Embed and upsert rows; errors have the position among these rows as ``index``.
+
+    Args:
+        collection: Where to.
+        embedder: Makes the vectors.
+        ids: Names of the rows.
+        documents: What they hold as text.
+        metadatas: And beside it.
+        parts: The text and the title that each is embedded with.
+    """
+    titles = [title for _, title in parts] if embedder.takes_titles else None
+    vectors = embedder.embed([text for text, _ in parts], titles=titles)
     collection.upsert(
         ids=list(ids),
         embeddings=vectors,
-        documents=list(texts),
+        documents=list(documents),
         metadatas=list(metadatas),  # type: ignore[arg-type] # a row may have none
     )
 
@@ -123,6 +141,7 @@ class _Held:
 
     document: str | None
     metadata: Mapping[str, Any]
+    vector: Any
     whole: bool
 
     def differs(self, row: _Prepared) -> bool:
@@ -160,16 +179,45 @@ def _prepared(
         yield _Prepared(index, row, passage.text, title, kept)
 
 
+def _batches(rows: Iterable[_Prepared], size: int) -> Iterator[list[_Prepared]]:
+    batch: list[_Prepared] = []
+    try:
+        for row in rows:
+            batch.append(row)
+            if len(batch) == size:
+                yield batch
+                batch = []
+    except Exception:
+        # What came before a wrong passage is kept.
+        if batch:
+            yield batch
+        raise
+    if batch:
+        yield batch
+
+
+def _with_other_vectors(
+    rows: list[_Prepared], held: Mapping[str, _Held], stored: Stored
+) -> list[_Prepared]:
+    # Whoever updates a row by other means leaves its digest as it is.
+    if not rows:
+        return []
+    vectors = np.array([held[row.id].vector for row in rows], dtype=np.float32)
+    places = stored.differing([row.text for row in rows], [row.title for row in rows], vectors)
+    return [rows[place] for place in places]
+
+
 def _held(collection: Collection, ids: list[str], dimensions: int) -> dict[str, _Held]:
     got = collection.get(ids=ids, include=["documents", "metadatas", "embeddings"])
-    vectors = got["embeddings"]
+    vectors = got["embeddings"] if got["embeddings"] is not None else []
     return {
-        row: _Held(document, metadata or {}, whole)
-        for row, document, metadata, whole in zip(
+        row: _Held(document, metadata or {}, vector, whole)
+        for row, document, metadata, vector, whole in zip(
             got["ids"],
             got["documents"] or [],
             got["metadatas"] or [],
-            whole_vectors(vectors if vectors is not None else [], dimensions),
+            vectors,
+            whole_vectors(vectors, dimensions),
             strict=True,
         )
     }
@@ -191,8 +239,8 @@ def _write(
             embedder,
             [row.id for row in rows],
             [row.text for row in rows],
-            [row.title for row in rows],
             metadatas,
+            [(row.text, row.title) for row in rows],
         )
     except EmbeddingError as error:
         if error.index is not None:

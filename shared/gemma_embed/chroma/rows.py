@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gemma_embed.chroma.nodes import embedded_content
+from gemma_embed.embedder import Embedder
 from gemma_embed.errors import CollectionDamaged
+from gemma_embed.passages import OWN
 
 if TYPE_CHECKING:
     from chromadb import Collection
 
 PAGE = 1000
-DIGEST = "gemma_embed.digest"
+DIGEST = OWN + "digest"
 
 _DOCUMENT = "chroma:document"
 # Operations of Chroma's log: chromadb/db/mixins/embeddings_queue.py.
@@ -24,7 +27,8 @@ _ADD, _DELETE = 0, 3
 
 _SEGMENT = """SELECT s.id, c.id FROM segments s JOIN collections c ON s.collection = c.id
     WHERE c.name = ? AND s.scope = 'METADATA'"""
-_ROWS = "SELECT id, embedding_id FROM embeddings WHERE segment_id = ? ORDER BY id"
+_ROWS = """SELECT id, embedding_id FROM embeddings WHERE segment_id = ? AND id > ?
+    ORDER BY id LIMIT ?"""
 _VALUES = """SELECT key, string_value, int_value, float_value, bool_value
     FROM embedding_metadata WHERE id = ?"""
 _LISTS = """SELECT key, string_value, int_value, float_value, bool_value
@@ -44,10 +48,22 @@ class Row:
     metadata: dict[str, Any]
 
 
-def title_of(metadata: Mapping[str, Any] | None, title_key: str) -> str | None:
-    """The title that a row was embedded with: none, if others than ``ingest`` wrote it."""
-    held = metadata or {}
-    return str(held[title_key]) if DIGEST in held and title_key in held else None
+def embedded(row: Row, embedder: Embedder, title_key: str) -> tuple[str, str | None]:
+    """Return the text and the title that a row was embedded with, by whoever wrote it.
+
+    Raises:
+        CollectionDamaged: If that cannot be known.
+    """
+    text = row.document or ""
+    if DIGEST in row.metadata:
+        title = row.metadata.get(title_key)
+        return text, None if title is None else str(title)
+    whole = embedded_content(row.id, row.metadata, text)
+    if not embedder.takes_titles:
+        return whole, None
+    # As the adapter does, which finds in it the title that GemmaTitles put there.
+    title, text = embedder.runtime.model.prompts.title_and_text(whole)
+    return text, title
 
 
 def ids_of(collection: Collection) -> Iterator[list[str]]:
@@ -58,17 +74,19 @@ def ids_of(collection: Collection) -> Iterator[list[str]]:
         offset += len(page)
 
 
-def rows_of(collection: Collection) -> Iterator[Row]:
-    """All rows, as Chroma gives them."""
+def rows_of(collection: Collection) -> Iterator[list[Row]]:
+    """All rows, as Chroma gives them, page by page."""
     for page in ids_of(collection):
         held = collection.get(ids=page, include=["documents", "metadatas"])
         documents, metadatas = held["documents"] or [], held["metadatas"] or []
-        for row, document, metadata in zip(held["ids"], documents, metadatas, strict=True):
-            yield Row(row, document, dict(metadata or {}))
+        yield [
+            Row(row, document, dict(metadata or {}))
+            for row, document, metadata in zip(held["ids"], documents, metadatas, strict=True)
+        ]
 
 
-def rows_in_folder(folder: Path, name: str) -> list[Row]:
-    """All rows, read from Chroma's SQLite file without Chroma.
+def rows_in_folder(folder: Path, name: str) -> Iterator[list[Row]]:
+    """All rows, read from Chroma's SQLite file without Chroma, page by page.
 
     A killed writer can leave a collection whose vector files Chroma refuses, and with them
     everything else; its SQLite file is whole then.
@@ -79,7 +97,7 @@ def rows_in_folder(folder: Path, name: str) -> list[Row]:
     path = folder / "chroma.sqlite3"
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
-            return _read(database, name)
+            yield from _read(database, name)
     except (sqlite3.Error, ValueError) as error:
         raise CollectionDamaged(
             f"Chroma cannot open the collection {name!r}, and its file {path.name} cannot be read "
@@ -88,28 +106,45 @@ def rows_in_folder(folder: Path, name: str) -> list[Row]:
         ) from error
 
 
-def _read(database: sqlite3.Connection, name: str) -> list[Row]:
+def _read(database: sqlite3.Connection, name: str) -> Iterator[list[Row]]:
     found = database.execute(_SEGMENT, (name,)).fetchone()
     if found is None:
-        return []
+        return
     segment, collection = found
-    rows: dict[str, Row] = {}
-    for number, row in database.execute(_ROWS, (segment,)).fetchall():
-        metadata = {key: _value(values) for key, *values in database.execute(_VALUES, (number,))}
-        for key, *values in database.execute(_LISTS, (number,)):
-            metadata.setdefault(key, []).append(_value(values))
-        rows[row] = Row(row, metadata.pop(_DOCUMENT, None), metadata)
-    # What was logged and not yet taken over. Values join those already there, and None takes a
-    # value away.
+    # What was logged and not yet taken over: few rows.
+    log: dict[str, list[tuple[int, str | None]]] = {}
     for operation, row, logged in database.execute(_LOG, (f"%/{collection}", segment)):
+        log.setdefault(row, []).append((operation, logged))
+    last = -1
+    # Fetched whole: a query that is still open would keep Chroma from writing.
+    while page := database.execute(_ROWS, (segment, last, PAGE)).fetchall():
+        last = page[-1][0]
+        held = (_applied(_row(database, n, row), log.pop(row, ()), row) for n, row in page)
+        yield [row for row in held if row is not None]
+    added = (_applied(None, operations, row) for row, operations in log.items())
+    yield [row for row in added if row is not None]
+
+
+def _row(database: sqlite3.Connection, number: int, row: str) -> Row:
+    metadata = {key: _value(values) for key, *values in database.execute(_VALUES, (number,))}
+    for key, *values in database.execute(_LISTS, (number,)):
+        metadata.setdefault(key, []).append(_value(values))
+    return Row(row, metadata.pop(_DOCUMENT, None), metadata)
+
+
+def _applied(
+    held: Row | None, operations: Iterable[tuple[int, str | None]], name: str
+) -> Row | None:
+    # Values join those already there, and None takes a value away.
+    for operation, logged in operations:
         if operation == _DELETE:
-            rows.pop(row, None)
-        elif operation != _ADD or row not in rows:
-            held = rows.get(row, Row(row, None, {}))
-            joined = {_DOCUMENT: held.document, **held.metadata, **json.loads(logged or "{}")}
+            held = None
+        elif operation != _ADD or held is None:
+            before = held or Row(name, None, {})
+            joined = {_DOCUMENT: before.document, **before.metadata, **json.loads(logged or "{}")}
             metadata = {key: value for key, value in joined.items() if value is not None}
-            rows[row] = Row(row, metadata.pop(_DOCUMENT, None), metadata)
-    return list(rows.values())
+            held = Row(name, metadata.pop(_DOCUMENT, None), metadata)
+    return held
 
 
 def _value(columns: list[Any]) -> Any:
