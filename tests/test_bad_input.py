@@ -1,4 +1,4 @@
-"""The matrix of bad input: the same for both runtimes, in the core and in both frameworks.
+"""The matrix of bad input: the same for all runtimes, in the core and in both frameworks.
 
 | Input | Documents | Query |
 | --- | --- | --- |
@@ -6,7 +6,7 @@
 | ``""``, blanks, zero width | the prompt alone is embedded, alike everywhere | the same |
 | None, int, bytes, a nested list, NaN | ``InvalidInput`` with index and type | the same |
 | a subclass of str, numpy's str | its characters, whatever it makes of additions | the same |
-| a str, bytes, a mapping, a set, None, a number in place of the list | ``InvalidInput`` | - |
+| a str, bytes, a mapping, a set, a table, None, a number for the list | ``InvalidInput`` | - |
 | a lone surrogate | ``InvalidInput`` with the index, without the text | the same |
 | NUL, control characters | unchanged | the same |
 | right to left, emoji, NFC and NFD, CRLF | unchanged: other bytes, other vectors | the same |
@@ -28,6 +28,7 @@ import tracemalloc
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,9 @@ from ollama_server import OllamaServer
 
 from gemma_embed import Embedder
 from gemma_embed.errors import InputTooLong, InvalidInput
-from gemma_embed.runtimes import Batch, OllamaRuntime, Runtime, TransformersRuntime
+from gemma_embed.runtimes import Batch, OllamaRuntime, OnnxRuntime, Runtime, TransformersRuntime
+from gemma_embed.runtimes.local.checkpoint import Checkpoint
+from gemma_embed.runtimes.onnx.tokenizer import Tokenizer, open_tokenizer
 from gemma_embed.runtimes.transformers.network import Network
 from langchain_gemma_embed import GemmaEmbeddings
 from llamaindex_gemma_embed import GemmaEmbedding, GemmaTitles
@@ -87,6 +90,13 @@ def door(kind: str, runtime: Runtime, **options: Any) -> Door:
         return Door(
             core.embed_documents, running(core.aembed), core.embed_query, running(core.aembed_query)
         )
+    if kind == "stream":
+        streaming = Embedder(runtime, **options)
+
+        def stream(given: Any) -> np.ndarray:
+            return np.concatenate([np.empty((0, 768)), *streaming.stream(given)])
+
+        return Door(stream, stream, streaming.embed_query, streaming.embed_query)
     if kind == "LangChain":
         chain = GemmaEmbeddings(runtime, **options)
         return Door(
@@ -106,7 +116,7 @@ def door(kind: str, runtime: Runtime, **options: Any) -> Door:
 
 
 class Wire:
-    """What reached either model, prompts included."""
+    """What reached any of the models, prompts included."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
@@ -118,8 +128,8 @@ def wire() -> Wire:
 
 
 @pytest.fixture(scope="module")
-def runtimes(local: TransformersRuntime, wire: Wire) -> Iterator[dict[str, Runtime]]:
-    """Both runtimes over one checkpoint."""
+def runtimes(local: TransformersRuntime, narrow: Path, wire: Wire) -> Iterator[dict[str, Runtime]]:
+    """All runtimes over one checkpoint."""
     real = Network.tokenize
 
     def vector(text: str) -> list[float]:
@@ -134,18 +144,29 @@ def runtimes(local: TransformersRuntime, wire: Wire) -> Iterator[dict[str, Runti
         wire.texts += texts
         return real(net, texts)
 
+    def open_recording(checkpoint: Checkpoint) -> Tokenizer:
+        plain = open_tokenizer(checkpoint)
+
+        def tokenize(texts: Sequence[str]) -> list[list[int]]:
+            wire.texts += texts
+            return plain(texts)
+
+        return tokenize
+
     network = local._load()
     patch = pytest.MonkeyPatch()
+    patch.setattr("gemma_embed.runtimes.onnx.runtime.open_tokenizer", open_recording)
     patch.setattr(Network, "tokenize", tokenize)
     with OllamaServer([ServedModel(embed=vector, tokens=count)]) as server:
-        yield {"local": local, "remote": OllamaRuntime(host=server.url)}
+        remote = OllamaRuntime(host=server.url)
+        yield {"local": local, "onnx": OnnxRuntime(narrow), "remote": remote}
     patch.undo()
 
 
-KINDS = ["core", "LangChain", "LlamaIndex"]
+KINDS = ["core", "stream", "LangChain", "LlamaIndex"]
 
 
-@pytest.fixture(params=["local", "remote"])
+@pytest.fixture(params=["local", "onnx", "remote"])
 def runtime(request: pytest.FixtureRequest, runtimes: dict[str, Runtime]) -> Runtime:
     return runtimes[request.param]
 
@@ -255,11 +276,23 @@ def test_a_subclass_of_str_is_its_characters(
     refused(way.documents, ["a", Escaping("\ud800")], 1)
 
 
-@pytest.mark.parametrize(
-    "given",
-    ["one text", b"bytes", bytearray(b"x"), {"a": 1}, OrderedDict(a=1), {"a"}, None, 5],
-    ids=lambda given: type(given).__name__,
-)
+class DataFrame:
+    """Gives the names of its columns, as pandas' own does."""
+
+    columns = ("text",)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.columns)
+
+    def iterrows(self) -> Iterator[tuple[int, list[str]]]:
+        raise NotImplementedError
+
+
+NO_LISTS = ["one text", b"bytes", bytearray(b"x"), {"a": 1}, OrderedDict(a=1), {"a"}, None, 5]
+NO_LISTS += [np.array("text"), DataFrame()]
+
+
+@pytest.mark.parametrize("given", NO_LISTS, ids=lambda given: type(given).__name__)
 def test_what_is_no_list(way: Door, wire: Wire, given: object) -> None:
     for call in (way.documents, way.adocuments):
         error = refused(call, given, None)
@@ -279,6 +312,30 @@ def test_a_lone_surrogate(way: Door, wire: Wire, text: str) -> None:
     for call in (way.query, way.aquery):
         refused(call, text, 0)
     assert wire.texts == []
+
+
+@pytest.mark.parametrize("given", NO_LISTS, ids=lambda given: type(given).__name__)
+def test_what_is_no_list_of_titles(runtime: Runtime, wire: Wire, given: object) -> None:
+    if given is None:
+        return
+    wire.texts.clear()
+    for call in (Embedder(runtime).embed, Embedder(runtime).stream):
+        error = refused(lambda titles, call=call: call(["a", "b"], titles=titles), given, None)
+        assert f"expected a list of titles, got {type(given).__name__}" in str(error)
+    assert wire.texts == []
+
+
+@pytest.mark.parametrize("titles", [["T"], ["T", "U", "V"], []])
+def test_as_many_titles_as_texts(runtime: Runtime, titles: list[str]) -> None:
+    embedder = Embedder(runtime)
+    refused(lambda titles: embedder.embed(["a", "b"], titles=iter(titles)), titles, None)
+    refused(lambda titles: [*embedder.stream(["a", "b"], titles=iter(titles))], titles, None)
+
+
+def test_titles_are_for_documents_only(runtime: Runtime) -> None:
+    embedder = Embedder(runtime)
+    for call in (embedder.embed, embedder.stream):
+        refused(lambda titles, call=call: call([], "query", titles), [], None)
 
 
 MEGABYTE = "word " * 200_000
@@ -306,7 +363,7 @@ def test_a_megabyte_is_cut(
     caplog.set_level(logging.WARNING, "gemma_embed")
     cutting = door(kind, runtime, overlong="truncate")
     # The fake server looks for its cut text by text; a tenth does for it.
-    text = MEGABYTE if isinstance(runtime, TransformersRuntime) else MEGABYTE[:60_000]
+    text = MEGABYTE[:60_000] if isinstance(runtime, OllamaRuntime) else MEGABYTE
     vectors = cutting.documents(["a", text])
     np.testing.assert_allclose(vectors[0], right(DOCUMENT + "a"), atol=1e-6)
     # What is read ends within the context: the end of the text is the same for all of these.

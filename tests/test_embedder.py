@@ -21,6 +21,7 @@ from gemma_embed.errors import (
     ConfigurationError,
     InputTooLong,
     InvalidInput,
+    ServerBusy,
     ServerFailed,
 )
 from gemma_embed.prompts import TASKS
@@ -156,6 +157,29 @@ def test_titles_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(InvalidInput, match=message):
         Embedder(fake).embed(["a", "b"], task, titles)
+
+
+class Breaking(FakeRuntime):
+    """Says that the second of two texts is too long, and breaks down over its parts."""
+
+    def __init__(self, index: int | None) -> None:
+        super().__init__()
+        self.index = index
+
+    def embed(self, texts: Sequence[str], *, truncate: bool = False) -> Iterator[Batch | TooLong]:
+        if len(texts) == 1:
+            raise ServerBusy("the server is too busy", index=self.index)
+        yield Batch([0], vector_of(texts[0])[None, :], 1)
+        yield TooLong(1, None)
+
+
+@pytest.mark.parametrize(("index", "blamed"), [(None, None), (0, 1)])
+def test_a_text_that_is_split_is_blamed_only_for_its_own_faults(
+    index: int | None, blamed: int | None
+) -> None:
+    with pytest.raises(ServerBusy) as caught:
+        Embedder(Breaking(index), overlong="split").embed(["a", "b"])
+    assert caught.value.index == blamed
 
 
 class TestOverlong:

@@ -27,7 +27,8 @@
 | O23 | a hundred threads; a fork | right vectors, bounded requests |
 | O24 | a proxy in the environment | not before this machine |
 
-The pytest time-out of a test bounds its time: each fault here would last a minute or for ever.
+Each row has its bound: the time-outs of all its requests and a margin. Pauses are noted and not
+made; their sums have bounds of their own.
 """
 
 from __future__ import annotations
@@ -184,6 +185,8 @@ class Row:
 
 
 SOON = {"timeout": 0.3}
+# What a loaded machine may take for a few requests to itself.
+MARGIN = 5.0
 ROWS = {
     "O1-refused": Row(lambda s: s.stop(), ConnectionFailed, 0, "ollama serve"),
     "O3-reset-once": Row(lambda s: s.reset_connection(), None, 2),
@@ -289,6 +292,7 @@ def test_row(server: OllamaServer, name: str) -> None:
     row = ROWS[name]
     embedder = warm(server, **row.options)
     row.strike(server)
+    started = time.monotonic()
     if row.error is None:
         np.testing.assert_allclose(embedder.embed(TEXTS), expected(TEXTS), atol=1e-6)
     else:
@@ -303,6 +307,9 @@ def test_row(server: OllamaServer, name: str) -> None:
             assert server.url in str(error)
             assert 1 <= error.attempts <= 4
             assert error.elapsed > 0
+    # Where the time-out is the usual 300 s, none is waited for.
+    timeout = row.options.get("timeout", 0.0)
+    assert time.monotonic() - started < row.requests * timeout + MARGIN
     assert embeds(server) == row.requests
     # A few megabytes lie in the buffers of the connection; the rest was never sent.
     assert all(request.written < 1 << 25 for request in server.requests)
@@ -350,6 +357,30 @@ def test_o5_a_pull_may_take_longer_than_its_time_out(server: OllamaServer) -> No
     # It lasts 2 s; the time-out is between two reports.
     server.answer(faults.dripping(0.2), path="/api/pull")
     OllamaRuntime(host=server.url, load_timeout=0.8).pull()
+
+
+@pytest.mark.parametrize(
+    ("name", "most"), [("O1-refused", 0.5 + 1.0 + 2.0), ("O9-503-always", 0.5 + 1.0 + 2.0)]
+)
+def test_pauses_have_a_bound(
+    server: OllamaServer, pauses: list[float], name: str, most: float
+) -> None:
+    embedder = warm(server)
+    ROWS[name].strike(server)
+    with pytest.raises(EmbeddingError):
+        embedder.embed(TEXTS)
+    assert len(pauses) == 3
+    assert sum(pauses) <= most
+
+
+def test_o9_pauses_that_a_server_asks_for_have_a_bound(
+    server: OllamaServer, pauses: list[float]
+) -> None:
+    embedder = warm(server)
+    server.fail(503, headers={"Retry-After": "1e300"}, times=None)
+    with pytest.raises(ServerBusy):
+        embedder.embed(TEXTS)
+    assert pauses == [60.0] * 3
 
 
 def test_o9_retry_after(server: OllamaServer, pauses: list[float]) -> None:

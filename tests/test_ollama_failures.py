@@ -451,6 +451,20 @@ class TestAnswersThatCannotBeRight:
             assert isinstance(error, BadResponse)
             assert error.index == 0
 
+    def test_a_duration_that_no_float_holds(
+        self, server: OllamaServer, runtime: OllamaRuntime
+    ) -> None:
+        server.answer(faults.edited(lambda answer: {**answer, "load_duration": 10**400}))
+        error, _ = failure(runtime, ["a"])
+        assert type(error) is BadResponse
+
+    def test_a_version_of_many_digits_is_like_any_other_that_is_unknown(
+        self, server: OllamaServer
+    ) -> None:
+        version = {"version": "9" * 5000 + ".1.2"}
+        server.answer(faults.edited(lambda answer: version), path="/api/version", times=None)
+        assert OllamaRuntime(host=server.url).identity.runtime == "ollama/era-unknown"
+
     @pytest.mark.parametrize("path", ["/api/version", "/api/tags", "/api/show"])
     @pytest.mark.parametrize("lie", [faults.html_page, literal("[]"), literal("{")])
     def test_to_the_first_questions(self, server: OllamaServer, path: str, lie: faults.Lie) -> None:

@@ -15,7 +15,12 @@ import ollama_faults as faults
 import pytest
 from ollama_server import OllamaServer
 
-from gemma_embed.errors import ConfigurationError, EmbeddingError, MissingDependency
+from gemma_embed.errors import (
+    ConfigurationError,
+    ConnectionFailed,
+    EmbeddingError,
+    MissingDependency,
+)
 from gemma_embed.runtimes import EnvironmentVariable, OllamaRuntime
 from gemma_embed.runtimes.ollama.host import Endpoint, resolve_host
 
@@ -78,12 +83,20 @@ class TestAddress:
             "http://[::1",
             "exa mple.com",
             "１２７.0.0.1",
+            "http://a..b",
+            "http://.a",
+            "x" * 64 + ".example.com",
+            ".".join(["x" * 50] * 6),
         ],
     )
     def test_nonsense_and_secrets_in_it_are_refused_unquoted(self, host: str) -> None:
         with pytest.raises(ConfigurationError) as caught:
             OllamaRuntime(host=host)
         assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+    def test_a_name_that_no_library_decodes_is_just_unknown(self) -> None:
+        with pytest.raises(ConnectionFailed):
+            list(OllamaRuntime(host="http://xn--a", max_retries=0).embed(["a"]))
 
     def test_comes_from_the_environment_unless_given(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("OLLAMA_HOST", "gpu-box:1234")

@@ -6,7 +6,7 @@ import checkpoints
 import pytest
 
 from gemma_embed import custom_task
-from gemma_embed.errors import ConfigurationError, InvalidInput
+from gemma_embed.errors import ConfigurationError, InvalidInput, ModelCorrupt
 from gemma_embed.models import EMBEDDINGGEMMA_300M
 from gemma_embed.prompts import SYMMETRIC_TASKS, TASKS, checked_task
 
@@ -78,6 +78,21 @@ def test_a_custom_task_is_described_in_its_prompt() -> None:
 def test_a_description_that_would_break_the_prompt_is_refused(description: str) -> None:
     with pytest.raises(ConfigurationError, match="one non-empty line"):
         custom_task(description)
+
+
+@pytest.mark.parametrize(
+    ("description", "words"), [("x\ud800", "lone surrogate"), (None, "NoneType"), (b"x", "bytes")]
+)
+def test_a_description_that_is_no_text_is_refused(description: object, words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        custom_task(description)
+
+
+@pytest.mark.parametrize("key", ["query", "document"])
+def test_a_checkpoints_own_prompt_that_is_no_text_is_refused(key: str) -> None:
+    own = checkpoints.PROMPTS | {key: "ask \ud800: "}
+    with pytest.raises(ModelCorrupt, match=f"{key!r}.* lone surrogate"):
+        PROMPTS.overridden(own, EMBEDDINGGEMMA_300M.prompt_keys)
 
 
 @pytest.mark.parametrize("task", ["Query", "search", "", "STS", None, 3])

@@ -11,6 +11,7 @@ import json
 import math
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from ollama_wire import JSON, Reply
 
 from gemma_embed import Embedder, EmbeddingStore
 from gemma_embed.errors import BadResponse, EmbeddingError, InputTooLong, InvalidInput
-from gemma_embed.runtimes import OllamaRuntime, TransformersRuntime
+from gemma_embed.runtimes import OllamaRuntime, OnnxRuntime, TransformersRuntime
 from gemma_embed.runtimes.ollama import retry
 from gemma_embed.vectors import checked_vectors, cut, plan_batches
 
@@ -54,6 +55,11 @@ def server() -> Iterator[OllamaServer]:
 @pytest.fixture(scope="module")
 def remote(server: OllamaServer) -> OllamaRuntime:
     return OllamaRuntime(host=server.url)
+
+
+@pytest.fixture(scope="module")
+def bundled() -> OnnxRuntime:
+    return OnnxRuntime("bundled")
 
 
 @pytest.fixture(params=["local", "remote"])
@@ -158,6 +164,23 @@ def test_a_store_changes_nothing(
             plain = Embedder(FakeRuntime(), dimensions=width).embed(texts)
             assert kept.tobytes() == plain.tobytes()
         assert store.stats().vectors == len({text for texts, _ in runs for text in texts})
+
+
+@few
+@given(before=LISTS, texts=LISTS, width=WIDTHS)
+def test_a_store_changes_nothing_in_a_model(
+    bundled: OnnxRuntime,
+    tmp_path_factory: pytest.TempPathFactory,
+    before: list[str],
+    texts: list[str],
+    width: int,
+) -> None:
+    with EmbeddingStore(tmp_path_factory.mktemp("store") / "s") as store:
+        keeping = Embedder(bundled, dimensions=width, store=store)
+        keeping.embed(before)
+        plain = Embedder(bundled, dimensions=width).embed(texts)
+        for _ in range(2):
+            np.testing.assert_allclose(keeping.embed(texts), plain, atol=ROUNDING)
 
 
 @many
@@ -280,6 +303,74 @@ def test_any_answer_of_a_server_is_vectors_or_bad(
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
         # Whatever was said beside the vectors, these are of the right kind.
         assert all(map(math.isfinite, vectors.ravel()))
+    finally:
+        server.clear_faults()
+
+
+# Where each key that is read stands in a real answer.
+KEYS: dict[str, list[tuple[str | int, ...]]] = {
+    "/api/version": [("version",)],
+    "/api/tags": [
+        ("models",),
+        ("models", 0),
+        *(
+            ("models", 0, key)
+            for key in ("name", "model", "digest", "size", "modified_at", "details")
+        ),
+        ("models", 0, "details", "quantization_level"),
+        ("models", 0, "details", "families"),
+    ],
+    "/api/show": [
+        ("details",),
+        ("details", "quantization_level"),
+        ("capabilities",),
+        ("model_info",),
+        ("model_info", "general.architecture"),
+        ("model_info", "gemma3.context_length"),
+        ("model_info", "gemma3.embedding_length"),
+        ("tensors",),
+        ("tensors", 0),
+        ("tensors", 0, "name"),
+        ("remote_host",),
+    ],
+    "/api/embed": [("load_duration",), ("prompt_eval_count",), ("embeddings",), ("embeddings", 0)],
+}
+EXTREMES = st.sampled_from(
+    [10**400, -(10**400), 10**4000, 2**63, -1, 0, 1e308, "9" * 5000 + ".1.2", "\ud800", "\0", ""]
+)
+
+
+def changed(place: tuple[str | int, ...], value: Any) -> Callable[[Any], Any]:
+    def change(answer: Any) -> Any:
+        inner = answer
+        for key in place[:-1]:
+            inner = inner[key]
+        inner[place[-1]] = value
+        return answer
+
+    # Not as Go writes it: half a surrogate pair has no UTF-8.
+    return lambda reply: replace(
+        reply, body=json.dumps(change(json.loads(reply.body))).encode(), content_type=JSON
+    )
+
+
+@pytest.mark.usefixtures("unpaused")
+@pytest.mark.parametrize("path", KEYS)
+@settings(parent=few, max_examples=60)
+@given(data=st.data(), value=EXTREMES | JSON_VALUES)
+def test_any_value_in_a_real_answer_is_taken_or_named(
+    server: OllamaServer, path: str, data: st.DataObject, value: Any
+) -> None:
+    place = data.draw(st.sampled_from(KEYS[path]))
+    server.answer(changed(place, value), path=path, times=None)
+    try:
+        embedder = Embedder(OllamaRuntime(host=server.url))
+        assert embedder.embed(["one"]).shape == (1, 768)
+        assert len(embedder.fingerprint) == 32
+        assert embedder.runtime.identity.max_tokens > 0
+    except EmbeddingError as error:
+        assert str(error).isprintable()
+        assert len(str(error)) < 900
     finally:
         server.clear_faults()
 

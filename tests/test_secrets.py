@@ -15,6 +15,7 @@ from langchain_core.load import dumpd, dumps
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events import BaseEvent
+from ollama_model import ServedModel
 from ollama_server import OllamaServer
 
 from gemma_embed import Embedder
@@ -129,6 +130,8 @@ FAILURES: dict[str, Callable[[OllamaServer], Any]] = {
     "no JSON": lambda server: server.fail(
         200, body=f"[{CANARY}", content_type="application/json", times=None
     ),
+    "in capitals": lambda server: server.fail(401, f"bad token {CANARY.upper()}", times=None),
+    "escaped": lambda server: server.fail(401, f"bad {CANARY}".replace("c", "&#99;"), times=None),
     "reset": lambda server: server.reset_connection(times=None),
     "gone": lambda server: server.stop(),
 }
@@ -153,6 +156,86 @@ def test_it_is_in_no_error_and_no_log(
     assert CANARY not in said + caplog.text
     assert CANARY.encode() not in pickle.dumps(caught.value)
     assert CANARY not in json.dumps(vars(caught.value), default=repr)
+
+
+SECRET = "Anna Smith is ill"
+
+
+@pytest.mark.parametrize("path", ["/api/version", "/api/embed"])
+@pytest.mark.parametrize("echo", [CANARY, SECRET])
+def test_a_malformed_header_is_not_quoted(
+    runtime: OllamaRuntime, server: OllamaServer, path: str, echo: str
+) -> None:
+    server.fail(200, headers={f"X {echo}": "1"}, path=path, warm_up=False, times=None)
+    with pytest.raises(EmbeddingError) as caught:
+        Embedder(runtime).embed([SECRET])
+    assert echo not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("text", "echo"),
+    [
+        ("<td>Anna Smith</td><td>HIV pos.</td>", "<td>Anna Smith</td><td>HIV pos.</td>"),
+        ("<td>Anna Smith</td><td>HIV pos.</td>", "&lt;td&gt;Anna Smith&lt;/td&gt;&lt;td&gt;HIV"),
+        ("a < b Anna Smith HIV pos. > c", "a < b Anna Smith HIV"),
+        ("Anna Smith\x00\x07HIV pos.", "Anna Smith\x00\x07HIV pos."),
+        ("anna smith hiv pos.", "ANNA SMITH HIV POS."),
+        ("Anna Smith\n   HIV pos.", "AnnaSmith HIV pos."),
+        ("نمی\u200cخواهم\u200cبیمار", "نمی\u200cخواهم\u200cبیمار"),
+        ("STRASSENBAHN", "straßenbahn"),
+    ],
+)
+def test_a_text_that_is_echoed_is_not_shown(
+    runtime: OllamaRuntime, server: OllamaServer, text: str, echo: str
+) -> None:
+    server.fail(400, f"invalid: {echo}", warm_up=False, times=None)
+    with pytest.raises(EmbeddingError) as caught:
+        Embedder(runtime).embed([text])
+    assert "it says" not in str(caught.value)
+    assert "Smith" not in "".join(traceback.format_exception(caught.value))
+
+
+def old(server: OllamaServer, said: str) -> None:
+    server.version = f"0.11.0-{said}"
+
+
+def windowless(server: OllamaServer, said: str) -> None:
+    server.version = f"0.24.0-{said}"
+    server.models.clear()
+
+
+def others(server: OllamaServer, said: str) -> None:
+    server.models.clear()
+    for number in range(50):
+        server.install(ServedModel(name=f"embed-{number}-{said}"))
+
+
+def another_architecture(server: OllamaServer, said: str) -> None:
+    server.install(ServedModel(architecture=said))
+
+
+@pytest.mark.parametrize("change", [old, windowless, others, another_architecture])
+@pytest.mark.parametrize("said", [CANARY, "\x1b[31m" + "x" * 5000])
+def test_what_a_server_says_of_itself_is_cleaned_and_bounded(
+    runtime: OllamaRuntime,
+    server: OllamaServer,
+    caplog: pytest.LogCaptureFixture,
+    change: Callable[[OllamaServer, str], None],
+    said: str,
+) -> None:
+    change(server, said)
+    with pytest.raises(EmbeddingError) as caught:
+        Embedder(runtime).embed(["a"])
+    for shown in [str(caught.value), *(record.getMessage() for record in caplog.records)]:
+        assert CANARY not in shown
+        assert shown.isprintable()
+        assert len(shown) < 900
+
+
+def test_a_path_is_shown_and_says_so() -> None:
+    # What SECURITY.md warns of.
+    assert "/path/" in repr(OllamaRuntime(host="http://127.0.0.1/path/x"))
+    assert "path included" in " ".join((OllamaRuntime.__init__.__doc__ or "").split())
 
 
 @pytest.mark.parametrize(

@@ -2,36 +2,124 @@
 
 from __future__ import annotations
 
-import contextvars
+import atexit
 import os
+import threading
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import cache, partial
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
+
+from gemma_embed.cancellation import under
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 # More would only queue at the model's lock or the server, and hold memory meanwhile.
 _WORKERS = 4
-
-
-@cache
-def _pool(process: int) -> ThreadPoolExecutor:  # noqa: ARG001 - only a key of the cache
-    # A pool of our own: calls that wait for a model would otherwise fill the loop's default pool,
-    # which name look-ups and file reads share. One a process, as threads do not survive a fork.
-    return ThreadPoolExecutor(_WORKERS, thread_name_prefix="gemma-embed")
+# Seconds; a batch takes one or two, and a call to a server breaks off at once.
+_LAST_BATCH = 10.0
 
 
 async def in_background(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run a blocking function in a worker thread and await it.
 
     The loop is never blocked, any number of loops may come and go, and at most four calls run at
-    once in a process. Cancelling gives control back at once: a call that waits for a
-    worker is dropped, one that has begun finishes unseen.
+    once in a process. Cancelling gives control back at once: a call that waits for a worker is
+    dropped, one that has begun sends nothing more and ends after the batch that it computes.
     """
     # Here and not at the top: who never awaits needs none of its 5 MB.
     import asyncio
 
-    call = partial(contextvars.copy_context().run, function, *args, **kwargs)
-    return await asyncio.get_running_loop().run_in_executor(_pool(os.getpid()), call)
+    job = _Job(Future(), threading.Event(), partial(function, *args, **kwargs))
+    _workers(os.getpid()).take(job)
+    try:
+        result: T = await asyncio.wrap_future(job.outcome)
+    except BaseException:
+        job.cancelled.set()
+        raise
+    return result
+
+
+class _Job:
+    """A call, its outcome, and the signal that nobody waits for it any more."""
+
+    def __init__(
+        self, outcome: Future[Any], cancelled: threading.Event, call: Callable[[], Any]
+    ) -> None:
+        self.outcome = outcome
+        self.cancelled = cancelled
+        self.call = under(cancelled, call)
+
+    def do(self) -> None:
+        if not self.outcome.set_running_or_notify_cancel():
+            return
+        try:
+            result = self.call()
+        except BaseException as error:  # noqa: BLE001 - raised again where it is awaited
+            self.outcome.set_exception(error)
+            # The error holds this frame; were the outcome in it, both would hold each other.
+            del self
+        else:
+            self.outcome.set_result(result)
+
+
+class _Workers:
+    """Threads of our own: calls that wait for a model would fill the loop's default pool.
+
+    Daemons, not a ThreadPoolExecutor: its threads keep an interrupted program from ending until
+    the last server has answered.
+    """
+
+    def __init__(self, process: int) -> None:
+        self._process = process
+        self._changed = threading.Condition()
+        self._waiting: deque[_Job] = deque()
+        self._running: set[_Job] = set()
+        self._threads = 0
+        atexit.register(self._finish)
+
+    def take(self, job: _Job) -> None:
+        """Have a call made as soon as a worker is free."""
+        with self._changed:
+            self._waiting.append(job)
+            if self._threads == _WORKERS:
+                return
+            self._threads += 1
+        threading.Thread(target=self._work, name="gemma-embed-async", daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                if not self._waiting:
+                    self._threads -= 1
+                    self._changed.notify_all()
+                    return
+                job = self._waiting.popleft()
+                self._running.add(job)
+            job.do()
+            with self._changed:
+                self._running.remove(job)
+            # Or the last result would stay while the next is computed.
+            del job
+
+    def _finish(self) -> None:
+        """Cancel what is left, and let a batch end that a model in this process computes.
+
+        Its library aborts the process if a thread is still in it when it is taken down.
+        """
+        if os.getpid() != self._process:
+            # A forked child has none of the threads.
+            return
+        with self._changed:
+            self._waiting.clear()
+            for job in self._running:
+                job.cancelled.set()
+            self._changed.wait_for(lambda: not self._threads, timeout=_LAST_BATCH)
+
+
+@cache
+def _workers(process: int) -> _Workers:
+    # One a process, as threads do not survive a fork.
+    return _Workers(process)

@@ -11,9 +11,16 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from gemma_embed.background import in_background
-from gemma_embed.errors import BadResponse, ConfigurationError, EmbeddingError, InputTooLong
+from gemma_embed.cancellation import check_not_cancelled
+from gemma_embed.errors import (
+    BadResponse,
+    ConfigurationError,
+    EmbeddingError,
+    InputTooLong,
+    InvalidInput,
+)
 from gemma_embed.identity import fingerprint
-from gemma_embed.inputs import checked_texts, checked_titles
+from gemma_embed.inputs import checked_texts, checked_titles, texts_in_order, titles_in_order
 from gemma_embed.progress import ProgressCallback, reporting
 from gemma_embed.prompts import SYMMETRIC_TASKS, Task, checked_task
 from gemma_embed.runtimes import RuntimeName, open_runtime
@@ -184,7 +191,10 @@ class Embedder:
         task: Task | str | None = None,
         titles: Iterable[str | None] | None = None,
     ) -> Vectors:
-        """Do what ``embed`` does, in a worker thread: the event loop is never blocked."""
+        """Do what ``embed`` does, in a worker thread: the event loop is never blocked.
+
+        Cancelled, it sends nothing more, and computes no further batch.
+        """
         return await in_background(self.embed, texts, task, titles)
 
     async def aembed_query(self, text: str, task: Task | str | None = None) -> Vectors:
@@ -234,19 +244,31 @@ class Embedder:
             task: As for ``embed``.
             titles: As for ``embed``; read along with the texts.
 
-        Yields:
-            float32, shape (n, dimensions), n from 1 to 1,024: the next texts' vectors, in order.
+        Returns:
+            An iterator of float32, shape (n, dimensions), n from 1 to 1,024: the next texts'
+            vectors, in order.
 
         Raises:
+            InvalidInput: At once for what is no list of texts or titles; at its page for a text or
+                title that cannot be embedded, and for too few titles; at the end for too many.
             EmbeddingError: As ``embed`` does; ``index`` counts from the first text of all.
         """
-        # A str would come apart into its characters.
-        rest = iter(checked_texts(texts) if isinstance(texts, str) else texts)
-        headings = None if titles is None else iter(titles)
+        checked = checked_task(task or self.document_task)
+        headings = None if titles is None else titles_in_order(titles, checked)
+        return self._pages(texts_in_order(texts), checked, headings)
+
+    def _pages(
+        self, texts: Iterator[str], task: str, titles: Iterator[str | None] | None
+    ) -> Iterator[Vectors]:
         quiet = self.replaced(progress=False)
         done = 0
-        while page := list(islice(rest, _STREAM_PAGE)):
-            given = None if headings is None else list(islice(headings, len(page)))
+        while page := list(islice(texts, _STREAM_PAGE)):
+            given = None if titles is None else list(islice(titles, len(page)))
+            if given is not None and len(given) < len(page):
+                raise InvalidInput(
+                    f"{done + len(given)} titles for at least {done + len(page)} texts: pass None "
+                    "where there is none"
+                )
             try:
                 vectors = quiet.embed(page, task, given)
             except EmbeddingError as error:
@@ -255,6 +277,8 @@ class Embedder:
                 raise
             yield vectors
             done += len(page)
+        if any(True for _ in titles or ()):
+            raise InvalidInput(f"more titles than the {done} texts: pass one, or None, for each")
 
     def _embed(
         self,
@@ -322,7 +346,7 @@ class Embedder:
         self, prompted: list[str], parts: list[tuple[str, str]]
     ) -> Iterator[tuple[Sequence[int], Vectors]]:
         too_long: list[int] = []
-        for outcome in self.runtime.embed(prompted):
+        for outcome in self._outcomes(prompted):
             if isinstance(outcome, Batch):
                 yield outcome.rows, outcome.vectors
             elif self.overlong == "error":
@@ -343,10 +367,17 @@ class Embedder:
             for row in too_long:
                 yield [row], self._split(row, *parts[row])
             return
-        for outcome in self.runtime.embed([prompted[row] for row in too_long], truncate=True):
+        for outcome in self._outcomes([prompted[row] for row in too_long], truncate=True):
             if isinstance(outcome, TooLong):
                 raise self._too_long(TooLong(too_long[outcome.row], outcome.tokens))
             yield [too_long[row] for row in outcome.rows], outcome.vectors
+
+    def _outcomes(self, texts: list[str], *, truncate: bool = False) -> Iterator[Batch | TooLong]:
+        """Compute, batch by batch, until nobody waits for it any more."""
+        check_not_cancelled()
+        for outcome in self.runtime.embed(texts, truncate=truncate):
+            yield outcome
+            check_not_cancelled()
 
     def _split(self, row: int, prefix: str, text: str) -> Vectors:
         # Weights count the prompt's tokens too: the model's own mean pooling does the same.
@@ -355,9 +386,11 @@ class Embedder:
         while windows:
             window = windows.pop()
             try:
-                (outcome,) = self.runtime.embed([prefix + window])
+                (outcome,) = self._outcomes([prefix + window])
             except EmbeddingError as error:
-                error.index = row
+                # A server that is busy or gone is no text's fault.
+                if error.index is not None:
+                    error.index = row
                 raise
             if isinstance(outcome, Batch):
                 if outcome.tokens is None:

@@ -1,7 +1,7 @@
 """Every error this package raises.
 
 EmbeddingError                               has ``index``: which text, where one text is at fault;
-│                                            ``attempts`` and ``elapsed``, where a server was asked
+│                                            ``attempts`` and ``elapsed``, where requests failed
 ├── ConfigurationError   (also ValueError)   an option is wrong; raised by constructors
 ├── MissingDependency    (also ImportError)  an optional package is not installed
 ├── InvalidInput         (also ValueError)   a text, title or list cannot be embedded
@@ -35,7 +35,8 @@ class EmbeddingError(Exception):
 
     Attributes:
         index: Position in the caller's list of the text at fault, or None if no single one is.
-        attempts: Requests made for it; 0 where no server was asked.
+        attempts: Requests that failed in a row for it; 0 where none did: no server was asked, or
+            what is wrong is told by an answer, say that the server has no such model.
         elapsed: Seconds from the first of them to the error.
     """
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from gemma_embed.errors import InvalidInput
+
+Item = TypeVar("Item")
 
 # Iterable, but not texts in an order.
 _NO_LISTS = (str, bytes, bytearray, memoryview, Mapping, set, frozenset)
@@ -17,13 +20,33 @@ def checked_texts(texts: Iterable[str]) -> list[str]:
     frameworks hand over empty chunks routinely.
 
     Raises:
-        InvalidInput: For a single str, bytes, a mapping, a set or a non-iterable in place of a
-            list; for an item that is not a str; for a text that UTF-8 cannot encode (a lone
-            surrogate).
+        InvalidInput: As ``texts_in_order``; for an item that is not a str; for a text that UTF-8
+            cannot encode (a lone surrogate).
     """
-    if isinstance(texts, _NO_LISTS) or not isinstance(texts, Iterable):
-        raise InvalidInput(f"expected a list of texts, got {type(texts).__name__}: pass [text]")
-    return [_checked_text(item, "the text", index) for index, item in enumerate(texts)]
+    return [
+        _checked_text(item, "the text", index) for index, item in enumerate(texts_in_order(texts))
+    ]
+
+
+def texts_in_order(texts: Iterable[str]) -> Iterator[str]:
+    """Return the texts one by one, none of them checked.
+
+    Raises:
+        InvalidInput: For a single str, bytes, a mapping, a set, a table or a non-iterable in place
+            of a list.
+    """
+    return _in_order(texts, "texts", "pass [text], or one column of a table")
+
+
+def titles_in_order(titles: Iterable[str | None], task: str) -> Iterator[str | None]:
+    """Return the titles one by one, none of them checked.
+
+    Raises:
+        InvalidInput: If titles come with a task other than ``document``, or are no list.
+    """
+    if task != "document":
+        raise InvalidInput(f"only documents have titles, the task here is {task!r}")
+    return _in_order(titles, "titles", "pass one, or None, for each text")
 
 
 def checked_titles(
@@ -37,17 +60,24 @@ def checked_titles(
     """
     if titles is None:
         return [None] * count
-    if task != "document":
-        raise InvalidInput(f"only documents have titles, the task here is {task!r}")
-    if isinstance(titles, _NO_LISTS) or not isinstance(titles, Iterable):
-        raise InvalidInput(f"expected a list of titles, got {type(titles).__name__}")
-    items = list(titles)
+    items = list(titles_in_order(titles, task))
     if len(items) != count:
         raise InvalidInput(f"{len(items)} titles for {count} texts: pass None where there is none")
     return [
         None if item is None else _checked_text(item, "its title", index)
         for index, item in enumerate(items)
     ]
+
+
+def _in_order(given: Iterable[Item], what: str, mend: str) -> Iterator[Item]:
+    # A data frame gives the names of its columns one by one.
+    if not isinstance(given, _NO_LISTS) and not hasattr(given, "iterrows"):
+        try:
+            return iter(given)
+        except TypeError:
+            # None, a number, an array without dimensions: refused below.
+            pass
+    raise InvalidInput(f"expected a list of {what}, got {type(given).__name__}: {mend}")
 
 
 def _checked_text(item: object, what: str, index: int) -> str:

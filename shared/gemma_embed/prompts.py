@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
-from gemma_embed.errors import ConfigurationError, InvalidInput
+from gemma_embed.errors import ConfigurationError, InvalidInput, ModelCorrupt
 
 Task = Literal[
     "query",
@@ -45,8 +45,13 @@ def custom_task(description: str) -> str:
         A task name that is accepted wherever a ``Task`` is.
 
     Raises:
-        ConfigurationError: If the description is empty or holds ``|`` or a line break.
+        ConfigurationError: If the description is no text, is empty, or holds ``|`` or a line
+            break.
     """
+    if not isinstance(description, str):
+        raise ConfigurationError(
+            f"a custom task's description must be a str, got {type(description).__name__}"
+        )
     return checked_task(_CUSTOM + description)
 
 
@@ -65,11 +70,20 @@ def checked_task(task: str) -> str:
                 "a custom task's description must be one non-empty line without '|', "
                 f"got {description!r}"
             )
+        if not _is_unicode(description):
+            raise ConfigurationError(
+                f"a custom task's description has a lone surrogate, which is not Unicode text; "
+                f"got {description!r}"
+            )
         return task
     raise ConfigurationError(
         f"unknown task {task!r}; use one of {', '.join(map(repr, TASKS))}, "
         "or custom_task('a description')"
     )
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 @dataclass(frozen=True)
@@ -142,7 +156,17 @@ class Prompts:
 
         Returns:
             The prompts to use, and the tasks in which they differ from these.
+
+        Raises:
+            ModelCorrupt: If one is not Unicode text, which no tokenizer reads.
         """
+        for task, key in keys.items():
+            if not _is_unicode(own.get(key, "")):
+                raise ModelCorrupt(
+                    f"the checkpoint's own prompt for {task!r} ({key!r} in "
+                    "config_sentence_transformers.json) has a lone surrogate, which is not Unicode "
+                    "text; download the model again"
+                )
         changed = {
             task: own[key]
             for task, key in keys.items()

@@ -7,6 +7,7 @@ that crashed is 400 since 0.13.3 and was 500 before, so its words decide first.
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterable
 from typing import Literal
@@ -125,25 +126,46 @@ class Failure(Exception):
         return most if self.kind in _TRANSIENT else 0
 
     def clean(self, texts: Iterable[str], secrets: Iterable[str]) -> None:
-        """Make ``said`` fit to be shown: short, printable, and without what we sent."""
-        plain = re.sub(r"<[^<>]*>", " ", self.said[:2000])
-        plain = "".join(mark if mark.isprintable() else " " for mark in plain)
-        plain = " ".join(plain.split())[:200]
-        tokens = [token for secret in secrets for token in secret.split()]
-        if any(_repeats(plain, text, 12) for text in texts):
-            plain = ""
-        if any(_repeats(plain, token, 6) for token in tokens):
-            plain = ""
-        self.said = plain
+        """Make ``said`` fit to be shown."""
+        self.said = shown(self.said, texts, secrets)
+
+
+def shown(said: str, texts: Iterable[str], secrets: Iterable[str]) -> str:
+    """Return what may be shown of what a server said: short, printable, nothing that we sent."""
+    plain = " ".join(_printable(_tagless(said[:2000])).split())[:200]
+    tokens = [token for secret in secrets for token in secret.split()]
+    if any(_repeats(plain, text, 12) for text in texts):
+        return ""
+    return "" if any(_repeats(plain, token, 6) for token in tokens) else plain
+
+
+def _tagless(text: str) -> str:
+    return re.sub(r"<[^<>]*>", " ", html.unescape(text))
+
+
+def _printable(text: str) -> str:
+    return "".join(mark if mark.isprintable() else " " for mark in text)
 
 
 def _repeats(said: str, sent: str, run: int) -> bool:
-    """Tell whether ``said`` holds ``run`` characters of ``sent`` in a row, or all of it."""
-    sent = " ".join(sent.split())
-    if len(sent) <= run:
-        # A word of one to three letters is in everything, and gives nothing away.
-        return len(sent) > 3 and sent in said
-    return any(said[start : start + run] in sent for start in range(len(said) - run + 1))
+    """Tell whether ``said`` holds ``run`` characters of ``sent`` in a row, or all of it.
+
+    Neither case nor blanks count, nor what is cleaned away. ``sent`` is tried with its tags as
+    well: what is cut off in one has tags otherwise.
+    """
+    said = _squeezed(said)
+    for form in {_squeezed(sent), _squeezed(_tagless(sent))} if said else ():
+        if len(form) <= run:
+            # A word of one to three letters is in everything, and gives nothing away.
+            if len(form) > 3 and form in said:
+                return True
+        elif any(said[start : start + run] in form for start in range(len(said) - run + 1)):
+            return True
+    return False
+
+
+def _squeezed(text: str) -> str:
+    return "".join(_printable(text).split()).casefold()
 
 
 def refusal(status: int, said: str, asked_pause: float | None = None) -> Failure:

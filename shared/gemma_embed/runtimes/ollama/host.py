@@ -13,6 +13,8 @@ from gemma_embed.errors import ConfigurationError
 DEFAULT_PORTS = {"http": 80, "https": 443}
 OLLAMA_PORT = 11434
 
+# RFC 1035's lengths; the underscore is no part of it, and yet of many names.
+_HOST_NAME = re.compile(r"[\w-]{1,63}(\.[\w-]{1,63})*\.?", re.ASCII)
 # RFC 9110: a token, and visible ASCII with blanks inside. httpx quotes what it does not like.
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"([!-~]([ \t!-~]*[!-~])?)?")
@@ -154,7 +156,7 @@ def _connectable(name: str) -> str:
     try:
         address = ipaddress.ip_address(name)
     except ValueError:
-        if re.search(r"[^\w.-]", name, re.ASCII):
+        if not _HOST_NAME.fullmatch(name) or len(name) > 253:
             raise ConfigurationError(
                 "the address of the Ollama server has a host that is neither a name nor an IP "
                 "address; write it like 127.0.0.1:11434 or https://models.example.com"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from gemma_embed.errors import ModelNotFound, WrongModel
 from gemma_embed.models import Model
@@ -15,6 +15,7 @@ Era = Literal["causal", "windowless", "bidirectional", "unknown"]
 OLDEST = (0, 11, 10)
 FIRST_BIDIRECTIONAL = (0, 12, 7)
 FIRST_WINDOWED = (0, 30, 0)
+_MOST_NAMES = 5
 
 
 @dataclass(frozen=True)
@@ -48,18 +49,20 @@ def era_of(version: str | None, server: str) -> Era:
     Raises:
         WrongModel: If the version is too old for the model, or computes other vectors.
     """
-    match = re.match(r"v?(\d+)\.(\d+)\.(\d+)", version or "")
+    match = re.match(r"v?(\d{1,9})\.(\d{1,9})\.(\d{1,9})", version or "")
     numbers = tuple(map(int, match.groups())) if match else (0, 0, 0)
     if not any(numbers):
         return "unknown"
+    # Of what a server says only this is shown.
+    known = ".".join(map(str, numbers))
     if numbers < OLDEST:
         raise WrongModel(
-            f"Ollama {version} ({server}) is too old to run EmbeddingGemma; "
+            f"Ollama {known} ({server}) is too old to run EmbeddingGemma; "
             "update it to 0.30 or later"
         )
     if numbers < FIRST_BIDIRECTIONAL:
         raise WrongModel(
-            f"Ollama {version} ({server}) runs EmbeddingGemma with causal attention and gives "
+            f"Ollama {known} ({server}) runs EmbeddingGemma with causal attention and gives "
             "wrong vectors; update it to 0.30 or later, and embed again what it made"
         )
     return "windowless" if numbers < FIRST_WINDOWED else "bidirectional"
@@ -78,8 +81,14 @@ def leaves_the_device(tag: str) -> bool:
 
 
 def not_found(tag: str, names: Sequence[str], server: str) -> ModelNotFound:
-    """Return the error for a model that the server lacks, with those it has instead."""
-    similar = sorted(name for name in names if "embed" in name.lower())
+    """Return the error for a model that the server lacks, with some that it has instead.
+
+    Args:
+        tag: The name asked for.
+        names: What the server has, fit to be shown.
+        server: Its URL, for messages.
+    """
+    similar = sorted(name for name in names if "embed" in name.lower())[:_MOST_NAMES]
     there = f"; it has {', '.join(similar)}, to be given as model=" if similar else ""
     return ModelNotFound(
         f"the Ollama server has no model {tag!r} ({server}); run: ollama pull {tag}{there}"
@@ -95,6 +104,7 @@ def checked_model(
     era: Era,
     digest: str | None,
     quantization: str | None,
+    printable: Callable[[str], str],
 ) -> Held:
     """Return what the server holds under a tag, if it can be the model that it should be.
 
@@ -108,6 +118,7 @@ def checked_model(
         era: How the server computes.
         digest: From ``/api/tags``; show has none.
         quantization: From ``/api/tags``.
+        printable: Makes the server's words fit to be shown.
 
     Raises:
         WrongModel: If it embeds nothing, is another architecture or width, lacks the Dense
@@ -126,10 +137,10 @@ def checked_model(
     facts = facts if isinstance(facts, dict) else {}
     architecture = facts.get("general.architecture")
     if architecture is not None and architecture not in model.ollama_architectures:
-        raise wrong(f"has the architecture {_short(architecture)}")
+        raise wrong(f"has the architecture {printable(ascii(architecture))}")
     width = facts.get(f"{architecture}.embedding_length")
     if width is not None and width != model.width:
-        raise wrong(f"has vectors of {_short(width)} numbers, not {model.width}")
+        raise wrong(f"has vectors of {printable(ascii(width))} numbers, not {model.width}")
     dense = _dense_layers(shown.get("tensors"))
     if dense is not None and dense < model.dense_layers:
         raise wrong(
@@ -149,7 +160,7 @@ def checked_model(
     return Held(
         digest=str(digest or "unknown"),
         quantization=quantization,
-        context=min(context, model.context) if isinstance(context, int) else model.context,
+        context=min(context, model.context) if _is_count(context) else model.context,
         era=era,
     )
 
@@ -165,5 +176,5 @@ def _dense_layers(tensors: object) -> int | None:
     return sum(bool(re.fullmatch(r"dense[._]\d+\.weight", name)) for name in names)
 
 
-def _short(value: object) -> str:
-    return ascii(value)[:40]
+def _is_count(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TypeVar
+
+from gemma_embed.cancellation import GLANCE, check_not_cancelled, under
 
 Job = TypeVar("Job")
 Item = TypeVar("Item")
@@ -23,7 +25,8 @@ def in_parallel(
         work: What to do with a job. May be called from several threads at once.
         jobs: What to do it with. Taken when a thread is free, so no faster than consumed.
         most: How many at once.
-        stop: Set when a job failed or the consumer went away: for ``work`` to see.
+        stop: Set when a job failed or the consumer went away: for ``work`` to see. Jobs under way
+            are let end after a failure, and cancelled when the consumer went away.
 
     Yields:
         The items of all jobs; also of a job that failed those before its failure, and of the
@@ -45,6 +48,7 @@ def in_parallel(
             failure = error
         ended.put((items, failure))
 
+    gone = threading.Event()
     waiting = iter(jobs)
     running = 0
     first: BaseException | None = None
@@ -55,18 +59,23 @@ def in_parallel(
                     job = next(waiting)
                 except StopIteration:
                     break
-                thread = threading.Thread(target=run, args=(job,), name="gemma-embed", daemon=True)
-                thread.start()
+                target = under(gone, run, job)
+                threading.Thread(target=target, name="gemma-embed", daemon=True).start()
                 running += 1
             if not running:
                 break
-            items, failure = ended.get()
+            try:
+                items, failure = ended.get(timeout=GLANCE)
+            except Empty:
+                check_not_cancelled()
+                continue
             running -= 1
             if failure is not None:
                 first = first or failure
                 stop.set()
             yield from items
     finally:
+        gone.set()
         stop.set()
     if first is not None:
         raise first

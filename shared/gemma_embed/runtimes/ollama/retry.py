@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Callable
 from datetime import UTC
 from email.utils import parsedate_to_datetime
+
+from gemma_embed.cancellation import GLANCE, check_not_cancelled
 
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 8.0
@@ -59,5 +62,9 @@ def pause_seconds(attempt: int, asked: float | None, random: Callable[[], float]
 
 
 def pause(seconds: float, stop: threading.Event) -> bool:
-    """Wait, unless or until ``stop`` is set; return whether it is."""
-    return stop.wait(seconds)
+    """Wait, unless or until ``stop`` is set or the work is cancelled; return whether it is set."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0 and not stop.is_set():
+        check_not_cancelled()
+        stop.wait(min(left, GLANCE))
+    return stop.is_set()

@@ -60,8 +60,8 @@ class OllamaRuntime:
     itself, since its settings never change; a pickle carries the settings, and of headers only
     their names and those values that are an ``EnvironmentVariable``.
 
-    Interrupted, it sends nothing more; requests in flight, at most ``concurrency``, end by
-    themselves on threads that no program waits for.
+    Interrupted or cancelled, it sends nothing more and breaks off the requests in flight, so that
+    the server stops too; none of its threads keeps a program from ending.
     """
 
     def __init__(
@@ -83,7 +83,8 @@ class OllamaRuntime:
         Args:
             model: Name and tag on the server; None for the model table's.
             host: The server, in any form that ``OLLAMA_HOST`` may have; None for that variable,
-                and without it this machine.
+                and without it this machine. Shown as it is, its path included: what is secret
+                belongs in ``headers``.
             timeout: Seconds to wait for a batch's whole answer. A slow CPU may need a minute for
                 128 KiB.
             load_timeout: Seconds to wait for the model to be loaded, or between two reports of

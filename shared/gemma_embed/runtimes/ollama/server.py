@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypedDict
 import httpx
 import ollama
 
-from gemma_embed.runtimes.ollama.failure import Failure, refusal
+from gemma_embed.runtimes.ollama.failure import Failure, refusal, shown
 from gemma_embed.runtimes.ollama.host import Endpoint
 from gemma_embed.runtimes.ollama.retry import retry_after_seconds
 from gemma_embed.runtimes.ollama.transport import Transport, environment_proxy
@@ -31,6 +31,7 @@ QUESTION_TIMEOUT = 30.0
 LARGEST_ANSWER = 1 << 26
 # Of an error's body only a sentence is ever shown.
 LARGEST_REFUSAL = 1 << 16
+_LONGEST_NAME = 80
 
 
 class Answer(NamedTuple):
@@ -110,6 +111,10 @@ class Server:
         version = answer.get("version")
         return version if isinstance(version, str) else None
 
+    def shown(self, said: str) -> str:
+        """Return a name or number that the server gave, fit to be shown; perhaps nothing of it."""
+        return shown(said, (), self._headers.values())[:_LONGEST_NAME]
+
     def models(self) -> Sequence[ollama.ListResponse.Model]:
         """Return the models that the server has."""
         with self._failures(), closing(self._new_client(QUESTION_TIMEOUT)) as client:
@@ -137,9 +142,9 @@ class Server:
             answer = self._client.embed(
                 model=model, input=list(texts), truncate=truncate, keep_alive=keep_alive
             )
-        return Answer(
-            answer.embeddings, answer.prompt_eval_count or None, (answer.load_duration or 0) / 1e9
-        )
+            # Here, since a number may be more than a float holds.
+            seconds = (answer.load_duration or 0) / 1e9
+        return Answer(answer.embeddings, answer.prompt_eval_count or None, seconds)
 
     def load(self, model: str, *, timeout: float, keep_alive: float | str | None) -> None:
         """Have a model loaded: what an empty list does, and all that it does."""
@@ -219,10 +224,12 @@ class Server:
         except Failure as failure:
             self._clean(failure, texts)
             raise
-        except (httpx.HTTPError, httpx.InvalidURL, OSError, ollama.ResponseError) as error:
+        except (httpx.NetworkError, httpx.TimeoutException, OSError) as error:
             raise self._clean(_transport_failure(error), texts) from error
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
-            # Not chained: pydantic and json quote the answer, which may quote a text.
+        # The others are not chained: all quote the answer, which may quote a text or a header.
+        except (httpx.HTTPError, httpx.InvalidURL, ollama.ResponseError) as error:
+            raise self._clean(_transport_failure(error), texts) from None
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise self._clean(_content_failure(error), texts) from None
 
     def _clean(self, failure: Failure, texts: Sequence[str]) -> Failure:
@@ -244,8 +251,9 @@ class _Bounded(httpx.SyncByteStream):
                 if self._left < 0:
                     raise Failure("malformed", why="it has far more bytes than it needs")
                 yield piece
-        except (httpx.ReadError, httpx.RemoteProtocolError) as error:
-            raise Failure("cut short") from error
+        except (httpx.ReadError, httpx.RemoteProtocolError):
+            # Not chained: the second quotes what came.
+            raise Failure("cut short") from None
 
     def close(self) -> None:
         self._stream.close()
@@ -305,6 +313,9 @@ def _content_failure(error: Exception) -> Failure:
     """Classify what json and pydantic raise on an answer's body."""
     if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)):
         return Failure("cut short")
+    if isinstance(error, UnicodeError) and not isinstance(error, UnicodeEncodeError):
+        # httpx's, before it asks anybody: a host like xn--a, which stands for no name.
+        return Failure("unknown host")
     errors = getattr(error, "errors", None)
     if callable(errors):
         place = errors(include_input=False, include_url=False)[0]["loc"]

@@ -5,16 +5,18 @@ Importing this module imports ``ollama``; the runtime does so on first use.
 
 from __future__ import annotations
 
+import copy
 import logging
 import random
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
+from gemma_embed.cancellation import GLANCE, check_not_cancelled
 from gemma_embed.errors import (
     BadResponse,
     EmbeddingError,
@@ -78,6 +80,8 @@ class Session:
         )
         self._slots = threading.BoundedSemaphore(settings.concurrency)
         self._lock = threading.RLock()
+        self._failures = 0
+        self._failed: EmbeddingError | None = None
         self._held: Held | None = None
         self._known_until = 0.0
         self._loaded = False
@@ -87,7 +91,7 @@ class Session:
 
     def held(self) -> Held:
         """Return what the server holds under the tag; asked and checked once."""
-        with self._lock:
+        with self._alone():
             if self._held is None:
                 self._held = self._ask_and_check()
                 self._known_until = time.monotonic() + _KNOWN_FOR
@@ -183,7 +187,7 @@ class Session:
         """
 
         def request() -> tuple[Batch, Answer]:
-            with self._slots:
+            with self._slot():
                 if call.stop.is_set():
                     raise Failure("refused", "stopped")
                 answer = self._server.embed(
@@ -215,6 +219,7 @@ class Session:
         attempt = 1
         started = time.monotonic()
         while True:
+            check_not_cancelled()
             try:
                 return ask()
             except BadResponse as error:
@@ -253,13 +258,48 @@ class Session:
             waited=self._settings.timeout if waited is None else waited,
         )
 
+    @contextmanager
+    def _slot(self) -> Iterator[None]:
+        """Hold one of the requests in flight."""
+        while not self._slots.acquire(timeout=GLANCE):
+            check_not_cancelled()
+        try:
+            # It may be free because all of this was cancelled.
+            check_not_cancelled()
+            yield
+        finally:
+            self._slots.release()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the lock. Who waited for an attempt that failed gets its error, and makes none.
+
+        Else threads on a dead server would fail one after the other, each after all its retries.
+        """
+        seen = self._failures
+        while not self._lock.acquire(timeout=GLANCE):
+            check_not_cancelled()
+        try:
+            if self._failed is not None and self._failures != seen:
+                # An object of its own: callers write indices into theirs.
+                raise copy.copy(self._failed)
+            try:
+                yield
+            except EmbeddingError as error:
+                # A copy has no traceback, which would hold the texts.
+                self._failed = copy.copy(error)
+                self._failures += 1
+                raise
+        finally:
+            self._lock.release()
+
     def _load(self) -> None:
         """Check the model and have it loaded, once; others wait.
 
         A load takes longer than a batch, and a client that gives up during it aborts it: so it
         has its own request and its own time-out.
         """
-        with self._lock:
+        with self._alone():
             self.held()
             if not self._loaded:
                 seconds = self._settings.load_timeout
@@ -282,15 +322,16 @@ class Session:
             ModelChanged: If the weights under the tag, or how the server computes them, changed.
             EmbeddingError: If the server does not answer, or has lost the model.
         """
-        with self._lock:
-            held = self.held()
+        with self._alone():
+            held, shown = self.held(), self._server.shown
             now = (self._era()[0], self._entry().digest or "unknown")
             if now != (held.era, held.digest):
+                before, after = shown(held.digest)[:12], shown(now[1])[:12]
                 raise ModelChanged(
                     f"the Ollama server changed in mid-use ({self._server.origin}): "
-                    f"{self._settings.tag!r} was {held.digest[:12]} (era {held.era}) and is "
-                    f"{now[1][:12]} (era {now[0]}) now, and their vectors must not be mixed; make "
-                    "a new runtime, and embed again what this one made"
+                    f"{self._settings.tag!r} was {before} (era {held.era}) and is {after} (era "
+                    f"{now[0]}) now, and their vectors must not be mixed; make a new runtime, and "
+                    "embed again what this one made"
                 )
             self._known_until = time.monotonic() + _KNOWN_FOR
 
@@ -305,7 +346,7 @@ class Session:
         for model in models:
             if full_name(model.model or "") == tag:
                 return model
-        names = [model.model or "" for model in models]
+        names = [self._server.shown(model.model or "") for model in models]
         raise not_found(self._settings.tag, names, self._server.origin)
 
     def _ask_and_check(self) -> Held:
@@ -316,7 +357,7 @@ class Session:
                 "Ollama %s (%s) ignores the sliding window of %s: vectors of texts longer than "
                 "about 257 tokens deviate; update it to 0.30 or later, and embed again what it "
                 "made",
-                version,
+                server.shown(version or ""),
                 server.origin,
                 settings.model.name,
             )
@@ -329,6 +370,7 @@ class Session:
             era=era,
             digest=entry.digest,
             quantization=entry.details.quantization_level if entry.details else None,
+            printable=server.shown,
         )
 
 

@@ -2,7 +2,7 @@
 
 httpx begins its time-out anew with every read, so alone it waits without end for a server that
 sends a byte a second, in its headers or in its body. Here the writes and reads of one request
-share one.
+share one, and end when nobody waits for them any more.
 
 Importing this module imports ``httpx``; the runtime does so on first use.
 """
@@ -19,6 +19,7 @@ from typing import Any
 import httpcore
 import httpx
 
+from gemma_embed.cancellation import GLANCE, check_not_cancelled
 from gemma_embed.errors import ConfigurationError
 from gemma_embed.runtimes.ollama.host import Endpoint
 
@@ -29,8 +30,6 @@ _PIECE = 1 << 14
 _ERRORS = (
     httpcore.TimeoutException,
     httpcore.NetworkError,
-    httpcore.ProtocolError,
-    httpcore.ProxyError,
     httpcore.UnsupportedProtocol,
 )
 
@@ -98,7 +97,7 @@ def environment_proxy(endpoint: Endpoint, tls: ssl.SSLContext) -> httpcore.Proxy
     url = httpx.URL(endpoint.url)
     proxies = urllib.request.getproxies()
     address = proxies.get(url.scheme) or proxies.get("all")
-    if endpoint.loopback or not address or urllib.request.proxy_bypass(url.host):
+    if endpoint.loopback or not address or urllib.request.proxy_bypass(url.raw_host.decode()):
         return None
     try:
         proxy = httpx.Proxy(address if "://" in address else f"http://{address}")
@@ -135,7 +134,10 @@ class _Network(httpcore.NetworkBackend):
 
 
 class _Connection(httpcore.NetworkStream):
-    """A connection whose exchanges, writes and then reads, each have one deadline."""
+    """A connection whose exchanges, writes and then reads, each have one deadline.
+
+    One whose caller is cancelled breaks off, so that the server does no work for nobody.
+    """
 
     def __init__(self, plain: httpcore.NetworkStream) -> None:
         self._plain = plain
@@ -147,12 +149,20 @@ class _Connection(httpcore.NetworkStream):
             self._asking = True
             self._deadline = None if timeout is None else time.monotonic() + timeout
         for start in range(0, len(buffer), _PIECE):
+            check_not_cancelled()
             piece = buffer[start : start + _PIECE]
             self._plain.write(piece, self._left(timeout, httpcore.WriteTimeout))
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         self._asking = False
-        return self._plain.read(max_bytes, self._left(timeout, httpcore.ReadTimeout))
+        while True:
+            check_not_cancelled()
+            left = self._left(timeout, httpcore.ReadTimeout)
+            try:
+                return self._plain.read(max_bytes, GLANCE if left is None else min(left, GLANCE))
+            except httpcore.ReadTimeout:
+                # Nothing came, and nothing is lost; too late is judged by what is left.
+                continue
 
     def _left(self, timeout: float | None, late: type[httpcore.TimeoutException]) -> float | None:
         if self._deadline is None:
@@ -197,5 +207,8 @@ def _as_httpx() -> Iterator[None]:
     """Raise httpx's errors for httpcore's, which have the same names."""
     try:
         yield
+    except (httpcore.ProtocolError, httpcore.ProxyError) as error:
+        # Not chained: they quote what came, which may repeat what was sent.
+        raise getattr(httpx, type(error).__name__)(str(error)) from None
     except _ERRORS as error:
         raise getattr(httpx, type(error).__name__)(str(error)) from error
