@@ -30,7 +30,7 @@ class HttpServer:
         self.requests: list[Request] = []
         self.max_in_flight = 0
         self._port = 0
-        self._in_flight = 0
+        self._in_flight: set[int] = set()
         self._records = threading.Lock()
         self._stopping = threading.Event()
         self._connections: set[socket.socket] = set()
@@ -69,15 +69,15 @@ class HttpServer:
     def enter(self, request: Request) -> None:
         """Record a request that has been read."""
         with self._records:
-            self._in_flight += 1
-            self.max_in_flight = max(self.max_in_flight, self._in_flight)
-            request.in_flight = self._in_flight
+            self._in_flight.add(id(request))
+            request.in_flight = len(self._in_flight)
+            self.max_in_flight = max(self.max_in_flight, request.in_flight)
             self.requests.append(request)
 
-    def leave(self) -> None:
-        """Record that a request has been answered."""
+    def leave(self, request: Request) -> None:
+        """Record that a request is as good as answered: the client may send its next."""
         with self._records:
-            self._in_flight -= 1
+            self._in_flight.discard(id(request))
 
     def wait(self, seconds: float) -> None:
         """Sleep, unless the server is stopped."""
@@ -151,7 +151,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             self._send(request, self.owner.respond(request))
         finally:
-            self.owner.leave()
+            self.owner.leave(request)
 
     do_POST = do_PUT = do_PATCH = do_DELETE = do_GET
 
@@ -184,10 +184,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(claimed))
         plain = self.wfile
         self.wfile = _Dripping(self.owner, plain, reply.head_pause) if reply.head_pause else plain
+        pieces = reply.pieces * reply.repeats
+        if not pieces:
+            self.owner.leave(request)
         self.end_headers()
         self.wfile = plain
-        for position, piece in enumerate(reply.pieces * reply.repeats):
+        for position, piece in enumerate(pieces):
             self.owner.wait(reply.pause if position else 0)
+            if position == len(pieces) - 1:
+                self.owner.leave(request)
             self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if chunked else piece)
             request.written += len(piece)
         if reply.sent is not None or reply.length is not None:

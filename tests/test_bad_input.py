@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from fakes import FakeRuntime
 from llama_index.core.schema import TextNode
@@ -276,20 +277,8 @@ def test_a_subclass_of_str_is_its_characters(
     refused(way.documents, ["a", Escaping("\ud800")], 1)
 
 
-class DataFrame:
-    """Gives the names of its columns, as pandas' own does."""
-
-    columns = ("text",)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.columns)
-
-    def iterrows(self) -> Iterator[tuple[int, list[str]]]:
-        raise NotImplementedError
-
-
 NO_LISTS = ["one text", b"bytes", bytearray(b"x"), {"a": 1}, OrderedDict(a=1), {"a"}, None, 5]
-NO_LISTS += [np.array("text"), DataFrame()]
+NO_LISTS += [np.array("text"), pd.DataFrame({"text": ["one", "two"]})]
 
 
 @pytest.mark.parametrize("given", NO_LISTS, ids=lambda given: type(given).__name__)
@@ -382,7 +371,7 @@ def test_a_megabyte_is_cut(
         np.array,
         lambda texts: dict.fromkeys(texts).keys(),
         lambda texts: (text for text in texts),
-        lambda texts: pytest.importorskip("pandas").Series(texts, index=[7, 8, 9]),
+        lambda texts: pd.Series(texts, index=[7, 8, 9]),
     ],
     ids=["tuple", "iterator", "array", "keys", "generator", "series"],
 )

@@ -341,8 +341,11 @@ class TestIdentity:
             edited(lambda answer: {**answer, "remote_host": "https://ollama.com:443"}),
             path="/api/show",
         )
-        with pytest.raises(WrongModel, match="another machine"):
+        with pytest.raises(WrongModel, match=r"another machine.*allow_cloud=True"):
             list(runtime.embed(["a"]))
+        assert server.texts == []
+        allowed = OllamaRuntime(host=server.url, allow_cloud=True)
+        assert [len(batch.rows) for batch in allowed.embed(["a"])] == [1]
 
     def test_a_missing_model_is_named_with_the_mend_and_with_what_is_there(self) -> None:
         models = [replace(MODEL, name="embeddinggemma:latest"), replace(MODEL, name="gemma3:270m")]

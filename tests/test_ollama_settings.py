@@ -159,6 +159,7 @@ class TestOptions:
             {"concurrency": 0},
             {"max_retries": -1},
             {"max_retries": True},
+            {"allow_cloud": "no"},
             {"keep_alive": "300"},
             {"keep_alive": "abc"},
             {"keep_alive": ""},
@@ -183,8 +184,9 @@ class TestOptions:
 
     @pytest.mark.parametrize("tag", ["gpt-oss:cloud", "embeddinggemma:300m-cloud", "x/y:1b-CLOUD"])
     def test_models_in_the_cloud_are_refused(self, tag: str) -> None:
-        with pytest.raises(ConfigurationError, match="cloud"):
+        with pytest.raises(ConfigurationError, match="allow_cloud=True"):
             OllamaRuntime(tag)
+        assert OllamaRuntime(tag, allow_cloud=True).settings["allow_cloud"] is True
 
     def test_without_the_client_the_install_command_is_told(
         self, monkeypatch: pytest.MonkeyPatch

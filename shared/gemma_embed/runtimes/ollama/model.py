@@ -105,6 +105,7 @@ def checked_model(
     digest: str | None,
     quantization: str | None,
     printable: Callable[[str], str],
+    allow_cloud: bool,
 ) -> Held:
     """Return what the server holds under a tag, if it can be the model that it should be.
 
@@ -119,17 +120,21 @@ def checked_model(
         digest: From ``/api/tags``; show has none.
         quantization: From ``/api/tags``.
         printable: Makes the server's words fit to be shown.
+        allow_cloud: Whether the server may hand the texts on to another machine.
 
     Raises:
         WrongModel: If it embeds nothing, is another architecture or width, lacks the Dense
-            layers, is F16, or runs on another machine.
+            layers, is F16, or runs on another machine and must not.
     """
 
     def wrong(reason: str, mend: str = f"run: ollama pull {model.ollama_tag}") -> WrongModel:
         return WrongModel(f"{tag!r} is not {model.name}: it {reason} ({server}); {mend}")
 
-    if shown.get("remote_host") or shown.get("remote_model"):
-        raise wrong("runs on another machine, and the texts would go there")
+    if (shown.get("remote_host") or shown.get("remote_model")) and not allow_cloud:
+        raise wrong(
+            "runs on another machine, and the texts would go there",
+            f"run: ollama pull {model.ollama_tag}, or give allow_cloud=True",
+        )
     capabilities = shown.get("capabilities")
     if isinstance(capabilities, list) and "embedding" not in capabilities:
         raise wrong("does not embed texts")

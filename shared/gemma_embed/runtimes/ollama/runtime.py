@@ -48,6 +48,7 @@ class Settings:
     max_batch_bytes: int
     concurrency: int
     max_retries: int
+    allow_cloud: bool
 
 
 class OllamaRuntime:
@@ -77,6 +78,7 @@ class OllamaRuntime:
         max_batch_bytes: int = 128 * 1024,
         concurrency: int = 2,
         max_retries: int = 3,
+        allow_cloud: bool = False,
     ) -> None:
         """Check the options; no connection is made.
 
@@ -101,6 +103,8 @@ class OllamaRuntime:
             concurrency: Most requests in flight, over all threads. The server computes one text
                 at a time, so more than 2 gain nothing.
             max_retries: How often to repeat a request after a failure that may pass.
+            allow_cloud: Take a model that the server hands on to another machine, as Ollama does
+                with those tagged ``cloud``: the texts leave the device.
 
         Raises:
             ConfigurationError: If an option has a value that cannot work.
@@ -109,7 +113,7 @@ class OllamaRuntime:
         url = resolve_host(os.environ.get("OLLAMA_HOST", "") if host is None else host)
         self._settings = Settings(
             model=row,
-            tag=row.ollama_tag if model is None else _checked_tag(model, row),
+            tag=row.ollama_tag if model is None else _checked_tag(model, row, allow_cloud),
             endpoint=Endpoint(url, checked_headers(headers)),
             timeout=_checked_seconds("timeout", timeout),
             load_timeout=_checked_seconds("load_timeout", load_timeout),
@@ -118,6 +122,7 @@ class OllamaRuntime:
             max_batch_bytes=_checked_count("max_batch_bytes", max_batch_bytes, 1),
             concurrency=_checked_count("concurrency", concurrency, 1),
             max_retries=_checked_count("max_retries", max_retries, 0),
+            allow_cloud=_checked_flag("allow_cloud", allow_cloud),
         )
         self._start()
 
@@ -263,15 +268,21 @@ def _row(tag: str | None) -> Model:
     return next(named, MODELS[0])
 
 
-def _checked_tag(tag: str, row: Model) -> str:
+def _checked_tag(tag: str, row: Model, allow_cloud: bool) -> str:
     if not isinstance(tag, str) or not tag.strip():
         raise ConfigurationError(f"model={tag!r} names no model; use {row.ollama_tag!r}")
-    if leaves_the_device(tag.strip()):
+    if leaves_the_device(tag.strip()) and not allow_cloud:
         raise ConfigurationError(
             f"model={tag!r} runs in Ollama's cloud, and the texts would go there; use a model that "
-            f"runs on the server itself, such as {row.ollama_tag!r}"
+            f"runs on the server itself, such as {row.ollama_tag!r}, or give allow_cloud=True"
         )
     return tag.strip()
+
+
+def _checked_flag(name: str, value: bool) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{name}={value!r} must be True or False")
+    return value
 
 
 def _checked_seconds(name: str, value: float) -> float:

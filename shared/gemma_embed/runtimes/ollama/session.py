@@ -371,6 +371,7 @@ class Session:
             digest=entry.digest,
             quantization=entry.details.quantization_level if entry.details else None,
             printable=server.shown,
+            allow_cloud=settings.allow_cloud,
         )
 
 
