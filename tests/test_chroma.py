@@ -199,7 +199,7 @@ def test_what_is_missing_in_the_end_is_an_error(
             return getattr(self._collection, name)
 
     collection = index.collection
-    monkeypatch.setattr(ChromaIndex, "_opened", lambda _: Lossy(collection))
+    monkeypatch.setattr(ChromaIndex, "_opened", lambda *_: Lossy(collection))
     with pytest.raises(CollectionIncomplete, match=r"1 of 60.*'id 4'") as caught:
         index.ingest(documents())
     report: Any = caught.value.report
@@ -239,7 +239,8 @@ def test_a_killed_writer_leaves_no_lock(index: ChromaIndex) -> None:
         "from gemma_embed.chroma.lock import only_writer\n"
         "with only_writer(Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    assert subprocess.run([sys.executable, "-c", script, folder], check=False).returncode == -9
+    command = [sys.executable, "-c", script, folder / "mark"]
+    assert subprocess.run(command, check=False).returncode == -9
     assert index.ingest(documents(3)).added == 3
 
 
@@ -477,17 +478,17 @@ def test_rows_are_read_from_the_file_as_chroma_gives_them(
     index.ingest(rows, batch_size=7)
     index.collection.delete(ids=["id 5"])
     expected = {row.id: row for page in rows_of(index.collection) for row in page}
-    index.close()
-    pages = rows_in_folder(tmp_path / "db", "notes")
+    pages = rows_in_folder(tmp_path / "db", index.collection)
     assert {row.id: row for page in pages for row in page} == expected
 
 
-def test_a_file_that_is_damaged_too(tmp_path: Path) -> None:
+def test_a_file_that_is_damaged_too(index: ChromaIndex, tmp_path: Path) -> None:
+    index.ingest(documents(1))
     (tmp_path / "chroma.sqlite3").write_bytes(b"no database" * 100)
     with pytest.raises(CollectionDamaged, match="move"):
-        list(rows_in_folder(tmp_path, "notes"))
+        list(rows_in_folder(tmp_path, index.collection))
     with pytest.raises(CollectionDamaged) as caught:
-        list(rows_in_folder(tmp_path / "nowhere", "notes"))
+        list(rows_in_folder(tmp_path / "nowhere", index.collection))
     assert isinstance(caught.value.__cause__, sqlite3.Error)
 
 

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from chromadb.api.client import Client
 from chromadb.api.models.Collection import Collection
-from chromadb.errors import InternalError
 from fakes import FakeRuntime, vector_of
 from langchain_chroma import Chroma
 from notes import documents, everything
@@ -196,10 +195,10 @@ def test_rows_are_taken_page_by_page(
     before = everything(index)
     sizes = []
 
-    def failing_after(collection: Any) -> Iterator[list[rows.Row]]:
-        for number, page in enumerate(rows.rows_of(collection)):
+    def failing_after(folder: Path, collection: Any) -> Iterator[list[rows.Row]]:
+        for number, page in enumerate(rows.rows_in_folder(folder, collection)):
             if number == failing:
-                raise InternalError("a page that cannot be read")
+                raise CollectionDamaged("a page that cannot be read")
             yield page
 
     write = rebuilding._write
@@ -208,7 +207,7 @@ def test_rows_are_taken_page_by_page(
         sizes.append(len(page))
         write(new, embedder, page, title_key)
 
-    monkeypatch.setattr(rebuilding, "rows_of", failing_after)
+    monkeypatch.setattr(rebuilding, "rows_in_folder", failing_after)
     monkeypatch.setattr(rebuilding, "_write", measured)
     assert index.rebuild() == 39
     assert max(sizes) <= 7

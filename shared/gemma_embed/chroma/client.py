@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from chromadb.api import ClientAPI
     from chromadb.config import System
 
+# Tenant and database, of chromadb.config.
+DEFAULT_PLACE = ("default_tenant", "default_database")
+
 
 def folder_client(folder: Path) -> ClientAPI:
     """Open a folder with Chroma's telemetry off.

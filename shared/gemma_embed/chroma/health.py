@@ -1,14 +1,15 @@
 """Proof, row by row, that a collection can be searched.
 
-Run as a program on a folder, because a damaged one can take the process down that opens it:
-``python -m gemma_embed.chroma.health FOLDER TENANT DATABASE NAME DIMENSIONS`` prints a JSON object.
+In a process of its own on a folder, because a damaged one can take the process down that opens it.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -96,8 +97,18 @@ def examine_folder(folder: Path, tenant: str, database: str, name: str, dimensio
     Raises:
         CollectionDamaged: If that process fails or dies.
     """
-    command = [sys.executable, "-m", __name__, str(folder), tenant, database, name, str(dimensions)]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - ours
+    program = f"from {__name__} import main; main()"
+    place = (str(folder), tenant, database, name)
+    command = [sys.executable, "-c", program, *place, str(dimensions)]
+    # Never written to: it closes when this process dies.
+    alive, ours = os.pipe()
+    try:
+        run = subprocess.run(  # noqa: S603 - ours
+            command, stdin=alive, capture_output=True, text=True, check=False
+        )
+    finally:
+        os.close(alive)
+        os.close(ours)
     if run.returncode == 0:
         found = json.loads(run.stdout)
         return Health(found["rows"], tuple(found["lost"]), tuple(found["unfound"]))
@@ -108,16 +119,19 @@ def examine_folder(folder: Path, tenant: str, database: str, name: str, dimensio
     )
 
 
+def _end_with_the_caller() -> None:
+    # Whoever comes after a killed caller must not find the folder open.
+    os.read(sys.stdin.fileno(), 1)
+    os._exit(1)
+
+
 def main() -> None:
-    """Examine the collection that the command line names."""
+    """Examine the collection that the command line names, and print a JSON object."""
     from gemma_embed.chroma.client import folder_client
 
+    threading.Thread(target=_end_with_the_caller, daemon=True).start()
     folder, tenant, database, name, dimensions = sys.argv[1:]
     client = folder_client(Path(folder))
     client.set_tenant(tenant, database)
     health = examine(client.get_collection(name, embedding_function=None), int(dimensions))
     sys.stdout.write(json.dumps(asdict(health)))
-
-
-if __name__ == "__main__":
-    main()

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gemma_embed.chroma.adoption import adopt, require_cosine
-from gemma_embed.chroma.client import damage_named, folder_client, folder_of, paused
-from gemma_embed.chroma.health import examine, examine_folder
+from gemma_embed.chroma.client import (
+    DEFAULT_PLACE,
+    damage_named,
+    folder_client,
+    folder_of,
+    paused,
+)
+from gemma_embed.chroma.health import Health, examine, examine_folder
 from gemma_embed.chroma.ingestion import IngestReport, ingest
-from gemma_embed.chroma.lock import only_writer
+from gemma_embed.chroma.lock import mark_of, only_writer
 from gemma_embed.chroma.rebuilding import created, existing, finish_swap, rebuild, stand_in
 from gemma_embed.chroma.stored import differing_rows
 from gemma_embed.embedder import Embedder
-from gemma_embed.errors import CollectionDamaged, ConfigurationError
+from gemma_embed.errors import CollectionDamaged, CollectionLocked, ConfigurationError
 from gemma_embed.passages import Passage
 from gemma_embed.passport import compare, has_passport
 from gemma_embed.progress import ProgressCallback
@@ -114,9 +120,11 @@ class ChromaIndex:
     def collection(self) -> Collection:
         """The collection, made if need be, its passport compared. Embeds one sentence.
 
+        Where the last writer was killed, every row is searched for first, as by ``check``.
+
         Raises:
             CollectionMismatch: If it holds vectors of another space, or does not say of which.
-            CollectionDamaged: If Chroma cannot open it.
+            CollectionDamaged: If Chroma cannot open it, or a kill left it damaged.
             CollectionLocked: If it has to be made or put in its place, and another process is
                 writing to the folder.
         """
@@ -124,8 +132,13 @@ class ChromaIndex:
             held = existing(self.client, self.name)
             # What is added to a collection that is about to be replaced would be lost.
             if held is None or stand_in(self.client, self.name) is not None:
-                with self._writing():
-                    return self._opened()
+                with self._writing() as killed:
+                    return self._opened(killed)
+            mark = self._mark()
+            if mark is not None and mark.exists():
+                # A writer that is at work has one too.
+                with suppress(CollectionLocked), self._writing() as killed:
+                    return self._opened(killed)
             self._verify(held)
             return held
 
@@ -156,7 +169,8 @@ class ChromaIndex:
         May be repeated at any time, after a kill as well: rows that are there, whole and equal,
         are left alone, and vectors in the store are not computed again. A row whose vector is
         not the one that the store has is written again. The passages are taken
-        ``batch_size`` at a time. At the end every row is read back.
+        ``batch_size`` at a time. At the end every row is read back. After a kill every row is
+        searched for before anything is written, in a process of its own.
 
         Args:
             passages: ``Passage`` objects or mappings with their fields; framework objects through
@@ -171,16 +185,16 @@ class ChromaIndex:
                 kept.
             CollectionLocked: If another process is writing to the folder.
             CollectionMismatch: If the collection holds vectors of another space.
-            CollectionDamaged: If Chroma fails.
+            CollectionDamaged: If Chroma fails, or a kill left the collection damaged.
             CollectionIncomplete: If rows are missing in the end; has the report.
             EmbeddingError: If embedding fails. What was finished before is kept.
         """
         if batch_size < 1:
             raise ConfigurationError(f"batch_size={batch_size} is not positive")
-        with self._writing(), damage_named(self.name):
+        with self._writing() as killed, damage_named(self.name):
             return ingest(
                 passages,
-                self._opened(),
+                self._opened(killed),
                 self.embedder,
                 title_key=self.title_key,
                 batch_size=min(batch_size, self.client.get_max_batch_size()),
@@ -196,9 +210,11 @@ class ChromaIndex:
                 collection has a passport of another embedder.
             CollectionDamaged: If Chroma fails, or there is no such collection.
         """
-        with self._writing(), damage_named(self.name):
+        with self._writing() as killed, damage_named(self.name):
             finish_swap(self.client, self.name)
             held = self.client.get_collection(self.name, embedding_function=None)
+            if killed:
+                self._searched()
             if not has_passport(held.metadata):
                 adopt(held, self.embedder, self.title_key)
             self._verify(held)
@@ -217,31 +233,22 @@ class ChromaIndex:
             CollectionLocked: If another process is writing to the folder.
             StoreError: If the store cannot be used.
         """
-        dimensions = self.embedder.dimensions
         with self._writing(), damage_named(self.name):
             finish_swap(self.client, self.name)
-            if self._folder is not None:
-                place = (self.client.tenant, self.client.database, self.name)
-                # Two processes must not have a folder open while one of them may write.
-                with paused(self.client):
-                    health = examine_folder(self._folder, *place, dimensions)
+            health = self._searched()
+            if health.lost:
+                raise CollectionDamaged(
+                    f"{len(health.lost)} of {health.rows} rows have no usable vector, "
+                    f"{health.lost[0]!r} first; call rebuild()"
+                )
             held = self.client.get_collection(self.name, embedding_function=None)
-            if self._folder is None:
-                health = examine(held, dimensions)
-            bad = [*health.lost, *health.unfound]
-            differing: tuple[str, ...] = ()
-            if not bad and has_passport(held.metadata):
+            if has_passport(held.metadata):
                 differing = tuple(differing_rows(held, self.embedder, self.title_key))
-        if bad:
-            raise CollectionDamaged(
-                f"{len(health.lost)} of {health.rows} rows have no usable vector and a search does "
-                f"not find {len(health.unfound)}, {bad[0]!r} first; call rebuild()"
-            )
-        if differing:
-            raise CollectionDamaged(
-                f"{len(differing)} of {health.rows} rows have other vectors than the store, "
-                f"{differing[0]!r} first; call rebuild()"
-            )
+                if differing:
+                    raise CollectionDamaged(
+                        f"{len(differing)} of {health.rows} rows have other vectors than the "
+                        f"store, {differing[0]!r} first; call rebuild()"
+                    )
         return health.rows
 
     def rebuild(self, *, embed_missing: bool = False) -> int:
@@ -287,17 +294,50 @@ class ChromaIndex:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _writing(self) -> AbstractContextManager[None]:
-        return only_writer(self._folder)
+    def _mark(self) -> Path | None:
+        if self._folder is None:
+            return None
+        client = self._client
+        # Nothing is opened for its sake: a folder's own client is of the default database.
+        place = DEFAULT_PLACE if client is None else (client.tenant, client.database)
+        return mark_of(self._folder, *place, self.name)
 
-    def _opened(self) -> Collection:
-        """The collection, by the only writer."""
+    def _writing(self) -> AbstractContextManager[bool]:
+        return only_writer(self._mark())
+
+    def _opened(self, killed: bool) -> Collection:
+        """The collection, by the only writer; searched first if the last one was killed."""
         finish_swap(self.client, self.name)
         held = existing(self.client, self.name)
         if held is None:
             return created(self.client, self.name, self.embedder, self._hnsw)
+        if killed:
+            # Rows without a vector are an ingestion's to mend.
+            self._searched()
         self._verify(held)
         return held
+
+    def _searched(self) -> Health:
+        """Look for every row, in a process of its own for a folder.
+
+        Raises:
+            CollectionDamaged: If a row is not found, or that process dies.
+        """
+        dimensions = self.embedder.dimensions
+        if self._folder is None:
+            held = self.client.get_collection(self.name, embedding_function=None)
+            health = examine(held, dimensions)
+        else:
+            place = (self.client.tenant, self.client.database, self.name)
+            # Two processes must not have a folder open while one of them may write.
+            with paused(self.client):
+                health = examine_folder(self._folder, *place, dimensions)
+        if health.unfound:
+            raise CollectionDamaged(
+                f"a search does not find {len(health.unfound)} of {health.rows} rows, "
+                f"{health.unfound[0]!r} first; call rebuild()"
+            )
+        return health
 
     def _verify(self, held: Collection) -> None:
         verify(held, self.embedder)

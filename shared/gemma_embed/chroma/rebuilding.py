@@ -148,15 +148,17 @@ def _verified(name: str) -> str:
 
 
 def _pages(collection: Collection, folder: Path | None) -> Iterator[list[Row]]:
-    from chromadb.errors import ChromaError
-
-    try:
-        yield from rows_of(collection)
-    except ChromaError:
-        if folder is None:
-            raise
-        # From the first row: writing one again changes nothing.
-        yield from rows_in_folder(folder, collection.name)
+    if folder is not None:
+        # Not by Chroma: it opens its vector files even to list ids, and one that a killed writer
+        # left can take the process down.
+        try:
+            yield from rows_in_folder(folder, collection)
+        except CollectionDamaged:
+            # A later Chroma's form, perhaps. From the first row: writing one again changes nothing.
+            pass
+        else:
+            return
+    yield from rows_of(collection)
 
 
 def _write(new: Collection, embedder: Embedder, rows: Sequence[Row], title_key: str) -> None:

@@ -25,8 +25,7 @@ _DOCUMENT = "chroma:document"
 # Operations of Chroma's log: chromadb/db/mixins/embeddings_queue.py.
 _ADD, _DELETE = 0, 3
 
-_SEGMENT = """SELECT s.id, c.id FROM segments s JOIN collections c ON s.collection = c.id
-    WHERE c.name = ? AND s.scope = 'METADATA'"""
+_SEGMENT = "SELECT id FROM segments WHERE collection = ? AND scope = 'METADATA'"
 _ROWS = """SELECT id, embedding_id FROM embeddings WHERE segment_id = ? AND id > ?
     ORDER BY id LIMIT ?"""
 _VALUES = """SELECT key, string_value, int_value, float_value, bool_value
@@ -85,11 +84,11 @@ def rows_of(collection: Collection) -> Iterator[list[Row]]:
         ]
 
 
-def rows_in_folder(folder: Path, name: str) -> Iterator[list[Row]]:
+def rows_in_folder(folder: Path, collection: Collection) -> Iterator[list[Row]]:
     """All rows, read from Chroma's SQLite file without Chroma, page by page.
 
-    A killed writer can leave a collection whose vector files Chroma refuses, and with them
-    everything else; its SQLite file is whole then.
+    A killed writer can leave a collection whose vector files Chroma refuses or dies of, and with
+    them everything else; its SQLite file is whole then.
 
     Raises:
         CollectionDamaged: If this file cannot be read either, or has another form.
@@ -97,27 +96,26 @@ def rows_in_folder(folder: Path, name: str) -> Iterator[list[Row]]:
     path = folder / "chroma.sqlite3"
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
-            yield from _read(database, name)
+            yield from _read(database, str(collection.id))
     except (sqlite3.Error, ValueError) as error:
         raise CollectionDamaged(
-            f"Chroma cannot open the collection {name!r}, and its file {path.name} cannot be read "
-            f"either ({error}): move {folder} away and ingest the documents again; vectors in an "
-            "embedding store are not computed again"
+            f"the rows of the collection {collection.name!r} cannot be read from its file "
+            f"{path.name} ({error}): move {folder} away and ingest the documents again; vectors in "
+            "an embedding store are not computed again"
         ) from error
 
 
-def _read(database: sqlite3.Connection, name: str) -> Iterator[list[Row]]:
-    found = database.execute(_SEGMENT, (name,)).fetchone()
-    if found is None:
-        return
-    segment, collection = found
+def _read(database: sqlite3.Connection, collection: str) -> Iterator[list[Row]]:
+    segment = database.execute(_SEGMENT, (collection,)).fetchone()
+    if segment is None:
+        raise ValueError("it does not know the collection")
     # What was logged and not yet taken over: few rows.
     log: dict[str, list[tuple[int, str | None]]] = {}
-    for operation, row, logged in database.execute(_LOG, (f"%/{collection}", segment)):
+    for operation, row, logged in database.execute(_LOG, (f"%/{collection}", *segment)):
         log.setdefault(row, []).append((operation, logged))
     last = -1
     # Fetched whole: a query that is still open would keep Chroma from writing.
-    while page := database.execute(_ROWS, (segment, last, PAGE)).fetchall():
+    while page := database.execute(_ROWS, (*segment, last, PAGE)).fetchall():
         last = page[-1][0]
         held = (_applied(_row(database, n, row), log.pop(row, ()), row) for n, row in page)
         yield [row for row in held if row is not None]
