@@ -10,7 +10,7 @@
 | L6 | a device that is not there | ``ConfigurationError`` at first use, never another device |
 | L7 | memory exhausted | halved down to one text, then ``OutOfMemory`` with its tokens |
 | L8 | Ctrl-C in mid batch | at once; what was finished is kept; the object stays usable |
-| L9 | fork, spawn, pickle, deepcopy | the same vectors, or ``ConfigurationError``; no wait |
+| L9 | fork, spawn, pickle, deepcopy, joblib | the same vectors or ``ConfigurationError``, no wait |
 | L10 | eight threads | the vectors that one would get, without a word on standard error |
 | L11 | folder changed or gone, full disk, cache not writable, no home | a clear error, no crash |
 | L12 | another model at the path | ``WrongModel`` |
@@ -47,11 +47,13 @@ from pathlib import Path
 from typing import Any
 
 import checkpoints
+import joblib
 import numpy as np
 import pytest
 import test_hub
 import torch
 from huggingface_hub import constants
+from joblib.externals.loky import get_reusable_executor
 from safetensors.torch import load_file, save_file
 
 from gemma_embed import Embedder, EmbeddingStore, runtimes
@@ -464,6 +466,15 @@ def test_l9_spawn(narrow: Path, right: np.ndarray, kind: Any) -> None:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         theirs = pool.submit(_child, embedder).result()
     np.testing.assert_allclose(theirs, right, atol=1e-5)
+
+
+def test_l9_joblib(local: TransformersRuntime, right: np.ndarray) -> None:
+    # Its workers are neither forked nor spawned by multiprocessing.
+    embedder = Embedder(local)
+    halves = (TEXTS[:2], TEXTS[2:])
+    theirs = joblib.Parallel(n_jobs=2)(joblib.delayed(embedder.embed)(half) for half in halves)
+    get_reusable_executor().shutdown()
+    np.testing.assert_allclose(np.concatenate(theirs), right, atol=1e-6)
 
 
 def _forks(folder: Path) -> list[str]:

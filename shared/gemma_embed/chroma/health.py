@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ from gemma_embed.errors import CollectionDamaged
 if TYPE_CHECKING:
     from chromadb import Collection
 
+_MOST_THREADS = 8
 _QUERIES = 100
 _NEIGHBOURS = 5
 _MANY_NEIGHBOURS = 100
@@ -57,15 +59,18 @@ def examine(collection: Collection, dimensions: int) -> Health:
     rows = 0
     lost: list[str] = []
     unfound: list[str] = []
-    for page in ids_of(collection):
-        rows += len(page)
-        got = collection.get(ids=page, include=["embeddings"])
-        vectors = got["embeddings"] if got["embeddings"] is not None else np.empty((0, 0))
-        whole = dict(zip(got["ids"], whole_vectors(vectors, dimensions), strict=True))
-        lost += [row for row in page if not whole.get(row)]
-        sound = [(row, v) for row, v in zip(got["ids"], vectors, strict=True) if whole[row]]
-        for start in range(0, len(sound), _QUERIES):
-            unfound += _unfound(collection, sound[start : start + _QUERIES], _NEIGHBOURS)
+    # Chroma searches on one thread a call, a millisecond and more for each row.
+    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
+        for page in ids_of(collection):
+            rows += len(page)
+            got = collection.get(ids=page, include=["embeddings"])
+            vectors = got["embeddings"] if got["embeddings"] is not None else np.empty((0, 0))
+            whole = dict(zip(got["ids"], whole_vectors(vectors, dimensions), strict=True))
+            lost += [row for row in page if not whole.get(row)]
+            sound = [(row, v) for row, v in zip(got["ids"], vectors, strict=True) if whole[row]]
+            parts = (sound[start : start + _QUERIES] for start in range(0, len(sound), _QUERIES))
+            for found in pool.map(lambda part: _unfound(collection, part, _NEIGHBOURS), parts):
+                unfound += found
     if rows != collection.count():
         raise CollectionDamaged(f"lists {rows} rows and counts {collection.count()}")
     return Health(rows, tuple(lost), tuple(unfound))

@@ -170,7 +170,7 @@ class ChromaIndex:
         are left alone, and vectors in the store are not computed again. A row whose vector is
         not the one that the store has is written again. The passages are taken
         ``batch_size`` at a time. At the end every row is read back. After a kill every row is
-        searched for before anything is written, in a process of its own.
+        searched for too: before anything is written, in a process of its own, and at the end.
 
         Args:
             passages: ``Passage`` objects or mappings with their fields; framework objects through
@@ -192,15 +192,20 @@ class ChromaIndex:
         if batch_size < 1:
             raise ConfigurationError(f"batch_size={batch_size} is not positive")
         with self._writing() as killed, damage_named(self.name):
-            return ingest(
+            held = self._opened(killed)
+            report = ingest(
                 passages,
-                self._opened(killed),
+                held,
                 self.embedder,
                 title_key=self.title_key,
                 batch_size=min(batch_size, self.client.get_max_batch_size()),
                 remove_absent=remove_absent,
                 progress=progress,
             )
+            if killed:
+                # What was added on top of half-written files may not be reachable.
+                self._all_found(examine(held, self.embedder.dimensions))
+            return report
 
     def adopt(self) -> None:
         """Write a passport into a collection that has none, after embedding some rows again.
@@ -326,12 +331,13 @@ class ChromaIndex:
         dimensions = self.embedder.dimensions
         if self._folder is None:
             held = self.client.get_collection(self.name, embedding_function=None)
-            health = examine(held, dimensions)
-        else:
-            place = (self.client.tenant, self.client.database, self.name)
-            # Two processes must not have a folder open while one of them may write.
-            with paused(self.client):
-                health = examine_folder(self._folder, *place, dimensions)
+            return self._all_found(examine(held, dimensions))
+        place = (self.client.tenant, self.client.database, self.name)
+        # Two processes must not have a folder open while one of them may write.
+        with paused(self.client):
+            return self._all_found(examine_folder(self._folder, *place, dimensions))
+
+    def _all_found(self, health: Health) -> Health:
         if health.unfound:
             raise CollectionDamaged(
                 f"a search does not find {len(health.unfound)} of {health.rows} rows, "
