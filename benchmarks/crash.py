@@ -7,18 +7,22 @@ through, everything the index holds is compared with what an uninterrupted run g
 vectors are made from the texts by arithmetic, so that each can be checked: the store's to the last
 bit, Chroma's to its own rounding, since it normalises what it is given.
 
+Where a kill may have left Chroma's vector files half written, the next run makes the collection
+anew from the store, without the model.
+
 With ``--tear``, so many of the kills also cut the index's files short at random places, as a power
 cut may: where that leaves the collection dead, it is made anew from the store.
 
     PYTHONPATH=tests python benchmarks/crash.py --documents 10000 --kills 200
     PYTHONPATH=tests python benchmarks/crash.py --documents 2000 --kills 60 --tear 0.5
 
-Prints a JSON object and saves it, with ``--tear`` under another name; exits with 1 if anything was
+Prints a JSON object and saves it, under a name of the seed's; exits with 1 if anything was
 lost, doubled, wrong, or computed too often, or a dead collection was not made anew.
 """
 
 import argparse
 import json
+import logging
 import multiprocessing
 import os
 import random
@@ -78,6 +82,7 @@ def documents(count: int) -> list[dict[str, Any]]:
 
 def ingest(folder: Path, count: int, sync_threshold: int) -> None:
     """One run, as a user's program would do it; in a process of its own."""
+    logging.getLogger("gemma_embed.chroma").addHandler(_Noting(folder))
     runtime = CountingRuntime(folder / "computed")
     hnsw = {"sync_threshold": sync_threshold, "batch_size": min(100, sync_threshold)}
     index = ChromaIndex(folder / "db", "notes", Embedder(runtime), hnsw=hnsw)
@@ -87,6 +92,19 @@ def ingest(folder: Path, count: int, sync_threshold: int) -> None:
         rebuild(folder, index, error)
         index.ingest(documents(count))
     note(folder, "finished")
+
+
+class _Noting(logging.Handler):
+    """Leaves word of collections that are made anew because their writer was killed."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take note of one."""
+        assert "anew" in record.getMessage()
+        note(self._folder, "half written")
 
 
 def mend(folder: Path) -> None:
@@ -215,7 +233,13 @@ def campaign(
     draw = random.Random(seed)
     prompt = len("title: none | text: ")
     whole = sum(prompt + len(each["text"]) + 1 for each in documents(count))
-    names = ("found dead", "rebuilt", "rebuildings killed", "computed in rebuilding")
+    names = (
+        "half written",
+        "found dead",
+        "rebuilt",
+        "rebuildings killed",
+        "computed in rebuilding",
+    )
     total = Counter(dict.fromkeys(names, 0))
     deaths: Counter[str] = Counter()
     dearest = 0
@@ -254,7 +278,9 @@ def campaign(
             comparison.join()
             total["comparisons that failed"] += comparison.exitcode != 0
             for line in notes(folder):
-                if line.startswith("dead: "):
+                if line == "half written":
+                    total[line] += 1
+                elif line.startswith("dead: "):
                     total["found dead"] += 1
                     deaths[line] += 1
                 elif line.startswith("rebuilt "):
@@ -289,7 +315,7 @@ def main() -> int:
     report["seconds"] = round(time.monotonic() - began)
     print(json.dumps(report, indent=1))
     if not args.no_save:
-        save("crash-torn" if args.tear else "crash", report)
+        save(f"crash{'-torn' if args.tear else ''}-{args.seed}", report)
     wrong = ("lost", "doubled", "different", "unsearchable", "computed in one more run")
     wrong += ("computed in rebuilding", "runs that failed", "comparisons that failed")
     fine = (

@@ -26,11 +26,9 @@ def test_kills_and_torn_files_cost_at_most_a_batch_each() -> None:
     report = json.loads(run.stdout)
     assert report["kills"] == 6
     assert report["torn"] > 0
-    assert report["found dead"] > 0
+    assert report["half written"] > 0
     assert report["unchanged in one more run"] == 900 * report["ingestions"]
     assert (report["lost"], report["doubled"], report["different"]) == (0, 0, 0)
     assert report["computed in rebuilding"] == 0
-    assert report["rebuilt"] > 0
-    assert report["rebuilt"] + report["rebuildings killed"] == report["found dead"]
     assert report["texts computed again"] <= report["texts allowed again"] <= 6 * 64
     assert report["most texts lost to one kill"] <= report["texts in a batch"] == 64

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
@@ -17,7 +18,7 @@ from gemma_embed.chroma.client import (
 )
 from gemma_embed.chroma.health import Health, examine, examine_folder
 from gemma_embed.chroma.ingestion import IngestReport, ingest
-from gemma_embed.chroma.lock import mark_of, only_writer
+from gemma_embed.chroma.lock import Writing, mark_of, only_writer
 from gemma_embed.chroma.rebuilding import created, existing, finish_swap, rebuild, stand_in
 from gemma_embed.chroma.stored import differing_rows
 from gemma_embed.embedder import Embedder
@@ -29,6 +30,8 @@ from gemma_embed.progress import ProgressCallback
 if TYPE_CHECKING:
     from chromadb import Collection
     from chromadb.api import ClientAPI
+
+logger = logging.getLogger(__name__)
 
 _STORE = "gemma_embed.sqlite"
 
@@ -120,11 +123,12 @@ class ChromaIndex:
     def collection(self) -> Collection:
         """The collection, made if need be, its passport compared. Embeds one sentence.
 
-        Where the last writer was killed, every row is searched for first, as by ``check``.
+        Where the last writer was killed while it wrote vectors, it is made anew first, as by
+        ``rebuild``.
 
         Raises:
             CollectionMismatch: If it holds vectors of another space, or does not say of which.
-            CollectionDamaged: If Chroma cannot open it, or a kill left it damaged.
+            CollectionDamaged: If Chroma cannot open it, or it cannot be made anew.
             CollectionLocked: If it has to be made or put in its place, and another process is
                 writing to the folder.
         """
@@ -132,13 +136,13 @@ class ChromaIndex:
             held = existing(self.client, self.name)
             # What is added to a collection that is about to be replaced would be lost.
             if held is None or stand_in(self.client, self.name) is not None:
-                with self._writing() as killed:
-                    return self._opened(killed)
+                with self._writing() as writing:
+                    return self._opened(writing)
             mark = self._mark()
             if mark is not None and mark.exists():
                 # A writer that is at work has one too.
-                with suppress(CollectionLocked), self._writing() as killed:
-                    return self._opened(killed)
+                with suppress(CollectionLocked), self._writing() as writing:
+                    return self._opened(writing)
             self._verify(held)
             return held
 
@@ -169,8 +173,8 @@ class ChromaIndex:
         May be repeated at any time, after a kill as well: rows that are there, whole and equal,
         are left alone, and vectors in the store are not computed again. A row whose vector is
         not the one that the store has is written again. The passages are taken
-        ``batch_size`` at a time. At the end every row is read back. After a kill every row is
-        searched for too: before anything is written, in a process of its own, and at the end.
+        ``batch_size`` at a time. At the end every row is read back. Vector files that a killed
+        writer may have left half written are made anew first, as by ``rebuild``.
 
         Args:
             passages: ``Passage`` objects or mappings with their fields; framework objects through
@@ -185,27 +189,23 @@ class ChromaIndex:
                 kept.
             CollectionLocked: If another process is writing to the folder.
             CollectionMismatch: If the collection holds vectors of another space.
-            CollectionDamaged: If Chroma fails, or a kill left the collection damaged.
+            CollectionDamaged: If Chroma fails, or the collection has to be made anew and the store
+                lacks a vector.
             CollectionIncomplete: If rows are missing in the end; has the report.
             EmbeddingError: If embedding fails. What was finished before is kept.
         """
         if batch_size < 1:
             raise ConfigurationError(f"batch_size={batch_size} is not positive")
-        with self._writing() as killed, damage_named(self.name):
-            held = self._opened(killed)
-            report = ingest(
+        with self._writing() as writing, damage_named(self.name):
+            return ingest(
                 passages,
-                held,
+                self._opened(writing),
                 self.embedder,
                 title_key=self.title_key,
                 batch_size=min(batch_size, self.client.get_max_batch_size()),
                 remove_absent=remove_absent,
                 progress=progress,
             )
-            if killed:
-                # What was added on top of half-written files may not be reachable.
-                self._all_found(examine(held, self.embedder.dimensions))
-            return report
 
     def adopt(self) -> None:
         """Write a passport into a collection that has none, after embedding some rows again.
@@ -215,11 +215,9 @@ class ChromaIndex:
                 collection has a passport of another embedder.
             CollectionDamaged: If Chroma fails, or there is no such collection.
         """
-        with self._writing() as killed, damage_named(self.name):
+        with self._writing(), damage_named(self.name):
             finish_swap(self.client, self.name)
             held = self.client.get_collection(self.name, embedding_function=None)
-            if killed:
-                self._searched()
             if not has_passport(held.metadata):
                 adopt(held, self.embedder, self.title_key)
             self._verify(held)
@@ -234,17 +232,25 @@ class ChromaIndex:
             How many rows there are, all of them found.
 
         Raises:
-            CollectionDamaged: If a row cannot be read or found, or has another vector.
+            CollectionDamaged: If a row cannot be read or found, or has another vector, or a writer
+                was killed while it wrote vectors.
             CollectionLocked: If another process is writing to the folder.
             StoreError: If the store cannot be used.
         """
-        with self._writing(), damage_named(self.name):
+        with self._writing() as writing, damage_named(self.name):
             finish_swap(self.client, self.name)
-            health = self._searched()
-            if health.lost:
+            if writing.suspect:
                 raise CollectionDamaged(
-                    f"{len(health.lost)} of {health.rows} rows have no usable vector, "
-                    f"{health.lost[0]!r} first; call rebuild()"
+                    f"the last writer to the collection {self.name!r} was killed, and may have "
+                    "left its vector files half written, which no search proves or refutes; call "
+                    "rebuild(), as ingest() does by itself"
+                )
+            health = self._searched()
+            bad = [*health.lost, *health.unfound]
+            if bad:
+                raise CollectionDamaged(
+                    f"{len(health.lost)} of {health.rows} rows have no usable vector and a search "
+                    f"does not find {len(health.unfound)}, {bad[0]!r} first; call rebuild()"
                 )
             held = self.client.get_collection(self.name, embedding_function=None)
             if has_passport(held.metadata):
@@ -276,16 +282,10 @@ class ChromaIndex:
             CollectionLocked: If another process is writing to the folder.
             ConfigurationError: If a collection of yours has one of these names.
         """
-        with self._writing(), damage_named(self.name):
-            return rebuild(
-                self.client,
-                self._folder,
-                self.name,
-                self.embedder,
-                hnsw=self._hnsw,
-                title_key=self.title_key,
-                embed_missing=embed_missing,
-            )
+        with self._writing() as writing, damage_named(self.name):
+            rows = self._made_anew(embed_missing)
+            writing.suspect = False
+            return rows
 
     def close(self) -> None:
         """Close a folder's client, and what was made of it; the next use opens another."""
@@ -307,43 +307,49 @@ class ChromaIndex:
         place = DEFAULT_PLACE if client is None else (client.tenant, client.database)
         return mark_of(self._folder, *place, self.name)
 
-    def _writing(self) -> AbstractContextManager[bool]:
+    def _writing(self) -> AbstractContextManager[Writing]:
         return only_writer(self._mark())
 
-    def _opened(self, killed: bool) -> Collection:
-        """The collection, by the only writer; searched first if the last one was killed."""
+    def _opened(self, writing: Writing) -> Collection:
+        """The collection, by the only writer."""
         finish_swap(self.client, self.name)
         held = existing(self.client, self.name)
         if held is None:
+            writing.suspect = False
             return created(self.client, self.name, self.embedder, self._hnsw)
-        if killed:
-            # Rows without a vector are an ingestion's to mend.
-            self._searched()
         self._verify(held)
+        if writing.suspect:
+            logger.warning(
+                "the last writer to the collection %r was killed while it wrote vectors; making it "
+                "anew from the embedding store",
+                self.name,
+            )
+            self._made_anew(embed_missing=False)
+            writing.suspect = False
+            held = self.client.get_collection(self.name, embedding_function=None)
         return held
 
-    def _searched(self) -> Health:
-        """Look for every row, in a process of its own for a folder.
+    def _made_anew(self, embed_missing: bool) -> int:
+        return rebuild(
+            self.client,
+            self._folder,
+            self.name,
+            self.embedder,
+            hnsw=self._hnsw,
+            title_key=self.title_key,
+            embed_missing=embed_missing,
+        )
 
-        Raises:
-            CollectionDamaged: If a row is not found, or that process dies.
-        """
+    def _searched(self) -> Health:
+        """Look for every row, in a process of its own for a folder."""
         dimensions = self.embedder.dimensions
         if self._folder is None:
             held = self.client.get_collection(self.name, embedding_function=None)
-            return self._all_found(examine(held, dimensions))
+            return examine(held, dimensions)
         place = (self.client.tenant, self.client.database, self.name)
         # Two processes must not have a folder open while one of them may write.
         with paused(self.client):
-            return self._all_found(examine_folder(self._folder, *place, dimensions))
-
-    def _all_found(self, health: Health) -> Health:
-        if health.unfound:
-            raise CollectionDamaged(
-                f"a search does not find {len(health.unfound)} of {health.rows} rows, "
-                f"{health.unfound[0]!r} first; call rebuild()"
-            )
-        return health
+            return examine_folder(self._folder, *place, dimensions)
 
     def _verify(self, held: Collection) -> None:
         verify(held, self.embedder)

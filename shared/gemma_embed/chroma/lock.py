@@ -1,18 +1,32 @@
 """One writer to a folder: two corrupt a Chroma folder without a word.
 
-A writer leaves a mark while it is at work. One that is still there once the lock is free is a
-killed writer's: Chroma may have been writing its vector files, and half of them can take down
-whoever opens them.
+A writer leaves a mark while it is at work, and in it how the vector files were before. Where a mark
+is still there once the lock is free, and the files are others, a killed writer may have left them
+half written. Chroma cannot tell: such files may be searched, and take the process down at the next
+write.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
 from gemma_embed.errors import CollectionDamaged, CollectionLocked
+
+
+@dataclass
+class Writing:
+    """What the only writer knows of the one before.
+
+    Attributes:
+        suspect: Whether that one may have left the vector files half written. Whoever makes them
+            anew sets it to False; until then the next writer is told the same.
+    """
+
+    suspect: bool
 
 
 def mark_of(folder: Path, *place: str) -> Path:
@@ -26,7 +40,7 @@ def mark_of(folder: Path, *place: str) -> Path:
 
 
 @contextmanager
-def only_writer(mark: Path | None) -> Iterator[bool]:
+def only_writer(mark: Path | None) -> Iterator[Writing]:
     """Hold a folder's lock; the system lets go of it even if the process is killed.
 
     Args:
@@ -34,13 +48,13 @@ def only_writer(mark: Path | None) -> Iterator[bool]:
             only writer.
 
     Yields:
-        Whether the last writer was killed. The mark of one stays until a writer comes through.
+        What is known of the last writer.
 
     Raises:
         CollectionLocked: If another process, or another thread, holds it.
     """
     if mark is None:
-        yield False
+        yield Writing(suspect=False)
         return
     from filelock import FileLock, Timeout
 
@@ -55,19 +69,27 @@ def only_writer(mark: Path | None) -> Iterator[bool]:
             "it, or let several processes share a Chroma server (chroma run)"
         ) from error
     try:
-        killed = mark.exists()
-        mark.touch()
-        keep = True
+        now = _vector_files(folder)
+        writing = Writing(suspect=mark.exists() and mark.read_text() != now)
+        if not writing.suspect:
+            mark.write_text(now)
+        damaged = False
         try:
-            yield killed
-            keep = False
+            yield writing
         except CollectionDamaged:
-            raise
-        except BaseException:
-            keep = killed
+            damaged = True
             raise
         finally:
-            if not keep:
-                mark.unlink(missing_ok=True)
+            if not (damaged or writing.suspect):
+                mark.unlink()
     finally:
         lock.release()
+
+
+def _vector_files(folder: Path) -> str:
+    """The state of all, as far as a later look can tell it from another."""
+    files = {path: path.stat() for path in sorted(folder.glob("*/*.bin"))}
+    return "".join(
+        f"{path.relative_to(folder)} {held.st_size} {held.st_mtime_ns}\n"
+        for path, held in files.items()
+    )
