@@ -105,15 +105,16 @@ def test_whoever_comes_next_makes_it_anew(index: ChromaIndex, tmp_path: Path, wa
     assert marks(tmp_path / "db") == []
 
 
-def test_files_that_the_killed_one_did_not_touch_are_kept(
-    index: ChromaIndex, tmp_path: Path
+@pytest.mark.parametrize("rows", [30, 120], ids=["in Chroma's log only", "in its files"])
+def test_a_kill_between_two_writes_leaves_files_that_are_kept(
+    index: ChromaIndex, tmp_path: Path, rows: int
 ) -> None:
-    # So few rows that Chroma keeps their vectors in its log.
-    kill_a_writer(tmp_path / "db", rows=30)
+    kill_a_writer(tmp_path / "db", rows)
     assert len(marks(tmp_path / "db")) == 1
     before = index.collection.id
-    assert index.ingest(documents(30)).unchanged == 30
+    assert index.ingest(documents(150)).unchanged == rows
     assert index.collection.id == before
+    assert index.check() == 150
     assert marks(tmp_path / "db") == []
 
 
@@ -121,6 +122,7 @@ def test_a_store_that_lacks_vectors_is_named_and_nothing_is_lost(
     index: ChromaIndex, tmp_path: Path
 ) -> None:
     kill_a_writer(tmp_path / "db")
+    make_deadly(tmp_path / "db")
     store = index.embedder.store
     assert store is not None
     store.clear()
@@ -141,6 +143,7 @@ def test_who_may_not_write_leaves_the_mark(
     index: ChromaIndex, fake: FakeRuntime, tmp_path: Path
 ) -> None:
     kill_a_writer(tmp_path / "db")
+    make_deadly(tmp_path / "db")
     with ChromaIndex(tmp_path / "db", "notes", Embedder(fake, dimensions=128)) as narrow:
         with pytest.raises(CollectionMismatch):
             narrow.ingest(documents(1))

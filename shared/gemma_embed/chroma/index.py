@@ -205,6 +205,7 @@ class ChromaIndex:
                 batch_size=min(batch_size, self.client.get_max_batch_size()),
                 remove_absent=remove_absent,
                 progress=progress,
+                written=writing.whole,
             )
 
     def adopt(self) -> None:
@@ -326,6 +327,7 @@ class ChromaIndex:
             )
             self._made_anew(embed_missing=False)
             writing.suspect = False
+            writing.whole()
             held = self.client.get_collection(self.name, embedding_function=None)
         return held
 

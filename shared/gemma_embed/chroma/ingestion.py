@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -49,8 +49,12 @@ def ingest(
     batch_size: int,
     remove_absent: bool,
     progress: ProgressCallback | None,
+    written: Callable[[], None],
 ) -> IngestReport:
-    """Do the work of ``ChromaIndex.ingest``, which says what that is."""
+    """Do the work of ``ChromaIndex.ingest``, which says what that is.
+
+    Calls ``written`` whenever what was written so far is whole.
+    """
     total = len(passages) if isinstance(passages, Sized) else 0
     added = updated = unchanged = 0
     seen: dict[str, str] = {}
@@ -63,6 +67,7 @@ def ingest(
             [row for row in batch if row.id in held and not held[row.id].differs(row)], held, stored
         )
         _write(collection, new + changed, held, embedder)
+        written()
         added += len(new)
         updated += len(changed)
         unchanged += len(batch) - len(new) - len(changed)
@@ -75,6 +80,7 @@ def ingest(
             f"client.delete_collection({collection.name!r})"
         )
     removed = _remove_absent(collection, seen, batch_size) if remove_absent else 0
+    written()
     missing = tuple(_missing(collection, list(seen), embedder.dimensions))
     report = IngestReport(added, unchanged, updated, removed, missing)
     if missing:

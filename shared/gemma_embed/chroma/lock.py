@@ -1,9 +1,9 @@
 """One writer to a folder: two corrupt a Chroma folder without a word.
 
-A writer leaves a mark while it is at work, and in it how the vector files were before. Where a mark
-is still there once the lock is free, and the files are others, a killed writer may have left them
-half written. Chroma cannot tell: such files may be searched, and take the process down at the next
-write.
+A writer leaves a mark while it is at work, and in it how the vector files were when they were last
+whole: Chroma writes them before a call returns. Where a mark is still there once the lock is free,
+and the files are others, a killed writer may have left them half written. Chroma cannot tell: such
+files may be searched, and take the process down at the next write.
 """
 
 from __future__ import annotations
@@ -19,14 +19,21 @@ from gemma_embed.errors import CollectionDamaged, CollectionLocked
 
 @dataclass
 class Writing:
-    """What the only writer knows of the one before.
+    """What the only writer knows of the one before, and leaves for the next.
 
     Attributes:
-        suspect: Whether that one may have left the vector files half written. Whoever makes them
-            anew sets it to False; until then the next writer is told the same.
+        mark: Its mark; None where there is none.
+        suspect: Whether the one before may have left the vector files half written. Whoever makes
+            them anew sets it to False; until then the next writer is told the same.
     """
 
+    mark: Path | None
     suspect: bool
+
+    def whole(self) -> None:
+        """Note that the vector files are whole as they are, between two calls of Chroma's."""
+        if self.mark is not None and not self.suspect:
+            self.mark.write_text(_vector_files(self.mark.parent))
 
 
 def mark_of(folder: Path, *place: str) -> Path:
@@ -54,7 +61,7 @@ def only_writer(mark: Path | None) -> Iterator[Writing]:
         CollectionLocked: If another process, or another thread, holds it.
     """
     if mark is None:
-        yield Writing(suspect=False)
+        yield Writing(None, suspect=False)
         return
     from filelock import FileLock, Timeout
 
@@ -69,10 +76,9 @@ def only_writer(mark: Path | None) -> Iterator[Writing]:
             "it, or let several processes share a Chroma server (chroma run)"
         ) from error
     try:
-        now = _vector_files(folder)
-        writing = Writing(suspect=mark.exists() and mark.read_text() != now)
-        if not writing.suspect:
-            mark.write_text(now)
+        left = mark.read_text() if mark.exists() else None
+        writing = Writing(mark, suspect=left is not None and left != _vector_files(folder))
+        writing.whole()
         damaged = False
         try:
             yield writing
