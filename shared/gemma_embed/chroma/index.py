@@ -248,19 +248,21 @@ class ChromaIndex:
                 )
             health = self._searched()
             bad = [*health.lost, *health.unfound]
+            held = self.client.get_collection(self.name, embedding_function=None)
+            differing: tuple[str, ...] = ()
+            if not bad and has_passport(held.metadata):
+                differing = tuple(differing_rows(held, self.embedder, self.title_key))
+            writing.whole()
             if bad:
                 raise CollectionDamaged(
                     f"{len(health.lost)} of {health.rows} rows have no usable vector and a search "
                     f"does not find {len(health.unfound)}, {bad[0]!r} first; call rebuild()"
                 )
-            held = self.client.get_collection(self.name, embedding_function=None)
-            if has_passport(held.metadata):
-                differing = tuple(differing_rows(held, self.embedder, self.title_key))
-                if differing:
-                    raise CollectionDamaged(
-                        f"{len(differing)} of {health.rows} rows have other vectors than the "
-                        f"store, {differing[0]!r} first; call rebuild()"
-                    )
+            if differing:
+                raise CollectionDamaged(
+                    f"{len(differing)} of {health.rows} rows have other vectors than the store, "
+                    f"{differing[0]!r} first; call rebuild()"
+                )
         return health.rows
 
     def rebuild(self, *, embed_missing: bool = False) -> int:
@@ -284,9 +286,7 @@ class ChromaIndex:
             ConfigurationError: If a collection of yours has one of these names.
         """
         with self._writing() as writing, damage_named(self.name):
-            rows = self._made_anew(embed_missing)
-            writing.suspect = False
-            return rows
+            return self._made_anew(writing, embed_missing)
 
     def close(self) -> None:
         """Close a folder's client, and what was made of it; the next use opens another."""
@@ -325,13 +325,15 @@ class ChromaIndex:
                 "anew from the embedding store",
                 self.name,
             )
-            self._made_anew(embed_missing=False)
-            writing.suspect = False
-            writing.whole()
+            self._made_anew(writing, embed_missing=False)
             held = self.client.get_collection(self.name, embedding_function=None)
         return held
 
-    def _made_anew(self, embed_missing: bool) -> int:
+    def _made_anew(self, writing: Writing, embed_missing: bool) -> int:
+        def proved() -> None:
+            writing.suspect = False
+            writing.whole()
+
         return rebuild(
             self.client,
             self._folder,
@@ -340,6 +342,7 @@ class ChromaIndex:
             hnsw=self._hnsw,
             title_key=self.title_key,
             embed_missing=embed_missing,
+            proved=proved,
         )
 
     def _searched(self) -> Health:

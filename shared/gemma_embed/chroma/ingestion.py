@@ -61,6 +61,8 @@ def ingest(
     stored = Stored(collection.metadata, embedder)
     for batch in _batches(_prepared(passages, title_key, seen), batch_size):
         held = _held(collection, [row.id for row in batch], embedder.dimensions)
+        # Reading may make Chroma write what is in its log.
+        written()
         new = [row for row in batch if row.id not in held]
         changed = [row for row in batch if row.id in held and held[row.id].differs(row)]
         changed += _with_other_vectors(

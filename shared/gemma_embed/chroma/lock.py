@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from gemma_embed.errors import CollectionDamaged, CollectionLocked
+from gemma_embed.errors import CollectionLocked
 
 
 @dataclass
@@ -79,14 +79,13 @@ def only_writer(mark: Path | None) -> Iterator[Writing]:
         left = mark.read_text() if mark.exists() else None
         writing = Writing(mark, suspect=left is not None and left != _vector_files(folder))
         writing.whole()
-        damaged = False
+        finished = False
         try:
             yield writing
-        except CollectionDamaged:
-            damaged = True
-            raise
+            finished = True
         finally:
-            if not (damaged or writing.suspect):
+            # An error of Chroma's may come in the midst of its writing.
+            if not writing.suspect and (finished or mark.read_text() == _vector_files(folder)):
                 mark.unlink()
     finally:
         lock.release()

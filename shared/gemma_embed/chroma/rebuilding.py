@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,8 +78,12 @@ def rebuild(
     hnsw: Mapping[str, Any],
     title_key: str,
     embed_missing: bool,
+    proved: Callable[[], None],
 ) -> int:
-    """Do the work of ``ChromaIndex.rebuild``, which says what that is."""
+    """Do the work of ``ChromaIndex.rebuild``, which says what that is.
+
+    Calls ``proved`` once the new collection is whole and sure to take the old one's place.
+    """
     finish_swap(client, name)
     old = existing(client, name)
     if old is None:
@@ -110,6 +114,8 @@ def rebuild(
             f"collection {name!r} is as it was; check the disk and rebuild again"
         )
     new.modify(name=_verified(name))
+    # Not before: until it has this name, whoever comes next takes the old one.
+    proved()
     finish_swap(client, name)
     return len(seen)
 
