@@ -1,7 +1,8 @@
 """Collect English prose from Debian documentation and dictionary packages.
 
 Reads the packages of `sources.py`, cuts their files into titled paragraphs and sentences, adds the
-synthetic questions of `questions.py`, and writes one JSON object a line: text, title, source.
+synthetic questions of `questions.py` and the written texts of `written.py`, and writes one JSON
+object a line: text, title, source.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from questions import lexicon, questions_about, template_questions
 from sources import SOURCES, Source
+from written import written_texts
 
 BLOCKS = frozenset(
     [
@@ -253,6 +255,8 @@ def main() -> None:
     rows += template_questions(words, rng, count=200_000)
     unique = list({(row["text"].lower(), row["title"]): row for row in rows}.values())
     rng.shuffle(unique)
+    # Last, so that new ones cost the teacher no second reading of the rest.
+    unique += list({(row["text"], row["title"]): row for row in written_texts()}.values())
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with args.out.open("w") as file:
         file.writelines(json.dumps(row) + "\n" for row in unique)

@@ -4,12 +4,15 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from student import BOS, EOS, PROMPTS
+from teacher import MAX_TOKENS as TEACHER_TOKENS
 from tokenizers import Tokenizer
 from torch import Tensor
+from written import SOURCE as WRITTEN
 
 BATCH = 256
 POOL = 32 * BATCH
@@ -22,14 +25,36 @@ OTHER_PROMPTS = (
 # Share of each prompt for a text without a title; the rest has none at all.
 QUERY_SHARE, DOCUMENT_SHARE, OTHER_SHARE = 0.44, 0.34, 0.15
 TITLED_SHARE = 0.75
+# Half the corpus is a few words long; a pass takes all longer texts and this share of the others.
+LONG = 20
+SHORT_SHARE = 0.5
+# The written texts are few and nearest to what the model is for: a pass takes each so often.
+WRITTEN_COPIES = 4
+
+
+class Sequence(NamedTuple):
+    """A prompted text.
+
+    Attributes:
+        ids: Token ids.
+        aligned: For each token the teacher's token that it stands for, -1 where there is none.
+    """
+
+    ids: list[int]
+    aligned: list[int]
 
 
 class Corpus:
-    """All texts as token ids, in flat arrays."""
+    """All texts as token ids, in flat arrays.
+
+    Attributes:
+        written: Whether a text is one of `written.py`'s.
+    """
 
     def __init__(self, path: Path, tokenizer: Tokenizer) -> None:
         with path.open() as file:
             rows = [json.loads(line) for line in file]
+        self.written = np.array([row["source"] == WRITTEN for row in rows])
         self._texts = self._encode(tokenizer, [row["text"] for row in rows])
         self._titles = self._encode(tokenizer, [row["title"] for row in rows])
         self._prompts = {
@@ -56,22 +81,38 @@ class Corpus:
         """How often each token occurs in the texts."""
         return np.bincount(self._texts[0], minlength=vocab_size)
 
+    def lengths(self) -> np.ndarray:
+        """How many tokens of each text the teacher read, with [CLS] and [SEP]."""
+        titles, texts = (np.diff(ends) for _, ends in (self._titles, self._texts))
+        return np.minimum(titles + (titles > 0) + texts + 2, TEACHER_TOKENS)
+
     def bare(self, index: int) -> list[int]:
         """Token ids of a text as the teacher read it, without BOS and EOS."""
         title = self._row(self._titles, index)
         text = self._row(self._texts, index)
         return [*title, *self._prompts["."], *text] if title else text
 
-    def prompted(self, index: int, prompt: str | None) -> list[int]:
+    def prompted(self, index: int, prompt: str | None) -> Sequence:
         """Token ids of a text under a prompt, or under the titled document prompt if None."""
+        bare = self.bare(index)
         if prompt is None:
-            start = self._prompts["title: "] + self._row(self._titles, index)
-            body = start + self._prompts[" | text: "] + self._row(self._texts, index)
+            size = len(self._row(self._titles, index))
+            start, middle = self._prompts["title: "], self._prompts[" | text: "]
+            body = start + bare[:size] + middle + bare[size + 1 :]
+            # The bar stands for the teacher's full stop.
+            aligned = [-1] * len(start) + [*range(size + 1)] + [-1] * (len(middle) - 1)
+            aligned += range(size + 1, len(bare))
         else:
-            body = (self._prompts[prompt] if prompt else []) + self.bare(index)
-        return [BOS, *body[: MAX_TOKENS - 2], EOS]
+            start = self._prompts[prompt] if prompt else []
+            body = start + bare
+            aligned = [-1] * len(start) + [*range(len(bare))]
+        last = min(len(bare) + 2, TEACHER_TOKENS) - 1
+        ids = [BOS, *body[: MAX_TOKENS - 2], EOS]
+        # The teacher's first and last tokens are [CLS] and [SEP], as the student's are BOS and EOS.
+        inner = [number + 1 if 0 <= number < last - 1 else -1 for number in aligned]
+        return Sequence(ids, [0, *inner[: MAX_TOKENS - 2], last])
 
-    def sample(self, index: int, rng: np.random.Generator) -> list[int]:
+    def sample(self, index: int, rng: np.random.Generator) -> Sequence:
         """Token ids of a text under a random prompt."""
         draw = rng.random()
         if self._row(self._titles, index):
@@ -89,22 +130,44 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Batch:
-    """Texts of similar length and the rows of their teacher vectors."""
+    """Texts of similar length and where the teacher's vectors of them stand.
+
+    Attributes:
+        ids: Token ids, padded on the right.
+        mask: 1 for a token, 0 for padding.
+        aligned: The teacher's token for each, -1 where there is none.
+        rows: Numbers of the texts.
+    """
 
     ids: Tensor
     mask: Tensor
+    aligned: Tensor
     rows: np.ndarray
 
+    def parts(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Token ids and mask of so many texts at a time, with no more padding than these need."""
+        for start in range(0, len(self.ids), size):
+            mask = self.mask[start : start + size]
+            length = _padded(int(mask.sum(1).max()))
+            yield self.ids[start : start + size, :length], mask[:, :length]
 
-def pad(sequences: list[list[int]], rows: np.ndarray) -> Batch:
-    """Pad to a common length, a multiple of 8 so that few shapes occur."""
-    length = -(-max(map(len, sequences)) // 8) * 8
+
+def _padded(length: int) -> int:
+    """Multiples of 8, so that few shapes occur."""
+    return -(-length // 8) * 8
+
+
+def pad(sequences: list[Sequence], rows: np.ndarray) -> Batch:
+    """Pad to a common length."""
+    length = _padded(max(len(sequence.ids) for sequence in sequences))
     ids = torch.zeros(len(sequences), length, dtype=torch.long)
     mask = torch.zeros(len(sequences), length, dtype=torch.long)
+    aligned = torch.full((len(sequences), length), -1)
     for number, sequence in enumerate(sequences):
-        ids[number, : len(sequence)] = torch.tensor(sequence)
-        mask[number, : len(sequence)] = 1
-    return Batch(ids, mask, rows)
+        ids[number, : len(sequence.ids)] = torch.tensor(sequence.ids)
+        mask[number, : len(sequence.ids)] = 1
+        aligned[number, : len(sequence.ids)] = torch.tensor(sequence.aligned)
+    return Batch(ids, mask, aligned, rows)
 
 
 def nearest_pivots(vectors: Tensor, pivots: Tensor) -> np.ndarray:
@@ -131,15 +194,21 @@ def batches(
         Batches of `BATCH` texts.
     """
     count = len(vectors)
-    pivots = rng.choice(np.arange(first, count), min(2000, count // 200), replace=False)
-    groups = nearest_pivots(vectors[first:], vectors[torch.from_numpy(pivots)])
+    taken = (corpus.lengths()[:count] >= LONG) | (rng.random(count) < SHORT_SHARE)
+    copies = np.where(corpus.written[:count], WRITTEN_COPIES, taken)
+    copies[:first] = 0
+    rows = np.repeat(np.arange(count), copies)
+    pivots = rng.choice(rows, min(2000, len(rows) // 200), replace=False)
+    groups = nearest_pivots(vectors[torch.from_numpy(rows)], vectors[torch.from_numpy(pivots)])
     order = rng.permutation(len(pivots))[groups]
-    rows = first + np.lexsort((rng.random(len(groups)), order))
+    rows = rows[np.lexsort((rng.random(len(groups)), order))]
     starts = rng.permutation(np.arange(0, len(rows) - POOL + 1, POOL))
     for start in starts:
         pool = rows[start : start + POOL]
         sequences = [corpus.sample(int(row), rng) for row in pool]
+        lengths = np.array([len(s.ids) for s in sequences])
         # The noise keeps batches from holding texts of exactly one length.
-        by_length = np.argsort([len(s) * rng.uniform(0.9, 1.1) for s in sequences])
+        by_length = np.argsort(lengths * rng.uniform(0.85, 1.15, len(lengths)))
         for part in rng.permutation(by_length.reshape(-1, BATCH)):
-            yield pad([sequences[i] for i in part], pool[part])
+            ordered = part[np.argsort(lengths[part])]
+            yield pad([sequences[i] for i in ordered], pool[ordered])

@@ -12,15 +12,24 @@ from student import (
     Student,
     build_tokenizer,
     kept_pieces,
+    load,
+    part_of,
     teacher_vocabulary,
 )
 from student import config as student_config
 from torch import Tensor
-from train import part_of
 
 MAX_TOKENS = 2048
 IDENTITY = "torch.nn.modules.linear.Identity"
 POOLING_MODES = ("cls_token", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens")
+
+
+def exported(folder: Path) -> dict[str, Tensor]:
+    """The weights of a folder that `export` wrote, by their names in a `Student`."""
+    state = {f"backbone.{k}": v for k, v in load_file(folder / "model.safetensors").items()}
+    for name, dense in (("dense_in", "2_Dense"), ("dense_out", "3_Dense")):
+        state[f"{name}.weight"] = load_file(folder / dense / "model.safetensors")["linear.weight"]
+    return {name: tensor.float() for name, tensor in state.items()}
 
 
 def _write(path: Path, content: object) -> None:
@@ -74,7 +83,8 @@ def export(student: Student, pieces: list[str], folder: Path) -> None:
     _write_dense(folder / "2_Dense", student.dense_in.weight)
     _write_dense(folder / "3_Dense", student.dense_out.weight)
 
-    content = student_config(len(SPECIAL) + len(pieces)).to_dict()
+    layers = len(student.backbone.layers)
+    content = student_config(len(SPECIAL) + len(pieces), layers).to_dict()
     # The loader halves the window of a bidirectional model, so the file holds the full one.
     content |= {
         "architectures": ["Gemma3TextModel"],
@@ -106,8 +116,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/training/model"))
     args = parser.parse_args()
     pieces = kept_pieces(teacher_vocabulary())
-    student = Student(len(SPECIAL) + len(pieces))
-    student.load_state_dict(part_of(load_file(args.checkpoint), "average"))
+    state = part_of(load_file(args.checkpoint), "average")
+    layers = sum(name.endswith("q_proj.weight") for name in state)
+    student = Student(len(SPECIAL) + len(pieces), layers)
+    load(student, state)
     export(student, pieces, args.out)
     size = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file())
     print(f"{size / 1e6:.2f} MB in {args.out}")

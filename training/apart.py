@@ -1,0 +1,69 @@
+"""Keep the written texts apart from the evaluation sets: drop the entries that come near them.
+
+The same kind of author wrote both, and hits on the same matters in the same words now and then. Run
+after writing; it only ever removes.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from teacher import Teacher, sentence_vectors
+from written import FOLDER
+
+SHARED_WORDS = 5
+# The teacher's cosine: above it, two passages are mostly about one and the same matter.
+NEAREST = 0.7
+
+
+def phrases(text: str) -> set[tuple[str, ...]]:
+    """All runs of `SHARED_WORDS` words."""
+    words = re.findall(r"[a-z0-9']+", text.lower())
+    return {tuple(words[i : i + SHARED_WORDS]) for i in range(len(words) - SHARED_WORDS + 1)}
+
+
+def evaluation_texts(folder: Path) -> list[str]:
+    """Every passage, query and sentence that a model is measured on."""
+    texts: list[str] = []
+    for path in sorted(folder.glob("*.json")):
+        content = json.loads(path.read_text())
+        texts += [row["text"] for key in ("passages", "queries") for row in content.get(key, [])]
+        texts += [pair[side] for pair in content.get("pairs", []) for side in "ab"]
+    return texts
+
+
+def near(texts: list[str], others: Iterable[str], teacher: Teacher) -> np.ndarray:
+    """Whether each text shares a phrase with one of the others or is about the same as one."""
+    others = list(others)
+    known = set().union(*map(phrases, others))
+    shared = np.array([bool(phrases(text) & known) for text in texts])
+    left, right = (
+        sentence_vectors(teacher.states(teacher.tokenise(side))).astype(np.float32)
+        for side in (texts, others)
+    )
+    return shared | ((left @ right.T).max(1) >= NEAREST)
+
+
+def main() -> None:
+    """Rewrite the files without what comes near."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sets", type=Path, default=Path(__file__).parent / "evaluation")
+    args = parser.parse_args()
+    teacher = Teacher()
+    others = evaluation_texts(args.sets)
+    for path in sorted(FOLDER.glob("*.jsonl")):
+        lines = path.read_text().splitlines()
+        entries = [json.loads(line) for line in lines]
+        parts = [(i, t) for i, e in enumerate(entries) for t in (e["text"], *e["questions"])]
+        hits = near([text for _, text in parts], others, teacher)
+        dropped = {index for (index, _), hit in zip(parts, hits, strict=True) if hit}
+        kept = [line for index, line in enumerate(lines) if index not in dropped]
+        path.write_text("".join(f"{line}\n" for line in kept))
+        print(f"{path.name}: {len(kept)} kept, {len(dropped)} dropped")
+
+
+if __name__ == "__main__":
+    main()
