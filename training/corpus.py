@@ -17,7 +17,8 @@ from pathlib import Path
 
 from questions import lexicon, questions_about, template_questions
 from sources import SOURCES, Source
-from written import written_texts
+from written import SOURCE as WRITTEN
+from written import entries
 
 BLOCKS = frozenset(
     [
@@ -223,6 +224,17 @@ def package_texts(source: Source, folder: Path, rng: random.Random) -> list[dict
     return rows
 
 
+def written_rows() -> list[dict[str, str]]:
+    """The written passages with and without their title, and all their parts."""
+    seen: dict[tuple[str, str], None] = {}
+    for entry in entries():
+        title, text = entry["title"], entry["text"]
+        seen[text, title] = None
+        for plain in (text, title, *_sentences(text), *entry["questions"]):
+            seen[plain, ""] = None
+    return [{"text": text, "title": title, "source": WRITTEN} for text, title in seen]
+
+
 def fetch(folder: Path) -> None:
     """Download and unpack the packages that are not there yet (needs apt-get and dpkg-deb)."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -255,8 +267,8 @@ def main() -> None:
     rows += template_questions(words, rng, count=200_000)
     unique = list({(row["text"].lower(), row["title"]): row for row in rows}.values())
     rng.shuffle(unique)
-    # Last, so that new ones cost the teacher no second reading of the rest.
-    unique += list({(row["text"], row["title"]): row for row in written_texts()}.values())
+    # Last, so that the first texts, which training holds out, stay the same.
+    unique += written_rows()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with args.out.open("w") as file:
         file.writelines(json.dumps(row) + "\n" for row in unique)

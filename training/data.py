@@ -32,7 +32,7 @@ SHORT_SHARE = 0.5
 WRITTEN_COPIES = 4
 
 
-class Sequence(NamedTuple):
+class Prompted(NamedTuple):
     """A prompted text.
 
     Attributes:
@@ -92,7 +92,7 @@ class Corpus:
         text = self._row(self._texts, index)
         return [*title, *self._prompts["."], *text] if title else text
 
-    def prompted(self, index: int, prompt: str | None) -> Sequence:
+    def prompted(self, index: int, prompt: str | None) -> Prompted:
         """Token ids of a text under a prompt, or under the titled document prompt if None."""
         bare = self.bare(index)
         if prompt is None:
@@ -110,9 +110,9 @@ class Corpus:
         ids = [BOS, *body[: MAX_TOKENS - 2], EOS]
         # The teacher's first and last tokens are [CLS] and [SEP], as the student's are BOS and EOS.
         inner = [number + 1 if 0 <= number < last - 1 else -1 for number in aligned]
-        return Sequence(ids, [0, *inner[: MAX_TOKENS - 2], last])
+        return Prompted(ids, [0, *inner[: MAX_TOKENS - 2], last])
 
-    def sample(self, index: int, rng: np.random.Generator) -> Sequence:
+    def sample(self, index: int, rng: np.random.Generator) -> Prompted:
         """Token ids of a text under a random prompt."""
         draw = rng.random()
         if self._row(self._titles, index):
@@ -157,7 +157,7 @@ def _padded(length: int) -> int:
     return -(-length // 8) * 8
 
 
-def pad(sequences: list[Sequence], rows: np.ndarray) -> Batch:
+def pad(sequences: list[Prompted], rows: np.ndarray) -> Batch:
     """Pad to a common length."""
     length = _padded(max(len(sequence.ids) for sequence in sequences))
     ids = torch.zeros(len(sequences), length, dtype=torch.long)

@@ -12,7 +12,7 @@ from student import (
     Student,
     build_tokenizer,
     kept_pieces,
-    load,
+    layers_of,
     part_of,
     teacher_vocabulary,
 )
@@ -117,9 +117,8 @@ def main() -> None:
     args = parser.parse_args()
     pieces = kept_pieces(teacher_vocabulary())
     state = part_of(load_file(args.checkpoint), "average")
-    layers = sum(name.endswith("q_proj.weight") for name in state)
-    student = Student(len(SPECIAL) + len(pieces), layers)
-    load(student, state)
+    student = Student(len(SPECIAL) + len(pieces), layers_of(state))
+    student.load_state_dict(state)
     export(student, pieces, args.out)
     size = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file())
     print(f"{size / 1e6:.2f} MB in {args.out}")

@@ -163,8 +163,13 @@ def part_of(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     return {key.removeprefix(start): value for key, value in state.items() if key.startswith(start)}
 
 
-def load(student: Student, state: dict[str, Tensor]) -> None:
-    """Take the weights of a model, which may have fewer layers: the rest start as none.
+def layers_of(state: dict[str, Tensor]) -> int:
+    """How many layers the weights of a model have."""
+    return sum(name.endswith("q_proj.weight") for name in state)
+
+
+def grow(student: Student, state: dict[str, Tensor]) -> None:
+    """Take the weights of a model that may have fewer layers: the rest start as none.
 
     Args:
         student: The model to change.
@@ -173,11 +178,11 @@ def load(student: Student, state: dict[str, Tensor]) -> None:
     Raises:
         ValueError: If weights are missing or unknown.
     """
-    held = {int(name.split(".")[2]) for name in state if name.startswith("backbone.layers.")}
-    for layer in student.backbone.layers[len(held) :]:
+    held = layers_of(state)
+    for layer in student.backbone.layers[held:]:
         first_layer(layer, 0)
     missing, unknown = student.load_state_dict(state, strict=False)
-    new = tuple(f"backbone.layers.{n}." for n in range(len(held), len(student.backbone.layers)))
+    new = tuple(f"backbone.layers.{n}." for n in range(held, len(student.backbone.layers)))
     if unknown or [name for name in missing if not name.startswith(new)]:
         raise ValueError(f"weights of another model: {missing} missing, {unknown} unknown")
 

@@ -22,6 +22,9 @@ class Targets:
             path: Its array of vectors; those of the token states lie beside it.
             turn: Orthogonal matrix that every target is multiplied by.
             lengths: Tokens of each text as the teacher read it.
+
+        Raises:
+            ValueError: If the files were made of another corpus.
         """
         self._turn = torch.from_numpy(turn)
         self._first = torch.from_numpy(np.cumsum(lengths) - lengths)

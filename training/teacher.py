@@ -107,11 +107,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--corpus", type=Path, default=Path("build/training/corpus.jsonl"))
     parser.add_argument("--out", type=Path, default=Path("build/training/teacher.npy"))
-    parser.add_argument("--texts", type=int, help="only so many, from the first")
     parser.add_argument("--processes", type=int, default=2)
     args = parser.parse_args()
     with args.corpus.open() as file:
-        texts = [teacher_text(json.loads(line)) for line in file][: args.texts]
+        texts = [teacher_text(json.loads(line)) for line in file]
     ids = Teacher().tokenise(texts)
     ends = np.cumsum([len(tokens) for tokens in ids]).tolist()
     progress = args.out.with_suffix(".done")
@@ -120,6 +119,10 @@ def main() -> None:
     vectors = open_memmap(args.out, mode, np.float16, (len(ids), WIDTH))
     states = open_memmap(args.out.with_suffix(".states.npy"), mode, np.int8, (ends[-1], WIDTH))
     scales = open_memmap(args.out.with_suffix(".scales.npy"), mode, np.float16, (ends[-1],))
+    if len(vectors) != len(ids) or len(states) != ends[-1]:
+        parser.error(
+            f"{args.out} was made of another corpus: delete it and {progress}, or name --out"
+        )
     chunks = [ids[start : start + CHUNK] for start in range(done, len(ids), CHUNK)]
     began = time.monotonic()
     with get_context("spawn").Pool(args.processes, _start) as pool:

@@ -24,8 +24,9 @@ from student import (
     Student,
     build_tokenizer,
     first_weights,
+    grow,
     kept_pieces,
-    load,
+    layers_of,
     part_of,
     teacher_vocabulary,
 )
@@ -171,9 +172,10 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, default=Path("build/training/corpus.jsonl"))
     parser.add_argument("--teacher", type=Path, default=Path("build/training/teacher.npy"))
     parser.add_argument("--out", type=Path, default=Path("build/training/checkpoint.safetensors"))
-    parser.add_argument("--resume", type=Path, help="go on from this checkpoint")
-    parser.add_argument("--start", type=Path, help="go on from this exported folder")
-    parser.add_argument("--layers", type=int, default=3, help="more than held start as none")
+    origin = parser.add_mutually_exclusive_group()
+    origin.add_argument("--resume", type=Path, help="go on from this checkpoint")
+    origin.add_argument("--start", type=Path, help="grow from this exported folder")
+    parser.add_argument("--layers", type=int, default=3, help="of a new or grown model")
     parser.add_argument("--table-passes", type=int, default=2, help="passes of the first stage")
     parser.add_argument("--steps", type=int, default=8000, help="steps of the second stage")
     parser.add_argument("--decay", type=float, default=0.3, help="share of steps that slow down")
@@ -190,20 +192,22 @@ def main() -> None:
     pieces = kept_pieces(known)
     corpus = Corpus(args.corpus, build_tokenizer(pieces))
     vocab_size = len(SPECIAL) + len(pieces)
-    student = Student(vocab_size, args.layers)
+    resumed = load_file(args.resume) if args.resume else None
+    layers = layers_of(part_of(resumed, "model")) if resumed else args.layers
+    student = Student(vocab_size, layers)
     # On a CPU and for texts this short, plain attention compiles to faster code than the fused one.
     student.backbone.set_attn_implementation("eager")
     weights = sum(parameter.numel() for parameter in student.parameters())
     print(f"{vocab_size} pieces, {weights} weights", flush=True)
 
-    turn = rotation(np.load(args.teacher, mmap_mode="r")[:SAMPLE])
-    resumed = load_file(args.resume) if args.resume else None
     if resumed:
         turn = resumed["turn"].numpy()
-        load(student, part_of(resumed, "model"))
-    elif args.start:
-        load(student, exported(args.start))
+        student.load_state_dict(part_of(resumed, "model"))
     else:
+        turn = rotation(np.load(args.teacher, mmap_mode="r")[:SAMPLE])
+    if args.start:
+        grow(student, exported(args.start))
+    elif not resumed:
         frame = (known["[CLS]"], known["[SEP]"])
         states = Teacher().states([[frame[0], known[piece], frame[1]] for piece in pieces])
         counts = corpus.counts(vocab_size)[len(SPECIAL) :]
@@ -269,7 +273,7 @@ def main() -> None:
     )
     average = copy.deepcopy(student)
     if resumed:
-        load(average, part_of(resumed, "average"))
+        average.load_state_dict(part_of(resumed, "average"))
     run = torch.compile(student, dynamic=True)
     step = 0
     losses = []

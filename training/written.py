@@ -5,7 +5,6 @@ write notes about without a look at what the model is measured on. Licence: the 
 """
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,13 +12,7 @@ FOLDER = Path(__file__).with_name("written")
 SOURCE = "written"
 
 
-def written_texts() -> Iterator[dict[str, str]]:
-    """Rows like the collected ones: passages with and without their title, and all their parts."""
+def entries() -> Iterator[dict]:
+    """Passages, each with its title, its text and questions that it answers in other words."""
     for path in sorted(FOLDER.glob("*.jsonl")):
-        for line in path.read_text().splitlines():
-            entry = json.loads(line)
-            title, text = entry["title"], entry["text"]
-            yield {"text": text, "title": title, "source": SOURCE}
-            sentences = re.split(r"(?<=[.!?])\s+(?=[A-Z])", text)
-            for plain in (text, title, *sentences, *entry["questions"]):
-                yield {"text": plain, "title": "", "source": SOURCE}
+        yield from map(json.loads, path.read_text().splitlines())
