@@ -11,12 +11,13 @@ import json
 import random
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
 from questions import lexicon, questions_about, template_questions
-from sources import SOURCES, Source
+from sources import EVERYDAY, SOURCES, Source
+from wheels import fetch_wheels, wheel_texts
 from written import SOURCE as WRITTEN
 from written import entries
 
@@ -57,6 +58,7 @@ SKIPPED = frozenset(
 )
 FILES_PER_PACKAGE = 1200
 TEXTS_PER_PACKAGE = 14000
+TEXTS_PER_WHEEL = 60_000
 MAX_WORDS = 90
 DICTIONARIES = ("wordnet-base", "dict-gcide", "dict-foldoc", "dict-jargon", "dict-devil")
 
@@ -157,9 +159,20 @@ def _wordnet(path: Path) -> Iterator[tuple[str, str]]:
             yield "", word
 
 
+def _examples(path: Path) -> Iterator[tuple[str, str]]:
+    """The English sentences of a German dictionary, which stand right of a double colon."""
+    for line in _read(path).splitlines():
+        for example in line.partition("::")[2].split("|"):
+            sentence = re.sub(r"\s*(\[[^\]]*\]|\{[^}]*\}|/[^/]*/)", "", example).strip()
+            if re.fullmatch(r"[A-Z].* .* .*[.!?]", sentence):
+                yield "", sentence
+
+
 def _reader(source: Source, path: Path) -> Callable[[Path], Iterator[tuple[str, str]]]:
     if source.package == "wordnet-base":
         return _wordnet
+    if source.package == "trans-de-en":
+        return _examples
     if path.suffix == ".dz":
         return _dictionary
     if path.suffix in (".html", ".htm", ".page", ".docbook", ".xml"):
@@ -180,16 +193,13 @@ def _ascii(text: str) -> str:
     return text.translate({0x2019: "'", 0x2018: "'", 0x201C: '"', 0x201D: '"', 0x2013: "-"})
 
 
-def package_texts(source: Source, folder: Path, rng: random.Random) -> list[dict[str, str]]:
-    """Every usable text of one unpacked package, in random order.
+def package_pairs(source: Source, folder: Path, rng: random.Random) -> Iterator[tuple[str, str]]:
+    """Every (title, text) pair of one unpacked package.
 
     Args:
         source: The package.
         folder: Where it was unpacked.
         rng: Source of the sampling.
-
-    Returns:
-        Rows of text, title and source; no longer than `MAX_WORDS`.
     """
     paths = sorted(
         path
@@ -198,25 +208,41 @@ def package_texts(source: Source, folder: Path, rng: random.Random) -> list[dict
     )
     paths = [p for p in paths if p.suffix not in (".dat", ".index", ".png", ".svg", ".js")]
     rng.shuffle(paths)
-    seen: dict[tuple[str, str], None] = {}
     for path in paths[:FILES_PER_PACKAGE]:
-        for title, text in _reader(source, path)(path):
-            text, title = _ascii(text), _ascii(title)
-            if not _is_prose(title) or len(title.split()) > 12:
-                title = ""
-            short = len(text.split()) <= MAX_WORDS
-            if short and _is_prose(text):
-                seen[text, title] = None
-            if title and source.package not in DICTIONARIES:
-                seen[title, ""] = None
-            sentences = _sentences(text)
-            if len(sentences) > 1:
-                for sentence in sentences:
-                    if 4 <= len(sentence.split()) <= MAX_WORDS and _is_prose(sentence):
-                        seen[sentence, ""] = None
+        yield from _reader(source, path)(path)
+
+
+def rows_of(
+    pairs: Iterable[tuple[str, str]], package: str, rng: random.Random
+) -> list[dict[str, str]]:
+    """The usable texts of a package and their sentences, in random order.
+
+    Args:
+        pairs: Titles and texts.
+        package: Where they are from.
+        rng: Source of the sampling.
+
+    Returns:
+        Rows of text, title and source; no longer than `MAX_WORDS`.
+    """
+    seen: dict[tuple[str, str], None] = {}
+    for title, text in pairs:
+        text, title = _ascii(text), _ascii(title)
+        if not _is_prose(title) or len(title.split()) > 12:
+            title = ""
+        short = len(text.split()) <= MAX_WORDS
+        if short and _is_prose(text):
+            seen[text, title] = None
+        if title and package not in DICTIONARIES:
+            seen[title, ""] = None
+        sentences = _sentences(text)
+        if len(sentences) > 1:
+            for sentence in sentences:
+                if 4 <= len(sentence.split()) <= MAX_WORDS and _is_prose(sentence):
+                    seen[sentence, ""] = None
     # Real documents often have no title, so most texts lose theirs.
     rows = [
-        {"text": text, "title": title if rng.random() < 0.4 else "", "source": source.package}
+        {"text": text, "title": title if rng.random() < 0.4 else "", "source": package}
         for text, title in seen
     ]
     rows = [row for row in rows if len(row["text"]) > 2]
@@ -238,7 +264,7 @@ def written_rows() -> list[dict[str, str]]:
 def fetch(folder: Path) -> None:
     """Download and unpack the packages that are not there yet (needs apt-get and dpkg-deb)."""
     folder.mkdir(parents=True, exist_ok=True)
-    missing = [s.package for s in SOURCES if not (folder / s.package).exists()]
+    missing = [s.package for s in (*SOURCES, *EVERYDAY) if not (folder / s.package).exists()]
     if missing:
         subprocess.run(["apt-get", "download", *missing], cwd=folder, check=True)
     for package in missing:
@@ -255,11 +281,13 @@ def main() -> None:
     args = parser.parse_args()
     rng = random.Random(args.seed)
     fetch(args.packages)
+    fetch_wheels(args.packages / "wheels")
     words = lexicon(args.packages / "wordnet-base/usr/share/wordnet")
     rows: list[dict[str, str]] = []
     limits = {"wordnet-base": 260_000, "dict-gcide": 60_000}
     for source in SOURCES:
-        found = package_texts(source, args.packages / source.package, rng)
+        pairs = package_pairs(source, args.packages / source.package, rng)
+        found = rows_of(pairs, source.package, rng)
         found = found[: limits.get(source.package, TEXTS_PER_PACKAGE)]
         print(f"{source.package}: {len(found)}", flush=True)
         rows += found
@@ -268,6 +296,12 @@ def main() -> None:
     unique = list({(row["text"].lower(), row["title"]): row for row in rows}.values())
     rng.shuffle(unique)
     # Last, so that the first texts, which training holds out, stay the same.
+    everyday = {s.package: package_pairs(s, args.packages / s.package, rng) for s in EVERYDAY}
+    everyday |= wheel_texts(args.packages / "wheels")
+    for package, pairs in everyday.items():
+        found = rows_of(pairs, package, rng)[:TEXTS_PER_WHEEL]
+        print(f"{package}: {len(found)}", flush=True)
+        unique += found
     unique += written_rows()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with args.out.open("w") as file:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from student import BOS, EOS, PROMPTS
+from student import BOS, EOS, OTHER_PROMPTS, PROMPTS
 from teacher import MAX_TOKENS as TEACHER_TOKENS
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -17,19 +17,15 @@ from written import SOURCE as WRITTEN
 BATCH = 256
 POOL = 32 * BATCH
 MAX_TOKENS = 160
-OTHER_PROMPTS = (
-    *sorted({*PROMPTS.values()} - {PROMPTS["query"], PROMPTS["document"]}),
-    "task: question answering | query: ",
-    "task: fact checking | query: ",
-)
+RARE_PROMPTS = sorted({*PROMPTS.values(), *OTHER_PROMPTS} - {PROMPTS["query"], PROMPTS["document"]})
 # Share of each prompt for a text without a title; the rest has none at all.
-QUERY_SHARE, DOCUMENT_SHARE, OTHER_SHARE = 0.44, 0.34, 0.15
+QUERY_SHARE, DOCUMENT_SHARE, RARE_SHARE = 0.44, 0.34, 0.15
 TITLED_SHARE = 0.75
 # Half the corpus is a few words long; a pass takes all longer texts and this share of the others.
 LONG = 20
 SHORT_SHARE = 0.5
 # The written texts are few and nearest to what the model is for: a pass takes each so often.
-WRITTEN_COPIES = 4
+WRITTEN_COPIES = 3
 
 
 class Prompted(NamedTuple):
@@ -123,8 +119,8 @@ class Corpus:
             return self.prompted(index, PROMPTS["query"])
         if draw < QUERY_SHARE + DOCUMENT_SHARE:
             return self.prompted(index, PROMPTS["document"])
-        if draw < QUERY_SHARE + DOCUMENT_SHARE + OTHER_SHARE:
-            return self.prompted(index, OTHER_PROMPTS[rng.integers(len(OTHER_PROMPTS))])
+        if draw < QUERY_SHARE + DOCUMENT_SHARE + RARE_SHARE:
+            return self.prompted(index, RARE_PROMPTS[rng.integers(len(RARE_PROMPTS))])
         return self.prompted(index, "")
 
 

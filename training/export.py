@@ -4,32 +4,52 @@ import argparse
 import json
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
 from student import (
     HIDDEN,
+    LAYERS,
     PROMPTS,
     SPECIAL,
     Student,
     build_tokenizer,
     kept_pieces,
-    layers_of,
     part_of,
     teacher_vocabulary,
+    vocabulary_size,
 )
 from student import config as student_config
 from torch import Tensor
+from transformers import Gemma3TextModel
 
 MAX_TOKENS = 2048
+# Of bfloat16's eight: three less take a quarter off the packed file.
+BITS = 5
+# What the constants of the states and the neurons are multiplied by: of some tried, the best.
+STATE, NEURON = 4.0, 0.5
 IDENTITY = "torch.nn.modules.linear.Identity"
 POOLING_MODES = ("cls_token", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens")
 
 
-def exported(folder: Path) -> dict[str, Tensor]:
-    """The weights of a folder that `export` wrote, by their names in a `Student`."""
-    state = {f"backbone.{k}": v for k, v in load_file(folder / "model.safetensors").items()}
-    for name, dense in (("dense_in", "2_Dense"), ("dense_out", "3_Dense")):
-        state[f"{name}.weight"] = load_file(folder / dense / "model.safetensors")["linear.weight"]
-    return {name: tensor.float() for name, tensor in state.items()}
+def steady(backbone: Gemma3TextModel) -> None:
+    """Change the sizes of the constants so that rounding to 8 bits takes less from the rest.
+
+    The model computes the same: what `transplant.py` keeps constant is multiplied where it is made
+    and divided where it is read.
+    """
+    with torch.no_grad():
+        for layer in backbone.layers:
+            attention, mlp = layer.self_attn, layer.mlp
+            for norm, readers in (
+                (layer.input_layernorm, (attention.q_proj, attention.k_proj, attention.v_proj)),
+                (layer.pre_feedforward_layernorm, (mlp.gate_proj, mlp.up_proj)),
+            ):
+                # Gemma's norms multiply by 1 + weight.
+                norm.weight[-1] = (1 + norm.weight[-1]) * STATE - 1
+                for reader in readers:
+                    reader.weight[:, -1] /= STATE
+            mlp.up_proj.weight[-1] *= NEURON
+            mlp.down_proj.weight[:, -1] /= NEURON
 
 
 def _write(path: Path, content: object) -> None:
@@ -37,10 +57,16 @@ def _write(path: Path, content: object) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")
 
 
+def rounded_to(tensor: Tensor, bits: int) -> Tensor:
+    """Numbers with so many significant binary digits: the rest are zeros, which pack well."""
+    mantissa, exponent = torch.frexp(tensor.float())
+    return torch.ldexp(torch.round(mantissa * 2**bits) / 2**bits, exponent).contiguous()
+
+
 def _save(path: Path, tensors: dict[str, Tensor]) -> None:
     # bfloat16 halves the file; loaders widen it to float32, which config.json asks for.
     path.parent.mkdir(parents=True, exist_ok=True)
-    rounded = {name: tensor.bfloat16().contiguous() for name, tensor in tensors.items()}
+    rounded = {name: rounded_to(tensor, BITS).bfloat16() for name, tensor in tensors.items()}
     save_file(rounded, path, metadata={"format": "pt"})
 
 
@@ -84,7 +110,7 @@ def export(student: Student, pieces: list[str], folder: Path) -> None:
     _write_dense(folder / "3_Dense", student.dense_out.weight)
 
     layers = len(student.backbone.layers)
-    content = student_config(len(SPECIAL) + len(pieces), layers).to_dict()
+    content = student_config(vocabulary_size(pieces), layers).to_dict()
     # The loader halves the window of a bidirectional model, so the file holds the full one.
     content |= {
         "architectures": ["Gemma3TextModel"],
@@ -117,8 +143,9 @@ def main() -> None:
     args = parser.parse_args()
     pieces = kept_pieces(teacher_vocabulary())
     state = part_of(load_file(args.checkpoint), "average")
-    student = Student(len(SPECIAL) + len(pieces), layers_of(state))
+    student = Student(vocabulary_size(pieces), LAYERS)
     student.load_state_dict(state)
+    steady(student.backbone)
     export(student, pieces, args.out)
     size = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file())
     print(f"{size / 1e6:.2f} MB in {args.out}")

@@ -71,3 +71,6 @@ SOURCES = (
     Source("grass-doc", "GPL-2.0+", ".html"),
     Source("perl-doc", "Artistic or GPL-1.0+", ".pod"),
 )
+
+# Apart from the others, which held-out texts are drawn from.
+EVERYDAY = (Source("trans-de-en", "GPL-2.0+", "/trans/de-en"),)

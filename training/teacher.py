@@ -26,7 +26,11 @@ TOKENS_PER_BATCH = 8192
 
 
 class Teacher:
-    """all-MiniLM-L6-v2: BERT, the mean of the last hidden states, unit length."""
+    """all-MiniLM-L6-v2: BERT, the mean of the last hidden states, unit length.
+
+    Attributes:
+        model: The network.
+    """
 
     def __init__(self) -> None:
         folder = str(get_model_path())
@@ -34,7 +38,7 @@ class Teacher:
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(MAX_TOKENS)
         # bfloat16 changes the vectors by a cosine of 0.9999 and doubles the speed.
-        self._model = BertModel.from_pretrained(folder, dtype=torch.bfloat16).eval()
+        self.model = BertModel.from_pretrained(folder, dtype=torch.bfloat16).eval()
 
     @property
     def vocabulary(self) -> dict[str, int]:
@@ -64,7 +68,7 @@ class Teacher:
                 batch = indices[start : start + size]
                 with torch.inference_mode():
                     inputs = torch.tensor([ids[index] for index in batch])
-                    states = self._model(input_ids=inputs).last_hidden_state.float().numpy()
+                    states = self.model(input_ids=inputs).last_hidden_state.float().numpy()
                 for index, state in zip(batch, states, strict=True):
                     found[index] = state
         return found

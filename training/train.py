@@ -1,48 +1,51 @@
 """Distil the teacher into the student.
 
-Two stages: the token table and the Dense layers alone (`without_layers`, seconds a pass), then the
-whole model. Both learn the teacher's vectors and, at every Matryoshka width, the teacher's
-similarities among the texts of a batch; the whole model first learns the teacher's state of every
-token too.
+The student starts from the teacher's weights (`transplant.py`). It learns the teacher's vectors,
+the teacher's similarities among the texts of a batch at every Matryoshka width, and the teacher's
+state of every token.
 """
 
 import argparse
 import copy
+import itertools
 import json
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from data import BATCH, Batch, Corpus, batches, pad
-from export import exported
 from safetensors.torch import load_file, save_file
 from student import (
-    SPECIAL,
+    LAYERS,
     WIDTHS,
     Student,
     build_tokenizer,
-    first_weights,
-    grow,
     kept_pieces,
-    layers_of,
     part_of,
     teacher_vocabulary,
+    vocabulary_size,
 )
 from targets import Targets
 from teacher import WIDTH as TEACHER_WIDTH
-from teacher import Teacher, sentence_vectors
+from teacher import Teacher
 from torch import Tensor
 from torch.nn import functional
+from transplant import transplant
 
 Run = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 HELD_OUT = 4096
 SAMPLE = 20_000
+# Texts that the first weights are fitted to, behind those held out.
+FITTED = 3000
 PART = 64
 TEMPERATURE = 0.05
 TABLE_SHARE = 0.25
+WARMUP = 100
+SAVE_EVERY = 500
 EMA_EVERY = 10
 EMA_DECAY = 0.95
 
@@ -79,7 +82,7 @@ def rotation(vectors: np.ndarray) -> np.ndarray:
     return np.linalg.eigh(sample.T @ sample)[1][:, ::-1].copy()
 
 
-def token_loss(found: Tensor, wanted: Tensor, scale: float) -> Tensor:
+def token_loss(found: Tensor, wanted: Tensor) -> Tensor:
     """Share of the teacher's token states that the student's miss.
 
     A text's vector is the mean of its tokens, so this teaches the same thing, in as many examples
@@ -88,12 +91,11 @@ def token_loss(found: Tensor, wanted: Tensor, scale: float) -> Tensor:
     Args:
         found: Student output for each token, before pooling.
         wanted: The teacher's states, rotated.
-        scale: Length of the student's states in the teacher's; pooled vectors have none to keep.
 
     Returns:
         Squared error, of the square of what is wanted.
     """
-    return (found - scale * wanted).square().sum() / (scale * wanted).square().sum()
+    return (found - wanted).square().sum() / wanted.square().sum()
 
 
 def outputs(run: Run, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -111,14 +113,13 @@ def outputs(run: Run, batch: Batch) -> tuple[Tensor, Tensor]:
     return torch.cat(texts), torch.cat(tokens).float()
 
 
-def agreement(student: Student, corpus: Corpus, target: Tensor, whole: bool) -> dict[str, float]:
+def agreement(student: Student, corpus: Corpus, target: Tensor) -> dict[str, float]:
     """How well held-out texts agree with the teacher.
 
     Args:
         student: The model.
         corpus: The texts; the first `HELD_OUT` are held out.
         target: Teacher vectors of the held-out texts.
-        whole: Whether to run the encoder layers.
 
     Returns:
         Mean cosine, and for the query form of each text, how often the nearest document (other
@@ -131,9 +132,8 @@ def agreement(student: Student, corpus: Corpus, target: Tensor, whole: bool) -> 
         output = torch.empty(HELD_OUT, WIDTHS[0])
         for part in order.reshape(-1, BATCH):
             batch = pad([sequences[i] for i in part], part)
-            run = student if whole else student.without_layers
             with torch.inference_mode():
-                output[torch.from_numpy(part)] = outputs(run, batch)[0]
+                output[torch.from_numpy(part)] = outputs(student, batch)[0]
         found.append(output)
     queries, documents = found
 
@@ -153,12 +153,23 @@ def agreement(student: Student, corpus: Corpus, target: Tensor, whole: bool) -> 
 def rate(step: int, steps: int, decay: float) -> float:
     """Learning rate factor: a short rise, a plateau, and a fall over the last part."""
     left = (steps - step) / max(1, decay * steps)
-    return min(1.0, (step + 1) / 200, max(0.0, left))
+    return min(1.0, (step + 1) / WARMUP, max(0.0, left))
 
 
-def save(path: Path, student: Student, average: Student, turn: np.ndarray, scale: float) -> None:
+def fitted_texts(path: Path, teacher: Teacher) -> list[Tensor]:
+    """Token ids of the texts that the first weights are fitted to, by length."""
+    with path.open() as file:
+        rows = list(itertools.islice(file, HELD_OUT, HELD_OUT + FITTED))
+    by_length = defaultdict(list)
+    for ids in teacher.tokenise([json.loads(row)["text"] for row in rows]):
+        if 4 <= len(ids) < 60:
+            by_length[len(ids)].append(ids)
+    return [torch.tensor(ids) for ids in by_length.values()]
+
+
+def save(path: Path, student: Student, average: Student, turn: np.ndarray) -> None:
     """Write a checkpoint in one move, so that a reader never finds half of one."""
-    tensors = {"turn": torch.from_numpy(turn), "scale": torch.tensor(scale)}
+    tensors = {"turn": torch.from_numpy(turn)}
     for name, model in (("model", student), ("average", average)):
         tensors |= {f"{name}.{key}": value for key, value in model.state_dict().items()}
     partial = path.with_suffix(".partial")
@@ -172,15 +183,10 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, default=Path("build/training/corpus.jsonl"))
     parser.add_argument("--teacher", type=Path, default=Path("build/training/teacher.npy"))
     parser.add_argument("--out", type=Path, default=Path("build/training/checkpoint.safetensors"))
-    origin = parser.add_mutually_exclusive_group()
-    origin.add_argument("--resume", type=Path, help="go on from this checkpoint")
-    origin.add_argument("--start", type=Path, help="grow from this exported folder")
-    parser.add_argument("--layers", type=int, default=3, help="of a new or grown model")
-    parser.add_argument("--table-passes", type=int, default=2, help="passes of the first stage")
-    parser.add_argument("--steps", type=int, default=8000, help="steps of the second stage")
-    parser.add_argument("--decay", type=float, default=0.3, help="share of steps that slow down")
-    parser.add_argument("--token-share", type=float, default=1.0, help="of the loss of tokens")
-    parser.add_argument("--learning-rate", type=float, default=8e-4)
+    parser.add_argument("--resume", type=Path, help="go on from this checkpoint")
+    parser.add_argument("--steps", type=int, default=3600)
+    parser.add_argument("--decay", type=float, default=1.0, help="share of steps that slow down")
+    parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
@@ -191,86 +197,29 @@ def main() -> None:
     known = teacher_vocabulary()
     pieces = kept_pieces(known)
     corpus = Corpus(args.corpus, build_tokenizer(pieces))
-    vocab_size = len(SPECIAL) + len(pieces)
-    resumed = load_file(args.resume) if args.resume else None
-    layers = layers_of(part_of(resumed, "model")) if resumed else args.layers
-    student = Student(vocab_size, layers)
+    student = Student(vocabulary_size(pieces), LAYERS)
     # On a CPU and for texts this short, plain attention compiles to faster code than the fused one.
     student.backbone.set_attn_implementation("eager")
-    weights = sum(parameter.numel() for parameter in student.parameters())
-    print(f"{vocab_size} pieces, {weights} weights", flush=True)
-
+    print(f"{sum(each.numel() for each in student.parameters())} weights", flush=True)
+    resumed = load_file(args.resume) if args.resume else None
     if resumed:
         turn = resumed["turn"].numpy()
         student.load_state_dict(part_of(resumed, "model"))
     else:
         turn = rotation(np.load(args.teacher, mmap_mode="r")[:SAMPLE])
-    if args.start:
-        grow(student, exported(args.start))
-    elif not resumed:
-        frame = (known["[CLS]"], known["[SEP]"])
-        states = Teacher().states([[frame[0], known[piece], frame[1]] for piece in pieces])
-        counts = corpus.counts(vocab_size)[len(SPECIAL) :]
-        vectors = sentence_vectors(states).astype(np.float32)
-        first_weights(student, vectors @ turn, counts / counts.sum())
-    lengths = corpus.lengths()
-    targets = Targets(args.teacher, turn, lengths)
+        teacher = Teacher()
+        ids = fitted_texts(args.corpus, teacher)
+        transplant(student, teacher.model.float(), known, pieces, ids, torch.from_numpy(turn))
+    targets = Targets(args.teacher, turn, corpus.lengths())
     held_out = targets.vectors[:HELD_OUT].float()
-    scale = resumed["scale"].item() if resumed else 0.0
-
-    def learn(
-        batch: Batch, run: Run, token_share: float, *optimizers: torch.optim.Optimizer
-    ) -> list[float]:
-        nonlocal scale
-        output, tokens = outputs(run, batch)
-        losses = [distillation_loss(output, targets.of_texts(batch))]
-        if token_share:
-            wanted = targets.of_tokens(batch)
-            scale = scale or ((tokens * wanted).sum() / wanted.square().sum()).item()
-            losses.append(token_share * token_loss(tokens, wanted, scale))
-        loss = torch.stack(losses).sum()
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-        return [each.item() for each in losses]
 
     began = time.monotonic()
-    if resumed or args.start:
-        print("start", agreement(student, corpus, held_out, whole=True), flush=True)
-    else:
-        print("start", agreement(student, corpus, held_out, whole=False), flush=True)
-        optimizer = torch.optim.AdamW(
-            student.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0, fused=True
-        )
-        for number in range(args.table_passes):
-            losses = [
-                learn(batch, student.without_layers, 0, optimizer)
-                for batch in batches(corpus, targets.vectors, HELD_OUT, rng)
-            ]
-            for group in optimizer.param_groups:
-                group["lr"] /= 2
-            seconds = time.monotonic() - began
-            result = agreement(student, corpus, held_out, whole=False)
-            print(f"table {number} {seconds:.0f}s loss {np.mean(losses):.4f} {result}", flush=True)
-            targets = Targets(args.teacher, turn, lengths)
-
+    print("start", agreement(student, corpus, held_out), flush=True)
     # Adam takes as large a step for a rare word seen once as for a weight seen always: slow it.
     table = student.backbone.embed_tokens.weight
-    matrices = [p for p in student.backbone.layers.parameters() if p.ndim == 2]
-    known_to_others = {id(p) for p in (table, *matrices)}
-    rest = [p for p in student.parameters() if id(p) not in known_to_others]
+    rest = [each for each in student.parameters() if each is not table]
     groups = [{"params": rest, "share": 1.0}, {"params": [table], "share": TABLE_SHARE}]
-    optimizers = (
-        torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.01, fused=True),
-        torch.optim.Muon(
-            [{"params": matrices, "share": 1.0}],
-            weight_decay=0.01,
-            adjust_lr_fn="match_rms_adamw",
-        ),
-    )
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0, fused=True)
     average = copy.deepcopy(student)
     if resumed:
         average.load_state_dict(part_of(resumed, "average"))
@@ -278,26 +227,35 @@ def main() -> None:
     step = 0
     losses = []
     while step < args.steps:
-        targets = Targets(args.teacher, turn, lengths)
+        targets = Targets(args.teacher, turn, corpus.lengths())
         for batch in batches(corpus, targets.vectors, HELD_OUT, rng):
             factor = rate(step, args.steps, args.decay)
-            for group in (group for each in optimizers for group in each.param_groups):
+            for group in optimizer.param_groups:
                 group["lr"] = args.learning_rate * factor * group["share"]
-            losses.append(learn(batch, run, args.token_share * factor, *optimizers))
+            output, tokens = outputs(run, batch)
+            both = (
+                distillation_loss(output, targets.of_texts(batch)),
+                token_loss(tokens, targets.of_tokens(batch)),
+            )
+            optimizer.zero_grad(set_to_none=True)
+            # What counts in the end is the texts' vectors.
+            (both[0] + factor * both[1]).backward()
+            torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+            optimizer.step()
+            losses.append([each.item() for each in both])
             step += 1
             if step % EMA_EVERY == 0:
                 with torch.no_grad():
-                    pairs = zip(average.parameters(), student.parameters(), strict=True)
-                    for old, new in pairs:
+                    for old, new in zip(average.parameters(), student.parameters(), strict=True):
                         old.lerp_(new, 1 - EMA_DECAY)
             if step % 100 == 0 or step == args.steps:
                 seconds = time.monotonic() - began
                 means = np.mean(losses, 0).round(4)
                 print(f"step {step} {seconds:.0f}s losses {means}", flush=True)
                 losses = []
-            if step % 1000 == 0 or step == args.steps:
-                print(json.dumps(agreement(average, corpus, held_out, whole=True)), flush=True)
-                save(args.out, student, average, turn, scale)
+            if step % SAVE_EVERY == 0 or step == args.steps:
+                print(json.dumps(agreement(average, corpus, held_out)), flush=True)
+                save(args.out, student, average, turn)
             if step == args.steps:
                 break
 
