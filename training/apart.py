@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from teacher import Teacher, sentence_vectors
-from written import FOLDER
+from written import FOLDER, parts
 
 SHARED_WORDS = 5
 # The teacher's cosine: above it, two passages are mostly about one and the same matter.
@@ -57,9 +57,9 @@ def main() -> None:
     for path in sorted(FOLDER.glob("*.jsonl")):
         lines = path.read_text().splitlines()
         entries = [json.loads(line) for line in lines]
-        parts = [(i, t) for i, e in enumerate(entries) for t in (e["text"], *e["questions"])]
-        hits = near([text for _, text in parts], others, teacher)
-        dropped = {index for (index, _), hit in zip(parts, hits, strict=True) if hit}
+        texts = [(index, text) for index, entry in enumerate(entries) for text in parts(entry)]
+        hits = near([text for _, text in texts], others, teacher)
+        dropped = {index for (index, _), hit in zip(texts, hits, strict=True) if hit}
         kept = [line for index, line in enumerate(lines) if index not in dropped]
         path.write_text("".join(f"{line}\n" for line in kept))
         print(f"{path.name}: {len(kept)} kept, {len(dropped)} dropped")

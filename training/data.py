@@ -73,10 +73,6 @@ class Corpus:
         flat, ends = arrays
         return flat[ends[index] : ends[index + 1]].tolist()
 
-    def counts(self, vocab_size: int) -> np.ndarray:
-        """How often each token occurs in the texts."""
-        return np.bincount(self._texts[0], minlength=vocab_size)
-
     def lengths(self) -> np.ndarray:
         """How many tokens of each text the teacher read, with [CLS] and [SEP]."""
         titles, texts = (np.diff(ends) for _, ends in (self._titles, self._texts))

@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from student import (
     HIDDEN,
-    LAYERS,
     PROMPTS,
     SPECIAL,
     Student,
@@ -109,8 +108,7 @@ def export(student: Student, pieces: list[str], folder: Path) -> None:
     _write_dense(folder / "2_Dense", student.dense_in.weight)
     _write_dense(folder / "3_Dense", student.dense_out.weight)
 
-    layers = len(student.backbone.layers)
-    content = student_config(vocabulary_size(pieces), layers).to_dict()
+    content = student_config(vocabulary_size(pieces)).to_dict()
     # The loader halves the window of a bidirectional model, so the file holds the full one.
     content |= {
         "architectures": ["Gemma3TextModel"],
@@ -143,7 +141,7 @@ def main() -> None:
     args = parser.parse_args()
     pieces = kept_pieces(teacher_vocabulary())
     state = part_of(load_file(args.checkpoint), "average")
-    student = Student(vocabulary_size(pieces), LAYERS)
+    student = Student(vocabulary_size(pieces))
     student.load_state_dict(state)
     steady(student.backbone)
     export(student, pieces, args.out)

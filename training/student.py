@@ -41,15 +41,13 @@ PROMPTS = {
     "STS": "task: sentence similarity | query: ",
     "Summarization": "task: summarization | query: ",
 }
-
-
 # Prompts of the model card's task list that the file does not name.
 OTHER_PROMPTS = ("task: question answering | query: ", "task: fact checking | query: ")
 # A prompt says which task and no more: as one token it costs the time of one.
 PROMPT_TOKENS = tuple(sorted({prompt.strip() for prompt in (*PROMPTS.values(), *OTHER_PROMPTS)}))
 
 
-def config(vocab_size: int, layers: int) -> Gemma3TextConfig:
+def config(vocab_size: int) -> Gemma3TextConfig:
     """The configuration: as the real model's, smaller.
 
     All layers slide, as the first five of every six do in the real one: loaders that know only
@@ -59,14 +57,14 @@ def config(vocab_size: int, layers: int) -> Gemma3TextConfig:
         vocab_size=vocab_size,
         hidden_size=HIDDEN,
         intermediate_size=INTERMEDIATE,
-        num_hidden_layers=layers,
+        num_hidden_layers=LAYERS,
         num_attention_heads=HEADS,
         num_key_value_heads=HEADS,
         head_dim=HIDDEN // HEADS,
         query_pre_attn_scalar=HIDDEN // HEADS,
         max_position_embeddings=2048,
         sliding_window=512,
-        layer_types=["sliding_attention"] * layers,
+        layer_types=["sliding_attention"] * LAYERS,
         use_bidirectional_attention=True,
         pad_token_id=PAD,
         eos_token_id=EOS,
@@ -129,9 +127,9 @@ def vocabulary_size(pieces: list[str]) -> int:
 class Student(nn.Module):
     """Gemma3TextModel, mean pooling and the two Dense layers; `forward` does not normalise."""
 
-    def __init__(self, vocab_size: int, layers: int) -> None:
+    def __init__(self, vocab_size: int) -> None:
         super().__init__()
-        self.backbone = Gemma3TextModel(config(vocab_size, layers))
+        self.backbone = Gemma3TextModel(config(vocab_size))
         self.dense_in = nn.Linear(HIDDEN, INNER, bias=False)
         self.dense_out = nn.Linear(INNER, OUTPUT, bias=False)
 

@@ -19,7 +19,6 @@ import torch
 from data import BATCH, Batch, Corpus, batches, pad
 from safetensors.torch import load_file, save_file
 from student import (
-    LAYERS,
     WIDTHS,
     Student,
     build_tokenizer,
@@ -150,10 +149,9 @@ def agreement(student: Student, corpus: Corpus, target: Tensor) -> dict[str, flo
     return {name: round(value, 4) for name, value in result.items()}
 
 
-def rate(step: int, steps: int, decay: float) -> float:
-    """Learning rate factor: a short rise, a plateau, and a fall over the last part."""
-    left = (steps - step) / max(1, decay * steps)
-    return min(1.0, (step + 1) / WARMUP, max(0.0, left))
+def rate(step: int, steps: int) -> float:
+    """Learning rate factor: a short rise, and a fall to zero from the first step on."""
+    return min((step + 1) / WARMUP, 1 - step / steps)
 
 
 def fitted_texts(path: Path, teacher: Teacher) -> list[Tensor]:
@@ -177,6 +175,26 @@ def save(path: Path, student: Student, average: Student, turn: np.ndarray) -> No
     partial.rename(path)
 
 
+def beginning(args: argparse.Namespace, pieces: list[str]) -> tuple[Student, Student, np.ndarray]:
+    """The student, its average and the rotation: of the checkpoint, or from the teacher."""
+    student = Student(vocabulary_size(pieces))
+    # On a CPU and for texts this short, plain attention compiles to faster code than the fused one.
+    student.backbone.set_attn_implementation("eager")
+    average = copy.deepcopy(student)
+    if args.resume:
+        resumed = load_file(args.resume)
+        student.load_state_dict(part_of(resumed, "model"))
+        average.load_state_dict(part_of(resumed, "average"))
+        return student, average, resumed["turn"].numpy()
+    turn = rotation(np.load(args.teacher, mmap_mode="r")[:SAMPLE])
+    teacher = Teacher()
+    ids = fitted_texts(args.corpus, teacher)
+    bert = teacher.model.float()
+    transplant(student, bert, teacher.vocabulary, pieces, ids, torch.from_numpy(turn))
+    average.load_state_dict(student.state_dict())
+    return student, average, turn
+
+
 def main() -> None:
     """Train, or go on training."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -185,7 +203,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/training/checkpoint.safetensors"))
     parser.add_argument("--resume", type=Path, help="go on from this checkpoint")
     parser.add_argument("--steps", type=int, default=3600)
-    parser.add_argument("--decay", type=float, default=1.0, help="share of steps that slow down")
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
@@ -194,22 +211,10 @@ def main() -> None:
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
 
-    known = teacher_vocabulary()
-    pieces = kept_pieces(known)
+    pieces = kept_pieces(teacher_vocabulary())
     corpus = Corpus(args.corpus, build_tokenizer(pieces))
-    student = Student(vocabulary_size(pieces), LAYERS)
-    # On a CPU and for texts this short, plain attention compiles to faster code than the fused one.
-    student.backbone.set_attn_implementation("eager")
+    student, average, turn = beginning(args, pieces)
     print(f"{sum(each.numel() for each in student.parameters())} weights", flush=True)
-    resumed = load_file(args.resume) if args.resume else None
-    if resumed:
-        turn = resumed["turn"].numpy()
-        student.load_state_dict(part_of(resumed, "model"))
-    else:
-        turn = rotation(np.load(args.teacher, mmap_mode="r")[:SAMPLE])
-        teacher = Teacher()
-        ids = fitted_texts(args.corpus, teacher)
-        transplant(student, teacher.model.float(), known, pieces, ids, torch.from_numpy(turn))
     targets = Targets(args.teacher, turn, corpus.lengths())
     held_out = targets.vectors[:HELD_OUT].float()
 
@@ -220,16 +225,13 @@ def main() -> None:
     rest = [each for each in student.parameters() if each is not table]
     groups = [{"params": rest, "share": 1.0}, {"params": [table], "share": TABLE_SHARE}]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0, fused=True)
-    average = copy.deepcopy(student)
-    if resumed:
-        average.load_state_dict(part_of(resumed, "average"))
     run = torch.compile(student, dynamic=True)
     step = 0
     losses = []
     while step < args.steps:
         targets = Targets(args.teacher, turn, corpus.lengths())
         for batch in batches(corpus, targets.vectors, HELD_OUT, rng):
-            factor = rate(step, args.steps, args.decay)
+            factor = rate(step, args.steps)
             for group in optimizer.param_groups:
                 group["lr"] = args.learning_rate * factor * group["share"]
             output, tokens = outputs(run, batch)

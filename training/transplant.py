@@ -33,7 +33,7 @@ CONTENT = HIDDEN - 1
 HEAD = HIDDEN // HEADS
 # The teacher's layer whose weights each layer gets, and the one behind which its states are sought.
 # Of the ways to leave two of the teacher's layers out, this one changes its vectors least.
-LAYERS = ((0, 2), (3, 3), (4, 4), (5, 5))
+CARRIED = ((0, 2), (3, 3), (4, 4), (5, 5))
 # Constants that are so much longer than what they stand beside leave it nearly as it was.
 CONSTANT = 5.0
 # The constant neuron's input; its gelu is a constant too.
@@ -184,15 +184,15 @@ class Transplant:
             ids = torch.cat((ours[each[:, :1]], prompt, ours[each[:, 1:]]), 1)
             self._states.append(backbone.embed_tokens(ids))
 
-    def layer(self, number: int, source: int, until: int) -> None:
+    def layer(self, student: nn.Module, source: int, until: int) -> None:
         """One layer of the student.
 
         Args:
-            number: Its number.
+            student: The layer.
             source: The teacher's layer whose weights it gets.
             until: The teacher's layer whose states it shall reach.
         """
-        teacher, student = self._bert.encoder.layer[source], self._student.backbone.layers[number]
+        teacher = self._bert.encoder.layer[source]
         below = self._bert.encoder.layer[source - 1].output if source else self._bert.embeddings
         seam = Seam(below.LayerNorm, self._basis)
         self._attention(student, teacher, seam, self._attended[source])
@@ -331,6 +331,6 @@ def transplant(
     with torch.no_grad():
         work = Transplant(student, bert, list(ids))
         work.table(vocabulary, pieces)
-        for number, (source, until) in enumerate(LAYERS):
-            work.layer(number, source, until)
+        for layer, (source, until) in zip(student.backbone.layers, CARRIED, strict=True):
+            work.layer(layer, source, until)
         work.dense(turn)

