@@ -128,12 +128,21 @@ def test_the_bundled_model_is_the_transformers_runtimes() -> None:
     assert (vectors.astype(np.float64) * expected).sum(1).min() >= 0.999999
 
 
-def test_8_bits_round_to_the_nearest_of_127_steps() -> None:
-    matrix = np.random.default_rng(0).standard_normal((7, 50)).astype(np.float32)
+@pytest.mark.parametrize("inputs", [50, 51])
+def test_8_bits_round_to_the_nearest_step_and_cannot_overflow(inputs: int) -> None:
+    matrix = np.random.default_rng(0).standard_normal((7, inputs)).astype(np.float32)
     matrix[3] = 0
+    matrix[4, 1:] = 0
+    # The largest of sums: both halves round up.
+    matrix[5, :2] = 9.5, 9.5
     codes, scales = to_int8(matrix)
-    assert codes.min() >= -63
-    assert codes.max() <= 63
+    assert codes.shape == (inputs, 7)
+    steps = np.abs(codes.astype(int))
+    together = steps[::2].copy()
+    together[: inputs // 2] += steps[1::2]
+    # Two products with 255 at most, summed in 16 signed bits.
+    assert (together * 255).max() <= 2**15 - 1
+    assert (together.max(0)[[0, 1, 2, 4, 5, 6]] >= 126).all()
     assert (np.abs(codes.T * scales[:, None] - matrix) <= scales[:, None] * 0.5001).all()
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from onnx import NodeProto, TensorProto
 
 # To be raised with every change of what is written: graphs of another version are written anew.
-VERSION = 2
+VERSION = 3
 
 GRAPH = "model.onnx"
 _NUMBERS = "model.onnx.data"

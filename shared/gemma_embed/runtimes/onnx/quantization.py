@@ -15,10 +15,9 @@ Floats = npt.NDArray[np.float32]
 BLOCK = 32
 
 
-# Processors without VNNI add two products of 8 bits in 16: with 255 for the largest activation,
-# weights up to 64 cannot overflow. What rounding loses is the activations', not the weights':
-# cosines to float32 are the same to 1e-4 with 127.
-_LARGEST = 63
+# Processors without VNNI add the products of two neighbouring inputs in 16 bits: with 255 for the
+# largest activation, two weights that are 128 together cannot overflow. Rounding adds at most 1.
+_LARGEST_PAIR = 127
 
 
 def to_int8(matrix: Floats) -> tuple[npt.NDArray[np.int8], Floats]:
@@ -28,9 +27,13 @@ def to_int8(matrix: Floats) -> tuple[npt.NDArray[np.int8], Floats]:
         matrix: float32, shape (outputs, inputs).
 
     Returns:
-        int8, shape (inputs, outputs), from -63 to 63; and scales, float32, shape (outputs,).
+        int8, shape (inputs, outputs), the absolute values of an input of even number and of the
+        next at most 128 together; and scales, float32, shape (outputs,).
     """
-    scales = _nonzero(np.abs(matrix).max(1) / _LARGEST)
+    sizes = np.abs(matrix)
+    pairs = sizes[:, ::2].copy()
+    pairs[:, : matrix.shape[1] // 2] += sizes[:, 1::2]
+    scales = _nonzero(pairs.max(1) / _LARGEST_PAIR)
     rounded = np.rint(matrix / scales[:, None]).astype(np.int8)
     return np.ascontiguousarray(rounded.T), scales
 
