@@ -54,6 +54,14 @@ def test_the_wheel_holds_exactly_three_packages(built: Path) -> None:
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
+def test_the_bundled_model_takes_20_mb_of_the_wheel(built: Path) -> None:
+    (wheel,) = built.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        parts = [each for each in archive.infolist() if "/bundled/" in each.filename]
+    assert any(each.filename.endswith("model.safetensors") for each in parts)
+    assert sum(each.compress_size for each in parts) <= 20e6
+
+
 def test_the_sdist_can_be_tested(built: Path) -> None:
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:

@@ -13,6 +13,7 @@ from teacher import MAX_TOKENS as TEACHER_TOKENS
 from tokenizers import Tokenizer
 from torch import Tensor
 from written import SOURCE as WRITTEN
+from written import entries
 
 BATCH = 256
 POOL = 32 * BATCH
@@ -26,6 +27,8 @@ LONG = 20
 SHORT_SHARE = 0.5
 # The written texts are few and nearest to what the model is for: a pass takes each so often.
 WRITTEN_COPIES = 3
+# Of the pairs of a batch, those that are neighbours in meaning.
+NEIGHBOURS = 32
 
 
 class Prompted(NamedTuple):
@@ -45,12 +48,26 @@ class Corpus:
 
     Attributes:
         written: Whether a text is one of `written.py`'s.
+        answered: For each written passage, its number, its number without a title, and those of
+            the questions that it answers.
     """
 
     def __init__(self, path: Path, tokenizer: Tokenizer) -> None:
         with path.open() as file:
             rows = [json.loads(line) for line in file]
         self.written = np.array([row["source"] == WRITTEN for row in rows])
+        numbers = {
+            (rows[number]["text"], rows[number]["title"]): int(number)
+            for number in self.written.nonzero()[0]
+        }
+        self.answered = [
+            (
+                numbers[entry["text"], entry["title"]],
+                numbers[entry["text"], ""],
+                [numbers[question, ""] for question in entry["questions"]],
+            )
+            for entry in entries()
+        ]
         self._texts = self._encode(tokenizer, [row["text"] for row in rows])
         self._titles = self._encode(tokenizer, [row["title"] for row in rows])
         self._prompts = {
@@ -162,6 +179,21 @@ def pad(sequences: list[Prompted], rows: np.ndarray) -> Batch:
     return Batch(ids, mask, aligned, rows)
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A batch of questions and of passages that answer them.
+
+    Attributes:
+        batch: Both.
+        questions: Places of the questions in the batch.
+        passages: Places of their passages, in the same order.
+    """
+
+    batch: Batch
+    questions: Tensor
+    passages: Tensor
+
+
 def nearest_pivots(vectors: Tensor, pivots: Tensor) -> np.ndarray:
     """The nearest pivot of each vector: a cheap clustering."""
     parts = [(part @ pivots.T).argmax(-1) for part in vectors.split(20_000)]
@@ -204,3 +236,39 @@ def batches(
         for part in rng.permutation(by_length.reshape(-1, BATCH)):
             ordered = part[np.argsort(lengths[part])]
             yield pad([sequences[i] for i in ordered], pool[ordered])
+
+
+def asked(corpus: Corpus, vectors: Tensor, rng: np.random.Generator) -> Iterator[Asked]:
+    """Written questions and their passages, without end, some dozens of neighbours in each batch.
+
+    Args:
+        corpus: The texts.
+        vectors: Teacher vectors (bfloat16).
+        rng: Source of the sampling.
+
+    Yields:
+        Batches of `BATCH` texts.
+    """
+    titled = torch.tensor([passage for passage, _, _ in corpus.answered])
+    while True:
+        pivots = rng.choice(len(titled), len(titled) // 50, replace=False)
+        groups = nearest_pivots(vectors[titled], vectors[titled[torch.from_numpy(pivots)]])
+        order = rng.permutation(len(pivots))[groups]
+        entries = np.lexsort((rng.random(len(groups)), order))
+        entries = entries[: len(entries) // (BATCH // 2) * (BATCH // 2)]
+        near = rng.permutation(entries.reshape(-1, NEIGHBOURS))
+        for chosen in near.reshape(-1, BATCH // 2):
+            rows: list[int] = []
+            prompts: list[str | None] = []
+            for entry in chosen:
+                with_title, without, questions = corpus.answered[entry]
+                rows.append(questions[rng.integers(len(questions))])
+                prompts.append(PROMPTS["query"])
+                has_title = rng.random() < 0.5
+                rows.append(with_title if has_title else without)
+                prompts.append(None if has_title else PROMPTS["document"])
+            sequences = [corpus.prompted(*pair) for pair in zip(rows, prompts, strict=True)]
+            by_length = np.argsort([len(sequence.ids) for sequence in sequences])
+            batch = pad([sequences[i] for i in by_length], np.array(rows)[by_length])
+            places = torch.from_numpy(np.argsort(by_length))
+            yield Asked(batch, places[0::2], places[1::2])

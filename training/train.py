@@ -1,8 +1,8 @@
 """Distil the teacher into the student.
 
 The student starts from the teacher's weights (`transplant.py`). It learns the teacher's vectors,
-the teacher's similarities among the texts of a batch at every Matryoshka width, and the teacher's
-state of every token.
+the teacher's similarities among the texts of a batch at every Matryoshka width, the teacher's state
+of every token, and, which the teacher cannot tell, which passage answers a question.
 """
 
 import argparse
@@ -16,7 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from data import BATCH, Batch, Corpus, batches, pad
+from data import BATCH, Batch, Corpus, asked, batches, pad
+from losses import answer_loss, distillation_loss, token_loss
+from rounding import HALFWAY, moved
 from safetensors.torch import load_file, save_file
 from student import (
     WIDTHS,
@@ -41,7 +43,6 @@ SAMPLE = 20_000
 # Texts that the first weights are fitted to, behind those held out.
 FITTED = 3000
 PART = 64
-TEMPERATURE = 0.05
 TABLE_SHARE = 0.25
 WARMUP = 100
 SAVE_EVERY = 500
@@ -49,52 +50,10 @@ EMA_EVERY = 10
 EMA_DECAY = 0.95
 
 
-def distillation_loss(output: Tensor, target: Tensor) -> Tensor:
-    """How far a batch is from the teacher.
-
-    Args:
-        output: Student output, before normalisation.
-        target: Unit teacher vectors, rotated so that the first columns matter most.
-
-    Returns:
-        Cosine distance of the first columns to the teacher's vector, plus, averaged over the
-        widths, the squared error of the similarities and the divergence of the rankings.
-    """
-    loss = 1 - functional.cosine_similarity(output[:, :TEACHER_WIDTH], target, dim=-1).mean()
-    others = ~torch.eye(len(target), dtype=torch.bool)
-    wanted = (target @ target.T)[others].view(len(target), -1)
-    ranking = functional.softmax(wanted / TEMPERATURE, -1)
-    for width in WIDTHS:
-        cut = functional.normalize(output[:, :width], dim=-1)
-        found = (cut @ cut.T)[others].view(len(target), -1)
-        divergence = functional.kl_div(
-            functional.log_softmax(found / TEMPERATURE, -1), ranking, reduction="batchmean"
-        )
-        error = functional.mse_loss(found, wanted)
-        loss = loss + (20 * error + divergence) / len(WIDTHS)
-    return loss
-
-
 def rotation(vectors: np.ndarray) -> np.ndarray:
     """Orthogonal matrix whose first columns carry most of the vectors (PCA without centring)."""
     sample = vectors.astype(np.float32)
     return np.linalg.eigh(sample.T @ sample)[1][:, ::-1].copy()
-
-
-def token_loss(found: Tensor, wanted: Tensor) -> Tensor:
-    """Share of the teacher's token states that the student's miss.
-
-    A text's vector is the mean of its tokens, so this teaches the same thing, in as many examples
-    as there are tokens.
-
-    Args:
-        found: Student output for each token, before pooling.
-        wanted: The teacher's states, rotated.
-
-    Returns:
-        Squared error, of the square of what is wanted.
-    """
-    return (found - wanted).square().sum() / wanted.square().sum()
 
 
 def outputs(run: Run, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -112,13 +71,16 @@ def outputs(run: Run, batch: Batch) -> tuple[Tensor, Tensor]:
     return torch.cat(texts), torch.cat(tokens).float()
 
 
-def agreement(student: Student, corpus: Corpus, target: Tensor) -> dict[str, float]:
+def agreement(
+    student: Student, corpus: Corpus, target: Tensor, rounding: float
+) -> dict[str, float]:
     """How well held-out texts agree with the teacher.
 
     Args:
         student: The model.
         corpus: The texts; the first `HELD_OUT` are held out.
         target: Teacher vectors of the held-out texts.
+        rounding: How far its matrices are moved towards 4 bits.
 
     Returns:
         Mean cosine, and for the query form of each text, how often the nearest document (other
@@ -131,7 +93,7 @@ def agreement(student: Student, corpus: Corpus, target: Tensor) -> dict[str, flo
         output = torch.empty(HELD_OUT, WIDTHS[0])
         for part in order.reshape(-1, BATCH):
             batch = pad([sequences[i] for i in part], part)
-            with torch.inference_mode():
+            with moved(student.backbone.layers, rounding), torch.inference_mode():
                 output[torch.from_numpy(part)] = outputs(student, batch)[0]
         found.append(output)
     queries, documents = found
@@ -204,6 +166,18 @@ def main() -> None:
     parser.add_argument("--resume", type=Path, help="go on from this checkpoint")
     parser.add_argument("--steps", type=int, default=3600)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument(
+        "--asked-every",
+        type=int,
+        default=4,
+        help="one step in so many is on questions and their passages; 0 for none",
+    )
+    parser.add_argument(
+        "--rounding",
+        type=float,
+        default=HALFWAY,
+        help="how far towards 4 bits matrices are moved; export.py moves them half-way",
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
@@ -219,7 +193,7 @@ def main() -> None:
     held_out = targets.vectors[:HELD_OUT].float()
 
     began = time.monotonic()
-    print("start", agreement(student, corpus, held_out), flush=True)
+    print("start", agreement(student, corpus, held_out, args.rounding), flush=True)
     # Adam takes as large a step for a rare word seen once as for a weight seen always: slow it.
     table = student.backbone.embed_tokens.weight
     rest = [each for each in student.parameters() if each is not table]
@@ -230,21 +204,28 @@ def main() -> None:
     losses = []
     while step < args.steps:
         targets = Targets(args.teacher, turn, corpus.lengths())
+        pairs = asked(corpus, targets.vectors, rng)
         for batch in batches(corpus, targets.vectors, HELD_OUT, rng):
+            asks = next(pairs) if args.asked_every and step % args.asked_every == 0 else None
+            if asks:
+                batch = asks.batch
             factor = rate(step, args.steps)
             for group in optimizer.param_groups:
                 group["lr"] = args.learning_rate * factor * group["share"]
-            output, tokens = outputs(run, batch)
-            both = (
-                distillation_loss(output, targets.of_texts(batch)),
-                token_loss(tokens, targets.of_tokens(batch)),
-            )
             optimizer.zero_grad(set_to_none=True)
-            # What counts in the end is the texts' vectors.
-            (both[0] + factor * both[1]).backward()
+            with moved(student.backbone.layers, args.rounding):
+                output, tokens = outputs(run, batch)
+                target = targets.of_texts(batch)
+                parts = [
+                    distillation_loss(output, target),
+                    token_loss(tokens, targets.of_tokens(batch)),
+                    answer_loss(output, target, asks) if asks else torch.zeros(()),
+                ]
+                # What counts in the end is the texts' vectors.
+                (parts[0] + factor * parts[1] + parts[2]).backward()
             torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
             optimizer.step()
-            losses.append([each.item() for each in both])
+            losses.append([each.item() for each in parts])
             step += 1
             if step % EMA_EVERY == 0:
                 with torch.no_grad():
@@ -256,7 +237,8 @@ def main() -> None:
                 print(f"step {step} {seconds:.0f}s losses {means}", flush=True)
                 losses = []
             if step % SAVE_EVERY == 0 or step == args.steps:
-                print(json.dumps(agreement(average, corpus, held_out)), flush=True)
+                found = agreement(average, corpus, held_out, args.rounding)
+                print(json.dumps(found), flush=True)
                 save(args.out, student, average, turn)
             if step == args.steps:
                 break

@@ -15,6 +15,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from constants import steady
 from student import (
     HEADS,
     HIDDEN,
@@ -334,3 +335,4 @@ def transplant(
         for layer, (source, until) in zip(student.backbone.layers, CARRIED, strict=True):
             work.layer(layer, source, until)
         work.dense(turn)
+    steady(student.backbone)

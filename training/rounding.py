@@ -1,0 +1,44 @@
+"""Weights half-way to what 4 bits hold, so that rounding the rest of the way changes little."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+# Inputs that share a step, as in GGUF's Q4_0.
+BLOCK = 32
+# How far weights are moved: what is left costs a quarter of what the whole way does.
+HALFWAY = 0.5
+
+
+def four_bits(weight: Tensor) -> Tensor:
+    """The nearest weights that 4 bits and one step a block hold; the furthest one stays."""
+    blocks = weight.unflatten(1, (-1, BLOCK))
+    furthest = blocks.gather(2, blocks.abs().argmax(2, keepdim=True))
+    step = torch.where(furthest == 0, 1, furthest / -8)
+    return ((blocks / step).round().clamp(-8, 7) * step).flatten(1)
+
+
+@contextmanager
+def moved(layers: nn.Module, share: float) -> Iterator[None]:
+    """Move the matrices of layers towards 4 bits, and back in the end.
+
+    With the loss and its gradient computed within, and the step made outside, training learns
+    weights that are good where they are moved to.
+
+    Args:
+        layers: The layers.
+        share: How much of the way.
+    """
+    weights = [module.weight for module in layers.modules() if isinstance(module, nn.Linear)]
+    with torch.no_grad():
+        moves = [share * (four_bits(weight) - weight) for weight in weights]
+        for weight, move in zip(weights, moves, strict=True):
+            weight.add_(move)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, move in zip(weights, moves, strict=True):
+                weight.sub_(move)
