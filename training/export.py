@@ -24,8 +24,8 @@ from torch import Tensor
 MAX_TOKENS = 2048
 # Of bfloat16's eight: three less take a quarter off the packed file.
 BITS = 5
-# Share of the weights behind the questions, the rest being those before: fine-tuning forgets, weights
-# in between keep more of both (Wortsman et al., arXiv 2109.01903). Of 0.5, 0.7 and 1 the best.
+# Share of the weights behind the questions, the rest being those before: fine-tuning forgets, and
+# weights in between keep more of both (Wortsman et al., arXiv 2109.01903).
 AFTER = 0.7
 IDENTITY = "torch.nn.modules.linear.Identity"
 POOLING_MODES = ("cls_token", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens")
