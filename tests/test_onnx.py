@@ -134,7 +134,7 @@ def test_8_bits_round_to_the_nearest_step_and_cannot_overflow(inputs: int) -> No
     matrix[3] = 0
     matrix[4, 1:] = 0
     # The largest of sums: both halves round up.
-    matrix[5, :2] = 9.5, 9.5
+    matrix[5, :2] = 63.5
     codes, scales = to_int8(matrix)
     assert codes.shape == (inputs, 7)
     steps = np.abs(codes.astype(int))
@@ -143,6 +143,7 @@ def test_8_bits_round_to_the_nearest_step_and_cannot_overflow(inputs: int) -> No
     # Two products with 255 at most, summed in 16 signed bits.
     assert (together * 255).max() <= 2**15 - 1
     assert (together.max(0)[[0, 1, 2, 4, 5, 6]] >= 126).all()
+    assert together[0, 5] == 128
     assert (np.abs(codes.T * scales[:, None] - matrix) <= scales[:, None] * 0.5001).all()
 
 

@@ -27,7 +27,7 @@ LONG = 20
 SHORT_SHARE = 0.5
 # The written texts are few and nearest to what the model is for: a pass takes each so often.
 WRITTEN_COPIES = 3
-# Of the pairs of a batch, those that are neighbours in meaning.
+# Pairs in a row that are near in meaning; a batch holds four such rows.
 NEIGHBOURS = 32
 
 
