@@ -43,16 +43,38 @@ class Prompted(NamedTuple):
     aligned: list[int]
 
 
+class Answered(NamedTuple):
+    """A written passage and what it answers, as numbers of texts.
+
+    Attributes:
+        titled: The passage with its title.
+        untitled: The passage alone.
+        questions: The questions.
+    """
+
+    titled: int
+    untitled: int
+    questions: list[int]
+
+
 class Corpus:
     """All texts as token ids, in flat arrays.
 
     Attributes:
         written: Whether a text is one of `written.py`'s.
-        answered: For each written passage, its number, its number without a title, and those of
-            the questions that it answers.
+        answered: The written passages.
     """
 
     def __init__(self, path: Path, tokenizer: Tokenizer) -> None:
+        """Read and tokenise.
+
+        Args:
+            path: What `corpus.py` wrote.
+            tokenizer: The student's.
+
+        Raises:
+            ValueError: If the corpus lacks texts of `written.py`.
+        """
         with path.open() as file:
             rows = [json.loads(line) for line in file]
         self.written = np.array([row["source"] == WRITTEN for row in rows])
@@ -60,14 +82,17 @@ class Corpus:
             (rows[number]["text"], rows[number]["title"]): int(number)
             for number in self.written.nonzero()[0]
         }
-        self.answered = [
-            (
-                numbers[entry["text"], entry["title"]],
-                numbers[entry["text"], ""],
-                [numbers[question, ""] for question in entry["questions"]],
-            )
-            for entry in entries()
-        ]
+        try:
+            self.answered = [
+                Answered(
+                    numbers[entry["text"], entry["title"]],
+                    numbers[entry["text"], ""],
+                    [numbers[question, ""] for question in entry["questions"]],
+                )
+                for entry in entries()
+            ]
+        except KeyError as error:
+            raise ValueError(f"{path} lacks written texts: make it anew with corpus.py") from error
         self._texts = self._encode(tokenizer, [row["text"] for row in rows])
         self._titles = self._encode(tokenizer, [row["title"] for row in rows])
         self._prompts = {
@@ -185,8 +210,8 @@ class Asked:
 
     Attributes:
         batch: Both.
-        questions: Places of the questions in the batch.
-        passages: Places of their passages, in the same order.
+        questions: Places of the questions in the batch, int64, shape (pairs,).
+        passages: Places of their passages, in the same order and shape.
     """
 
     batch: Batch
@@ -239,7 +264,7 @@ def batches(
 
 
 def asked(corpus: Corpus, vectors: Tensor, rng: np.random.Generator) -> Iterator[Asked]:
-    """Written questions and their passages, without end, some dozens of neighbours in each batch.
+    """Written questions and their passages, without end, `NEIGHBOURS` of a kind together.
 
     Args:
         corpus: The texts.
@@ -248,24 +273,29 @@ def asked(corpus: Corpus, vectors: Tensor, rng: np.random.Generator) -> Iterator
 
     Yields:
         Batches of `BATCH` texts.
+
+    Raises:
+        ValueError: If the teacher has not read the written texts, which stand last.
     """
-    titled = torch.tensor([passage for passage, _, _ in corpus.answered])
+    if len(vectors) < len(corpus.written):
+        raise ValueError("questions need the teacher's whole corpus: let teacher.py finish")
+    titled = torch.tensor([each.titled for each in corpus.answered])
     while True:
         pivots = rng.choice(len(titled), len(titled) // 50, replace=False)
         groups = nearest_pivots(vectors[titled], vectors[titled[torch.from_numpy(pivots)]])
         order = rng.permutation(len(pivots))[groups]
-        entries = np.lexsort((rng.random(len(groups)), order))
-        entries = entries[: len(entries) // (BATCH // 2) * (BATCH // 2)]
-        near = rng.permutation(entries.reshape(-1, NEIGHBOURS))
+        grouped = np.lexsort((rng.random(len(groups)), order))
+        whole = grouped[: len(grouped) // (BATCH // 2) * (BATCH // 2)]
+        near = rng.permutation(whole.reshape(-1, NEIGHBOURS))
         for chosen in near.reshape(-1, BATCH // 2):
             rows: list[int] = []
             prompts: list[str | None] = []
-            for entry in chosen:
-                with_title, without, questions = corpus.answered[entry]
-                rows.append(questions[rng.integers(len(questions))])
+            for number in chosen:
+                each = corpus.answered[number]
+                rows.append(each.questions[rng.integers(len(each.questions))])
                 prompts.append(PROMPTS["query"])
                 has_title = rng.random() < 0.5
-                rows.append(with_title if has_title else without)
+                rows.append(each.titled if has_title else each.untitled)
                 prompts.append(None if has_title else PROMPTS["document"])
             sequences = [corpus.prompted(*pair) for pair in zip(rows, prompts, strict=True)]
             by_length = np.argsort([len(sequence.ids) for sequence in sequences])

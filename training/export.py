@@ -117,13 +117,16 @@ def main() -> None:
     parser.add_argument(
         "--checkpoint", type=Path, default=Path("build/training/checkpoint.safetensors")
     )
-    parser.add_argument("--before", type=Path, help="mix in the weights before the questions")
+    parser.add_argument("--before", type=Path, help="mix in the run without questions")
     parser.add_argument("--out", type=Path, default=Path("build/training/model"))
     args = parser.parse_args()
     pieces = kept_pieces(teacher_vocabulary())
     state = part_of(load_file(args.checkpoint), "average")
     if args.before:
-        before = part_of(load_file(args.before), "average")
+        checkpoint = load_file(args.before)
+        if not torch.equal(checkpoint["turn"], load_file(args.checkpoint)["turn"]):
+            parser.error(f"{args.before} is not of the run that {args.checkpoint} went on from")
+        before = part_of(checkpoint, "average")
         state = {name: torch.lerp(before[name], state[name], AFTER) for name in state}
     student = Student(vocabulary_size(pieces))
     student.load_state_dict(state)

@@ -13,7 +13,14 @@ HALFWAY = 0.5
 
 
 def four_bits(weight: Tensor) -> Tensor:
-    """The nearest weights that 4 bits and one step a block hold; the furthest one stays."""
+    """Round to what 4 bits and one step a block hold; a block's furthest number stays.
+
+    Args:
+        weight: Shape (outputs, inputs), inputs a multiple of `BLOCK`.
+
+    Returns:
+        The same shape.
+    """
     blocks = weight.unflatten(1, (-1, BLOCK))
     furthest = blocks.gather(2, blocks.abs().argmax(2, keepdim=True))
     step = torch.where(furthest == 0, 1, furthest / -8)
@@ -32,13 +39,13 @@ def moved(layers: nn.Module, share: float) -> Iterator[None]:
         share: How much of the way.
     """
     weights = [module.weight for module in layers.modules() if isinstance(module, nn.Linear)]
-    with torch.no_grad():
-        moves = [share * (four_bits(weight) - weight) for weight in weights]
-        for weight, move in zip(weights, moves, strict=True):
-            weight.add_(move)
+    kept = [weight.detach().clone() for weight in weights]
     try:
+        with torch.no_grad():
+            for weight in weights:
+                weight.lerp_(four_bits(weight), share)
         yield
     finally:
         with torch.no_grad():
-            for weight, move in zip(weights, moves, strict=True):
-                weight.sub_(move)
+            for weight, old in zip(weights, kept, strict=True):
+                weight.copy_(old)

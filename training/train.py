@@ -91,9 +91,9 @@ def agreement(
         sequences = [corpus.prompted(i, prompt) for i in range(HELD_OUT)]
         order = np.argsort([len(s.ids) for s in sequences])
         output = torch.empty(HELD_OUT, WIDTHS[0])
-        for part in order.reshape(-1, BATCH):
-            batch = pad([sequences[i] for i in part], part)
-            with moved(student.backbone.layers, rounding), torch.inference_mode():
+        with moved(student.backbone.layers, rounding), torch.inference_mode():
+            for part in order.reshape(-1, BATCH):
+                batch = pad([sequences[i] for i in part], part)
                 output[torch.from_numpy(part)] = outputs(student, batch)[0]
         found.append(output)
     queries, documents = found
@@ -173,10 +173,7 @@ def main() -> None:
         help="one step in so many is on questions and their passages; 0 for none",
     )
     parser.add_argument(
-        "--rounding",
-        type=float,
-        default=HALFWAY,
-        help="how far towards 4 bits matrices are moved; export.py moves them half-way",
+        "--plain", action="store_true", help="leave matrices where they are, not half-way to 4 bits"
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
@@ -184,6 +181,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
+    rounding = 0.0 if args.plain else HALFWAY
 
     pieces = kept_pieces(teacher_vocabulary())
     corpus = Corpus(args.corpus, build_tokenizer(pieces))
@@ -193,7 +191,7 @@ def main() -> None:
     held_out = targets.vectors[:HELD_OUT].float()
 
     began = time.monotonic()
-    print("start", agreement(student, corpus, held_out, args.rounding), flush=True)
+    print("start", agreement(student, corpus, held_out, rounding), flush=True)
     # Adam takes as large a step for a rare word seen once as for a weight seen always: slow it.
     table = student.backbone.embed_tokens.weight
     rest = [each for each in student.parameters() if each is not table]
@@ -208,12 +206,13 @@ def main() -> None:
         for batch in batches(corpus, targets.vectors, HELD_OUT, rng):
             asks = next(pairs) if args.asked_every and step % args.asked_every == 0 else None
             if asks:
+                # The other batch is left out of this pass; which one, is chance.
                 batch = asks.batch
             factor = rate(step, args.steps)
             for group in optimizer.param_groups:
                 group["lr"] = args.learning_rate * factor * group["share"]
             optimizer.zero_grad(set_to_none=True)
-            with moved(student.backbone.layers, args.rounding):
+            with moved(student.backbone.layers, rounding):
                 output, tokens = outputs(run, batch)
                 target = targets.of_texts(batch)
                 parts = [
@@ -237,7 +236,7 @@ def main() -> None:
                 print(f"step {step} {seconds:.0f}s losses {means}", flush=True)
                 losses = []
             if step % SAVE_EVERY == 0 or step == args.steps:
-                found = agreement(average, corpus, held_out, args.rounding)
+                found = agreement(average, corpus, held_out, rounding)
                 print(json.dumps(found), flush=True)
                 save(args.out, student, average, turn)
             if step == args.steps:

@@ -86,8 +86,9 @@ class Layer:
 def _balance(matrix: Floats) -> Floats:
     """Return for each input what brings the columns nearer to one length, 1 in the geometric mean.
 
-    A quarter of the way: what makes a matrix easy to round makes its inputs hard to, and the other
-    way round (SmoothQuant, arXiv 2211.10438, halves the burden with the inputs' sizes known).
+    A quarter of the way, which was tried (training/README.md, Rounding): columns of one length
+    would move all the unevenness into the inputs, which are rounded too (SmoothQuant, arXiv
+    2211.10438, halves it where the inputs' sizes are known).
     """
     lengths = np.sqrt(np.square(matrix).mean(0, dtype=np.float64))
     lengths[lengths == 0] = 1
