@@ -58,7 +58,8 @@ class Checkpoint:
             WrongModel: If its vectors would not be this model's.
         """
         config = _basics(folder)
-        _check_config(config, folder, model)
+        _check_type(config, folder, model)
+        model.family.check(config, model, folder)
         pooling, dense = _modules(folder, model)
         _check_pooling(_json(pooling / "config.json"), pooling)
         _check_dense(dense, config["hidden_size"], model)
@@ -160,28 +161,10 @@ def _any_json(path: Path) -> Any:
 
 
 def _check_type(config: Mapping[str, Any], folder: Path, model: Model) -> None:
-    found = config.get("model_type")
-    if found != model.model_type:
+    if not model.family.recognises(config):
         raise WrongModel(
-            f"{folder} holds a {found!r} model, {model.name} is {model.model_type!r}; "
+            f"{folder} holds a {config.get('model_type')!r} model, which is not {model.name}; "
             "name a folder or hub id of EmbeddingGemma or a fine-tune of it"
-        )
-
-
-def _check_config(config: Mapping[str, Any], folder: Path, model: Model) -> None:
-    _check_type(config, folder, model)
-    if config.get("use_bidirectional_attention") is not True:
-        raise WrongModel(
-            f"{folder}/config.json does not say use_bidirectional_attention: true: it is a Gemma 3 "
-            "text generator, or was saved by transformers < 4.57, and would run with causal "
-            "attention; use the original EmbeddingGemma config.json"
-        )
-    window = config.get("sliding_window")
-    if window != model.sliding_window:
-        raise WrongModel(
-            f"{folder}/config.json says sliding_window: {window}, {model.name} was trained with "
-            f"{model.sliding_window}. transformers 4.57 to 5.15 halve the value each time they "
-            f"save; set it back to {model.sliding_window} in that file"
         )
 
 
@@ -207,7 +190,7 @@ def _modules(folder: Path, model: Model) -> tuple[Path, tuple[Path, ...]]:
             raise WrongModel(f"{path} points outside the model folder")
         found.append((name, folder / place))
     kinds = [name for name, _ in found]
-    expected = ["Transformer", "Pooling", *["Dense"] * model.dense_layers, "Normalize"]
+    expected = list(model.family.modules(model))
     if kinds.count("Dense") < model.dense_layers:
         raise WrongModel(
             f"{path} lists {kinds.count('Dense')} Dense layers, {model.name} has "

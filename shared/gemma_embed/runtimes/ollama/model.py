@@ -141,7 +141,7 @@ def checked_model(
     facts = shown.get("model_info")
     facts = facts if isinstance(facts, dict) else {}
     architecture = facts.get("general.architecture")
-    if architecture is not None and architecture not in model.ollama_architectures:
+    if architecture is not None and architecture not in model.family.ollama.architectures:
         raise wrong(f"has the architecture {printable(ascii(architecture))}")
     width = facts.get(f"{architecture}.embedding_length")
     if width is not None and width != model.width:

@@ -72,7 +72,7 @@ class Architecture:
                 intermediate=int(config["intermediate_size"]),
                 full=tuple(kind == "full_attention" for kind in kinds),
                 # The file states the width of the window, both sides together.
-                reach=checkpoint.model.sliding_window // 2 + 1,
+                reach=int(config["sliding_window"]) // 2 + 1,
                 scale=float(config["query_pre_attn_scalar"]) ** -0.5,
                 epsilon=float(config["rms_norm_eps"]),
                 full_base=_base(config, "full_attention", "rope_theta", path),

@@ -1,0 +1,23 @@
+"""The models that the package knows. Every constant of a model is in here, and only here."""
+
+from gemma_embed.models.model import Family, Model, OllamaSupport
+from gemma_embed.models.table import (
+    BUNDLED,
+    EMBEDDINGGEMMA_300M,
+    MODELS,
+    model_of_config,
+    model_of_ollama_tag,
+    model_of_repository,
+)
+
+__all__ = [
+    "BUNDLED",
+    "EMBEDDINGGEMMA_300M",
+    "MODELS",
+    "Family",
+    "Model",
+    "OllamaSupport",
+    "model_of_config",
+    "model_of_ollama_tag",
+    "model_of_repository",
+]
