@@ -10,8 +10,7 @@ import numpy as np
 
 from gemma_embed.identity import Identity
 from gemma_embed.models import EMBEDDINGGEMMA_300M, Model
-from gemma_embed.prompts import Prompts
-from gemma_embed.runtimes import Batch, TooLong
+from gemma_embed.runtimes import Batch, Runtime, TooLong
 from gemma_embed.vectors import Vectors
 
 
@@ -22,7 +21,7 @@ def vector_of(text: str) -> Vectors:
     return (vector / np.linalg.norm(vector)).astype(np.float32)
 
 
-class FakeRuntime:
+class FakeRuntime(Runtime):
     """One token a character; batches of three, last first."""
 
     def __init__(self, max_tokens: int = 2048, name: str = "fake") -> None:
@@ -34,10 +33,6 @@ class FakeRuntime:
     @property
     def model(self) -> Model:
         return EMBEDDINGGEMMA_300M
-
-    @property
-    def prompts(self) -> Prompts:
-        return self.model.prompts
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -59,4 +54,4 @@ class FakeRuntime:
             batch = rows[start : start + 3]
             read = [texts[row][: self.max_tokens] for row in batch]
             self.texts += read
-            yield Batch(batch, np.array([vector_of(text) for text in read]), sum(map(len, read)))
+            yield Batch(batch, np.array([vector_of(text) for text in read]))

@@ -443,7 +443,7 @@ class Cheap(FakeRuntime):
             rows = range(start, min(start + 1000, len(texts)))
             vectors = np.zeros((len(rows), 768), np.float32)
             vectors[range(len(rows)), [row % 128 for row in rows]] = 1.0
-            yield Batch(rows, vectors, None)
+            yield Batch(rows, vectors)
 
 
 def test_100_000_texts_go_batch_by_batch() -> None:

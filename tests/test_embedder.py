@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import pickle
 import threading
 import time
@@ -12,21 +11,16 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 from fakes import FakeRuntime, vector_of
-from hypothesis import given
-from hypothesis import strategies as st
 
 from gemma_embed import Embedder, custom_task
 from gemma_embed.errors import (
     BadResponse,
     ConfigurationError,
-    InputTooLong,
     InvalidInput,
-    ServerBusy,
     ServerFailed,
 )
 from gemma_embed.prompts import TASKS
 from gemma_embed.runtimes import Batch, TooLong
-from gemma_embed.windows import halves
 
 DOCUMENT = "title: none | text: "
 QUERY = "task: search result | query: "
@@ -157,104 +151,6 @@ def test_titles_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(InvalidInput, match=message):
         Embedder(fake).embed(["a", "b"], task, titles)
-
-
-class Breaking(FakeRuntime):
-    """Says that the second of two texts is too long, and breaks down over its parts."""
-
-    def __init__(self, index: int | None) -> None:
-        super().__init__()
-        self.index = index
-
-    def embed(self, texts: Sequence[str], *, truncate: bool = False) -> Iterator[Batch | TooLong]:
-        if len(texts) == 1:
-            raise ServerBusy("the server is too busy", index=self.index)
-        yield Batch([0], vector_of(texts[0])[None, :], 1)
-        yield TooLong(1, None)
-
-
-@pytest.mark.parametrize(("index", "blamed"), [(None, None), (0, 1)])
-def test_a_text_that_is_split_is_blamed_only_for_its_own_faults(
-    index: int | None, blamed: int | None
-) -> None:
-    with pytest.raises(ServerBusy) as caught:
-        Embedder(Breaking(index), overlong="split").embed(["a", "b"])
-    assert caught.value.index == blamed
-
-
-class TestOverlong:
-    limit = len(DOCUMENT) + 40
-
-    def test_error_names_the_text_before_any_work(self) -> None:
-        fake = FakeRuntime(self.limit)
-        with pytest.raises(InputTooLong, match="overlong='truncate'") as caught:
-            Embedder(fake).embed_documents(["a", "b", "a", "x" * 41])
-        assert caught.value.index == 3
-        assert caught.value.tokens == self.limit + 1
-        assert caught.value.limit == self.limit
-        assert fake.texts == []
-
-    def test_the_prompt_counts(self) -> None:
-        fake = FakeRuntime(self.limit)
-        Embedder(fake).embed_documents(["x" * 40])
-        with pytest.raises(InputTooLong):
-            Embedder(fake).embed_documents(["x" * 40], titles=["longer than none"])
-
-    def test_truncate_reads_the_beginning_and_says_so(
-        self, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        fake = FakeRuntime(self.limit)
-        with caplog.at_level(logging.WARNING, "gemma_embed"):
-            vectors = Embedder(fake, overlong="truncate").embed_documents(["a", "x" * 99, "b"])
-        for vector, text in zip(vectors, ["a", "x" * 40, "b"], strict=True):
-            np.testing.assert_allclose(vector, vector_of(DOCUMENT + text), atol=1e-7)
-        assert "1 of 3 texts were too long and were cut to" in caplog.text
-        assert "xxx" not in caplog.text
-
-    def test_split_is_the_weighted_mean_of_windows(self, caplog: pytest.LogCaptureFixture) -> None:
-        fake = FakeRuntime(self.limit)
-        text = "word " * 11
-        with caplog.at_level(logging.WARNING, "gemma_embed"):
-            vectors = Embedder(fake, overlong="split").embed_documents(["a", text, "b"])
-        windows = [part for part in fake.texts if "word" in part]
-        assert "".join(part.removeprefix(DOCUMENT) for part in reversed(windows)) == text
-        mean = sum(len(part) * vector_of(part).astype(np.float64) for part in windows)
-        np.testing.assert_allclose(vectors[1], mean / np.linalg.norm(mean), atol=1e-6)
-        np.testing.assert_allclose(vectors[2], vector_of(DOCUMENT + "b"), atol=1e-7)
-        assert "split into parts" in caplog.text
-
-    def test_a_title_that_fills_the_context_is_an_error(self) -> None:
-        fake = FakeRuntime(self.limit)
-        with pytest.raises(InputTooLong, match="its title or task") as caught:
-            Embedder(fake, overlong="split").embed_documents(
-                ["a", "some text"], titles=[None, "T" * 99]
-            )
-        assert caught.value.index == 1
-
-    def test_a_server_that_does_not_count_cannot_split(self) -> None:
-        class Uncounted(FakeRuntime):
-            def embed(
-                self, texts: Sequence[str], *, truncate: bool = False
-            ) -> Iterator[Batch | TooLong]:
-                for outcome in super().embed(texts, truncate=truncate):
-                    if isinstance(outcome, Batch):
-                        outcome = Batch(outcome.rows, outcome.vectors, None)
-                    yield outcome
-
-        with pytest.raises(BadResponse, match="does not say how many tokens"):
-            Embedder(Uncounted(self.limit), overlong="split").embed(["x" * 60])
-
-
-@given(st.text(min_size=2))
-def test_halves_lose_nothing(text: str) -> None:
-    left, right = halves(text)
-    assert left
-    assert right
-    assert left + right == text
-
-
-def test_halves_prefer_the_space_nearest_the_middle() -> None:
-    assert halves("aaaa bbbbb cc") == ("aaaa", " bbbbb cc")
 
 
 class Broken(FakeRuntime):

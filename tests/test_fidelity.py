@@ -14,7 +14,7 @@ from sentence_transformers.util import truncate_embeddings
 
 from gemma_embed import Embedder
 from gemma_embed.prompts import TASKS
-from gemma_embed.runtimes import Batch, TransformersRuntime
+from gemma_embed.runtimes import TransformersRuntime
 
 DOCUMENT = "title: none | text: "
 DIMENSIONS = (768, 512, 256, 128)
@@ -159,11 +159,3 @@ def test_tokens_are_the_references(
 ) -> None:
     theirs = [len(reference.tokenizer(text)["input_ids"]) for text in texts]
     assert runtime.count_tokens(texts) == theirs
-
-
-def test_batches_know_their_tokens(runtime: TransformersRuntime) -> None:
-    tokens = 0
-    for outcome in runtime.embed(SHORT):
-        assert isinstance(outcome, Batch)
-        tokens += outcome.tokens or 0
-    assert tokens == sum(runtime.count_tokens(SHORT))

@@ -8,7 +8,7 @@ import pytest
 from gemma_embed import custom_task
 from gemma_embed.errors import ConfigurationError, InvalidInput, ModelCorrupt
 from gemma_embed.models import EMBEDDINGGEMMA_300M
-from gemma_embed.prompts import SYMMETRIC_TASKS, TASKS, checked_task
+from gemma_embed.prompts import TASKS, checked_task
 
 PROMPTS = EMBEDDINGGEMMA_300M.prompts
 
@@ -35,7 +35,7 @@ def test_the_published_checkpoint_states_the_same_prompts() -> None:
 
 
 def test_symmetric_tasks_are_tasks() -> None:
-    assert set(TASKS) > SYMMETRIC_TASKS
+    assert set(TASKS) > EMBEDDINGGEMMA_300M.symmetric_tasks
 
 
 @pytest.mark.parametrize(

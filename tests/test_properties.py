@@ -25,9 +25,11 @@ from ollama_wire import JSON, Reply
 
 from gemma_embed import Embedder, EmbeddingStore
 from gemma_embed.errors import BadResponse, EmbeddingError, InputTooLong, InvalidInput
-from gemma_embed.runtimes import OllamaRuntime, OnnxRuntime, TransformersRuntime
+from gemma_embed.gate import checked_outcomes
+from gemma_embed.long_texts import halves
+from gemma_embed.runtimes import Batch, OllamaRuntime, OnnxRuntime, TransformersRuntime
 from gemma_embed.runtimes.ollama import retry
-from gemma_embed.vectors import checked_vectors, cut, plan_batches
+from gemma_embed.vectors import cut, plan_batches
 
 DOCUMENT = "title: none | text: "
 ROUNDING = 2e-6
@@ -199,8 +201,21 @@ def test_long_texts_are_named_or_halved_without_loss(texts: list[str], limit: in
     runtime = FakeRuntime(limit)
     vectors = Embedder(runtime, overlong="split").embed(texts)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
-    parts = [part.removeprefix(DOCUMENT) for part in runtime.texts]
-    assert sum(map(len, parts)) == sum(map(len, set(texts)))
+    for text, vector in zip(texts, vectors, strict=True):
+        parts = parts_of(text, limit - len(DOCUMENT))
+        assert "".join(parts) == text
+        mean = sum(max(1, len(part.encode())) * vector_of(DOCUMENT + part) for part in parts)
+        np.testing.assert_allclose(vector, mean / np.linalg.norm(mean), atol=1e-5)
+    # Nothing else was computed but the prompt alone, to see that it leaves room.
+    read = {part.removeprefix(DOCUMENT) for part in runtime.texts}
+    wanted = {part for text in texts for part in parts_of(text, limit - len(DOCUMENT))}
+    assert read - wanted <= {""}
+
+
+def parts_of(text: str, most: int) -> list[str]:
+    if len(text) <= most:
+        return [text]
+    return [part for half in halves(text) for part in parts_of(half, most)]
 
 
 @many
@@ -238,9 +253,9 @@ ROWS = st.lists(st.lists(SCALARS, min_size=1, max_size=3), max_size=4)
 @given(value=JSON_VALUES | ROWS | st.lists(st.lists(NUMBERS, min_size=2, max_size=2), max_size=3))
 def test_numbers_of_any_kind_are_vectors_or_bad(value: Any) -> None:
     try:
-        vectors = checked_vectors(value, [7, 8], 2, "a test")
+        ((_, vectors),) = checked_outcomes([Batch([0, 1], value)], 2, 2, "a test")
     except BadResponse as error:
-        assert error.index in (None, 7, 8)
+        assert error.index in (None, 0, 1)
     else:
         assert vectors.shape == (2, 2)
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gemma_embed.errors import BadResponse
-from gemma_embed.vectors import checked_vectors, cut, plan_batches
+from gemma_embed.vectors import cut, plan_batches
 
 SIZES = st.lists(st.integers(0, 50), max_size=40)
 
@@ -49,45 +48,3 @@ def test_a_cut_is_the_beginning_with_unit_length(dimensions: int) -> None:
 def test_cutting_in_steps_is_cutting_at_once() -> None:
     vectors = np.random.default_rng(1).normal(size=(3, 768)).astype(np.float32)
     np.testing.assert_allclose(cut(cut(vectors, 512), 128), cut(vectors, 128), atol=1e-7)
-
-
-def test_checked_vectors_have_unit_length() -> None:
-    vectors = checked_vectors([[3.0, 4.0], [0.0, 2.0]], [0, 1], 2, "it")
-    assert vectors.dtype == np.float32
-    np.testing.assert_allclose(vectors, [[0.6, 0.8], [0, 1]])
-
-
-@pytest.mark.parametrize(
-    ("vectors", "message"),
-    [
-        ([[1.0, 0.0]], "1 vectors for 2 texts"),
-        ([[1.0, 0.0]] * 3, "3 vectors for 2 texts"),
-        ([], "0 vectors for 2 texts"),
-        (None, "no vectors for 2 texts"),
-        ([[1.0], [1.0]], "vectors of 1 numbers"),
-        ([[1.0, 0.0], [1.0]], "equally wide"),
-        ([["a", "b"], ["c", "d"]], "equally wide"),
-        ([[1.0, 0.0], [None, "x"]], "equally wide"),
-    ],
-)
-def test_a_misshapen_answer_is_refused(vectors: object, message: str) -> None:
-    with pytest.raises(BadResponse, match=message) as caught:
-        checked_vectors(vectors, [7, 8], 2, "it")
-    assert caught.value.index is None
-
-
-@pytest.mark.parametrize(
-    ("bad", "message"),
-    [
-        ([np.nan, 1.0], "NaN or infinity"),
-        ([np.inf, 1.0], "NaN or infinity"),
-        ([0.0, 0.0], "all-zero"),
-        ([None, 1.0], "NaN or infinity"),
-        ([1e30, 1e30], "all-zero|NaN or infinity"),
-    ],
-)
-def test_a_vector_that_cannot_be_right_is_named(bad: list[float], message: str) -> None:
-    with pytest.raises(BadResponse, match=message) as caught:
-        checked_vectors([[1.0, 0.0], bad], [7, 8], 2, "it")
-    assert caught.value.index == 8
-    assert "index 8" in str(caught.value)

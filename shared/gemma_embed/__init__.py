@@ -1,10 +1,11 @@
 """EmbeddingGemma done right: one core over several runtimes.
 
-``Embedder`` is the whole of it: texts in, vectors out; an ``EmbeddingStore`` keeps them. Runtimes
-are in ``gemma_embed.runtimes``, errors in ``gemma_embed.errors``.
+``Embedder`` takes texts and returns vectors; an ``EmbeddingStore`` stores them. Runtimes are in
+``gemma_embed.runtimes``, errors in ``gemma_embed.errors``.
 """
 
-from gemma_embed.embedder import Embedder, Overlong
+from gemma_embed.embedder import Embedder
+from gemma_embed.long_texts import Overlong
 from gemma_embed.prompts import Task, custom_task
 from gemma_embed.store import EmbeddingStore
 

@@ -12,6 +12,7 @@ from functools import cache, partial
 from typing import Any, ParamSpec, TypeVar
 
 from gemma_embed.cancellation import under
+from gemma_embed.errors import EmbeddingError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -29,7 +30,7 @@ async def in_background(function: Callable[P, T], *args: P.args, **kwargs: P.kwa
     once in a process. Cancelling gives control back at once: a call that waits for a worker is
     dropped, one that has begun sends nothing more and ends after the batch that it computes.
     """
-    # Here and not at the top: who never awaits needs none of its 5 MB.
+    # Imported here: it takes 5 MB, which programs that never await do not need.
     import asyncio
 
     job = _Job(Future(), threading.Event(), partial(function, *args, **kwargs))
@@ -43,7 +44,7 @@ async def in_background(function: Callable[P, T], *args: P.args, **kwargs: P.kwa
 
 
 class _Job:
-    """A call, its outcome, and the signal that nobody waits for it any more."""
+    """A call, its outcome, and the signal that cancels it."""
 
     def __init__(
         self, outcome: Future[Any], cancelled: threading.Event, call: Callable[[], Any]
@@ -57,9 +58,9 @@ class _Job:
             return
         try:
             result = self.call()
-        except BaseException as error:  # noqa: BLE001 - raised again where it is awaited
+        except BaseException as error:  # noqa: BLE001 - raised where it is awaited
             self.outcome.set_exception(error)
-            # The error holds this frame; were the outcome in it, both would hold each other.
+            # The error's traceback holds this frame, and the outcome holds the error: a cycle.
             del self
         else:
             self.outcome.set_result(result)
@@ -87,7 +88,27 @@ class _Workers:
             if self._threads == _WORKERS:
                 return
             self._threads += 1
-        threading.Thread(target=self._work, name="gemma-embed-async", daemon=True).start()
+        try:
+            threading.Thread(target=self._work, name="gemma-embed-async", daemon=True).start()
+        except RuntimeError as error:
+            self._not_started(error)
+
+    def _not_started(self, error: RuntimeError) -> None:
+        """Fail the jobs that no worker will take, after a thread could not be started."""
+        with self._changed:
+            self._threads -= 1
+            # A worker that runs takes all that wait.
+            lost = list(self._waiting) if not self._threads else []
+            if lost:
+                self._waiting.clear()
+        for job in lost:
+            if job.outcome.set_running_or_notify_cancel():
+                failure = EmbeddingError(
+                    f"this process cannot start a thread for the call ({error}); end some of its "
+                    "threads, or raise the system's limit"
+                )
+                failure.__cause__ = error
+                job.outcome.set_exception(failure)
 
     def _work(self) -> None:
         while True:
@@ -101,16 +122,16 @@ class _Workers:
             job.do()
             with self._changed:
                 self._running.remove(job)
-            # Or the last result would stay while the next is computed.
+            # Otherwise the last result would stay in memory while the next is computed.
             del job
 
     def _finish(self) -> None:
-        """Cancel what is left, and let a batch end that a model in this process computes.
+        """Cancel what is left, and wait for a batch that a model in this process computes.
 
-        Its library aborts the process if a thread is still in it when it is taken down.
+        Its library aborts the process if a thread still runs in it when the interpreter ends.
         """
         if os.getpid() != self._process:
-            # A forked child has none of the threads.
+            # A forked child has no thread of its parent.
             return
         with self._changed:
             self._waiting.clear()
@@ -121,5 +142,5 @@ class _Workers:
 
 @cache
 def _workers(process: int) -> _Workers:
-    # One a process, as threads do not survive a fork.
+    # By process, as threads do not survive a fork.
     return _Workers(process)

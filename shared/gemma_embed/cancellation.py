@@ -1,7 +1,7 @@
-"""How work finds out that nobody waits for it any more.
+"""How work finds out that its caller has cancelled it.
 
-A call that runs on a thread of ours carries its signal in its context. Whatever may take long asks
-for it between two steps, and while it waits.
+A call on a thread of this package carries its signal in its context. Whatever may take long checks
+the signal between two steps, and while it waits.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# How often who waits for something else asks, in seconds.
+# How often a wait checks the signal, in seconds.
 GLANCE = 0.1
 
-# More than one where work has parts on threads of their own.
+# Several, where parts of the work run on threads of their own.
 _SIGNALS: contextvars.ContextVar[tuple[threading.Event, ...]] = contextvars.ContextVar(
     "gemma_embed_cancelled", default=()
 )
 
 
 class Cancelled(BaseException):
-    """The work was cancelled; no caller of the package gets this, since none waits."""
+    """The work was cancelled; callers of the package never see this, as they wait no more."""
 
 
 def check_not_cancelled() -> None:

@@ -1,39 +1,25 @@
-"""The one path of a text, from the caller's list to vectors of the width asked for."""
+"""The face of the core: options in one object, texts in, vectors out."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, get_args
-
-import numpy as np
+from typing import Any, get_args
 
 from gemma_embed.background import in_background
-from gemma_embed.cancellation import check_not_cancelled
-from gemma_embed.errors import (
-    BadResponse,
-    ConfigurationError,
-    EmbeddingError,
-    InputTooLong,
-    InvalidInput,
-)
+from gemma_embed.errors import ConfigurationError, InvalidInput
 from gemma_embed.identity import fingerprint
 from gemma_embed.inputs import checked_texts, checked_titles, texts_in_order, titles_in_order
+from gemma_embed.long_texts import Overlong
+from gemma_embed.path import Route, embedded, prompted
 from gemma_embed.progress import ProgressCallback, reporting
-from gemma_embed.prompts import SYMMETRIC_TASKS, Task, checked_task
+from gemma_embed.prompts import Task, checked_task
 from gemma_embed.runtimes import RuntimeName, open_runtime
-from gemma_embed.runtimes.base import Batch, Runtime, TooLong
+from gemma_embed.runtimes.base import Runtime
 from gemma_embed.store import EmbeddingStore, open_store
-from gemma_embed.vectors import Vectors, cut
-from gemma_embed.windows import halves
+from gemma_embed.vectors import Vectors
 
-logger = logging.getLogger("gemma_embed")
-
-Overlong = Literal["error", "truncate", "split"]
-
-_STORE_PAGE = 4096
 _STREAM_PAGE = 1024
 
 
@@ -51,8 +37,8 @@ class Embedder:
         overlong: What happens to a text of more tokens, its prompt counted, than the model reads:
             ``error`` raises, ``truncate`` reads the beginning and logs a warning, ``split`` halves
             the text between words until every part fits, and returns the mean of the parts'
-            vectors, weighted by their token counts and of unit length.
-        store: Where document vectors are looked up before they are computed, and kept; or None.
+            vectors, weighted by their UTF-8 bytes and of norm 1.
+        store: Where document vectors are looked up before they are computed, and stored; or None.
         progress: False, True for a tqdm bar, or a function of (texts done, texts in all).
     """
 
@@ -71,7 +57,8 @@ class Embedder:
         """Check the options; nothing is loaded.
 
         Args:
-            runtime: ``"transformers"`` or ``"ollama"`` with their defaults, or a runtime object.
+            runtime: ``"transformers"``, ``"onnx"`` or ``"ollama"`` with their defaults, or a
+                runtime object, whose constructor takes everything else.
             model: What a runtime given by name loads: a hub id, a folder, or a server's tag.
             dimensions: One of the model's widths; None for the full one.
             query_task: A ``Task``, or what ``custom_task`` returns.
@@ -118,7 +105,8 @@ class Embedder:
             ConfigurationError: If the task is unknown.
         """
         checked = checked_task(task)
-        document_task = checked if checked in SYMMETRIC_TASKS else self.document_task
+        symmetric = checked in self.runtime.model.symmetric_tasks
+        document_task = checked if symmetric else self.document_task
         return self.replaced(query_task=checked, document_task=document_task)
 
     def replaced(self, **options: Any) -> Embedder:
@@ -142,8 +130,11 @@ class Embedder:
 
     @property
     def takes_titles(self) -> bool:
-        """Whether documents are embedded with titles: under their own task only."""
-        return self.document_task == "document"
+        """Whether documents are embedded with titles.
+
+        True under the task ``document``, if the checkpoint's own prompt has a place for a title.
+        """
+        return self.document_task == "document" and self.runtime.prompts.titled is not None
 
     @property
     def fingerprint(self) -> str:
@@ -164,7 +155,7 @@ class Embedder:
                 "prompt": prompts.prefix(checked),
                 "titled": prompts.titled if checked == "document" else None,
                 "dimensions": self.dimensions,
-                "overlong": self.overlong,
+                "overlong": Route(self.runtime, self.overlong, None, 0).rule,
             },
         )
 
@@ -175,8 +166,9 @@ class Embedder:
             text: The query, without any prompt.
             task: None for ``query_task``.
         """
-        # Past the store: a query seldom comes twice, and is nobody's to keep.
-        vector: Vectors = self._embed([text], task or self.query_task, None, None)[0]
+        # Past the store: a query seldom comes twice, and is private.
+        task = self.query_task if task is None else task
+        vector: Vectors = self._embed([text], task, None, None, self.progress)[0]
         return vector
 
     def embed_documents(
@@ -226,7 +218,8 @@ class Embedder:
             EmbeddingError: If the runtime or the store fails; ``index`` names a text where one is
                 at fault. What was computed before stays in the store.
         """
-        return self._embed(texts, task or self.document_task, titles, self.store)
+        task = self.document_task if task is None else task
+        return self._embed(texts, task, titles, self.store, self.progress)
 
     def stream(
         self,
@@ -253,29 +246,22 @@ class Embedder:
                 title that cannot be embedded, and for too few titles; at the end for too many.
             EmbeddingError: As ``embed`` does; ``index`` counts from the first text of all.
         """
-        checked = checked_task(task or self.document_task)
+        checked = checked_task(self.document_task if task is None else task)
         headings = None if titles is None else titles_in_order(titles, checked)
         return self._pages(texts_in_order(texts), checked, headings)
 
     def _pages(
         self, texts: Iterator[str], task: str, titles: Iterator[str | None] | None
     ) -> Iterator[Vectors]:
-        quiet = self.replaced(progress=False)
         done = 0
         while page := list(islice(texts, _STREAM_PAGE)):
             given = None if titles is None else list(islice(titles, len(page)))
             if given is not None and len(given) < len(page):
                 raise InvalidInput(
                     f"{done + len(given)} titles for at least {done + len(page)} texts: pass None "
-                    "where there is none"
+                    "for a text without a title"
                 )
-            try:
-                vectors = quiet.embed(page, task, given)
-            except EmbeddingError as error:
-                if error.index is not None:
-                    error.index += done
-                raise
-            yield vectors
+            yield self._embed(page, task, given, self.store, start=done)
             done += len(page)
         if any(True for _ in titles or ()):
             raise InvalidInput(f"more titles than the {done} texts: pass one, or None, for each")
@@ -286,133 +272,15 @@ class Embedder:
         task: Task | str,
         titles: Iterable[str | None] | None,
         store: EmbeddingStore | None,
+        progress: bool | ProgressCallback = False,
+        start: int = 0,
     ) -> Vectors:
-        items = checked_texts(texts)
+        checked = checked_texts(texts, start)
         task = checked_task(task)
-        headings = checked_titles(titles, len(items), task)
-        result = np.empty((len(items), self.dimensions), dtype=np.float32)
-        if not items:
-            return result
-        prompts = self.runtime.prompts
-        prefixes = [prompts.prefix(task, heading) for heading in headings]
-        places: dict[str, list[int]] = {}
-        for index, (prefix, text) in enumerate(zip(prefixes, items, strict=True)):
-            places.setdefault(prefix + text, []).append(index)
-        indices = list(places.values())
-        parts = [(prefixes[where[0]], items[where[0]]) for where in indices]
-        with reporting(self.progress, len(items)) as done:
-            try:
-                for rows, vectors in self._found_or_computed(list(places), parts, store):
-                    for row, vector in zip(rows, cut(vectors, self.dimensions), strict=True):
-                        result[indices[row]] = vector
-                    done(sum(len(indices[row]) for row in rows))
-            except EmbeddingError as error:
-                if error.index is not None:
-                    error.index = indices[error.index][0]
-                raise
-        return result
-
-    def _found_or_computed(
-        self, prompted: list[str], parts: list[tuple[str, str]], store: EmbeddingStore | None
-    ) -> Iterator[tuple[Sequence[int], Vectors]]:
-        if store is None:
-            yield from self._computed(prompted, parts)
-            return
-        # The full width: a cut is made of it at no cost.
-        space = fingerprint(self.runtime.identity, {"overlong": self.overlong})
-        missing: list[int] = []
-        for start in range(0, len(prompted), _STORE_PAGE):
-            page = prompted[start : start + _STORE_PAGE]
-            rows, vectors = store.get(space, page, self.runtime.model.width)
-            missing.extend(start + row for row in sorted(set(range(len(page))) - set(rows)))
-            if rows:
-                yield [start + row for row in rows], vectors
-        if not missing:
-            return
-        store.check_writable()
-        try:
-            for computed, vectors in self._computed(
-                [prompted[row] for row in missing], [parts[row] for row in missing]
-            ):
-                rows = [missing[row] for row in computed]
-                store.put(space, [prompted[row] for row in rows], vectors)
-                yield rows, vectors
-        except EmbeddingError as error:
-            if error.index is not None:
-                error.index = missing[error.index]
-            raise
-
-    def _computed(
-        self, prompted: list[str], parts: list[tuple[str, str]]
-    ) -> Iterator[tuple[Sequence[int], Vectors]]:
-        too_long: list[int] = []
-        for outcome in self._outcomes(prompted):
-            if isinstance(outcome, Batch):
-                yield outcome.rows, outcome.vectors
-            elif self.overlong == "error":
-                raise self._too_long(outcome)
-            else:
-                too_long.append(outcome.row)
-        if not too_long:
-            return
-        verb = "cut to" if self.overlong == "truncate" else "split into parts of at most"
-        logger.warning(
-            "%d of %d texts were too long and were %s %d tokens, the prompt counted",
-            len(too_long),
-            len(prompted),
-            verb,
-            self.runtime.identity.max_tokens,
-        )
-        if self.overlong == "split":
-            for row in too_long:
-                yield [row], self._split(row, *parts[row])
-            return
-        for outcome in self._outcomes([prompted[row] for row in too_long], truncate=True):
-            if isinstance(outcome, TooLong):
-                raise self._too_long(TooLong(too_long[outcome.row], outcome.tokens))
-            yield [too_long[row] for row in outcome.rows], outcome.vectors
-
-    def _outcomes(self, texts: list[str], *, truncate: bool = False) -> Iterator[Batch | TooLong]:
-        """Compute, batch by batch, until nobody waits for it any more."""
-        check_not_cancelled()
-        for outcome in self.runtime.embed(texts, truncate=truncate):
-            yield outcome
-            check_not_cancelled()
-
-    def _split(self, row: int, prefix: str, text: str) -> Vectors:
-        # Weights count the prompt's tokens too: the model's own mean pooling does the same.
-        mean = np.zeros(self.runtime.model.width)
-        windows = [text]
-        while windows:
-            window = windows.pop()
-            try:
-                (outcome,) = self._outcomes([prefix + window])
-            except EmbeddingError as error:
-                # A server that is busy or gone is no text's fault.
-                if error.index is not None:
-                    error.index = row
-                raise
-            if isinstance(outcome, Batch):
-                if outcome.tokens is None:
-                    raise BadResponse(
-                        "the server does not say how many tokens it read, which "
-                        "overlong='split' weighs by: update it, or use 'truncate'",
-                        index=row,
-                    )
-                mean += outcome.tokens * outcome.vectors[0].astype(np.float64)
-            elif len(window) > 1:
-                windows.extend(halves(window))
-            else:
-                raise self._too_long(TooLong(row, outcome.tokens), "its title or task")
-        return (mean / np.linalg.norm(mean)).astype(np.float32)[None, :]
-
-    def _too_long(self, outcome: TooLong, what: str = "the text with its prompt") -> InputTooLong:
-        limit = self.runtime.identity.max_tokens
-        count = f"more than {limit}" if outcome.tokens is None else f"{outcome.tokens}"
-        return InputTooLong(
-            f"{what} has {count} tokens, the model reads {limit}; split texts into smaller "
-            "chunks, or choose overlong='truncate' or overlong='split'",
-            index=outcome.row,
-            tokens=outcome.tokens,
-            limit=limit,
-        )
+        headings = checked_titles(titles, len(checked), task, start)
+        route = Route(self.runtime, self.overlong, store, self.dimensions)
+        if not checked:
+            return embedded([], route, lambda _: None)
+        items = prompted(checked, headings, task, self.runtime.prompts, start)
+        with reporting(progress, len(items)) as done:
+            return embedded(items, route, done)

@@ -6,13 +6,13 @@ EmbeddingError                               has ``index``: which text, where on
 ├── MissingDependency    (also ImportError)  an optional package is not installed
 ├── InvalidInput         (also ValueError)   a text, title or list cannot be embedded
 │   └── InputTooLong                         more tokens than the model reads; has ``tokens``
-├── ModelError                               the model is not what was asked for
+├── ModelError                               the model is not the one asked for
 │   ├── ModelNotFound                        missing, gated, or not pulled
 │   ├── ModelCorrupt                         files damaged or incomplete
 │   ├── WrongModel                           would give other vectors than EmbeddingGemma's
-│   └── ModelChanged                         other weights under the same name, in mid-use
+│   └── ModelChanged                         other weights under the same name, while in use
 ├── OutOfMemory                              the model, or one text, is too much; ``tokens``
-├── BadResponse                              a runtime's answer cannot be right
+├── BadResponse                              what a runtime returned cannot be right
 ├── StoreError                               the embedding store's file cannot be used
 ├── CollectionError                          a vector store's collection cannot be trusted
 │   ├── CollectionMismatch                   it holds other vectors than this embedder makes
@@ -26,7 +26,7 @@ EmbeddingError                               has ``index``: which text, where on
     ├── ServerBusy
     └── ServerFailed
 
-Messages say what failed, where (an index, never the text), and what mends it.
+Messages say what failed, where (an index, never the text), and how to fix it.
 """
 
 
@@ -34,9 +34,9 @@ class EmbeddingError(Exception):
     """Base of every error raised on purpose by this package.
 
     Attributes:
-        index: Position in the caller's list of the text at fault, or None if no single one is.
-        attempts: Requests that failed in a row for it; 0 where none did: no server was asked, or
-            what is wrong is told by an answer, say that the server has no such model.
+        index: Position in the caller's list of the text at fault; None if it is not one text.
+        attempts: Requests that failed in a row; 0 if every request was answered, for example by
+            a server that says that it has no such model.
         elapsed: Seconds from the first of them to the error.
     """
 
@@ -58,7 +58,7 @@ class EmbeddingError(Exception):
         return message if self.index is None else f"text at index {self.index}: {message}"
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Exception's own way would call the constructor without the keyword arguments.
+        # Exception.__reduce__ would call the constructor without the keyword arguments.
         return (_restored, (type(self), self.args[0], self.__dict__))
 
 
@@ -84,8 +84,8 @@ class InputTooLong(InvalidInput):
     """A text has more tokens, its prompt counted, than the model reads.
 
     Attributes:
-        tokens: Tokens of the prompted text, special tokens included; None where a server
-            refused without saying, or they were too many to count.
+        tokens: Tokens of the prompted text, special tokens included; None if a server does not
+            say, or they are too many to count.
         limit: Tokens that the model reads.
     """
 
@@ -135,7 +135,7 @@ class OutOfMemory(EmbeddingError):
 
 
 class BadResponse(EmbeddingError):
-    """A runtime's answer cannot be right: count, width, a non-finite or all-zero vector."""
+    """What a runtime returned cannot be right: count, width, a non-finite or all-zero vector."""
 
 
 class StoreError(EmbeddingError):
@@ -147,7 +147,7 @@ class CollectionError(EmbeddingError):
 
 
 class CollectionMismatch(CollectionError):
-    """The collection's vectors are of another space, or nobody wrote down of which."""
+    """The collection's vectors are of another space, or of a space that it does not name."""
 
 
 class CollectionDamaged(CollectionError):

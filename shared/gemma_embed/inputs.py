@@ -10,11 +10,11 @@ from gemma_embed.errors import InvalidInput
 Item = TypeVar("Item")
 
 # Iterable, but not texts in an order.
-_NO_LISTS = (str, bytes, bytearray, memoryview, Mapping, set, frozenset)
+_NOT_LISTS = (str, bytes, bytearray, memoryview, Mapping, set, frozenset)
 
 
-def checked_texts(texts: Iterable[str]) -> list[str]:
-    """Return the texts as a list.
+def checked_texts(texts: Iterable[str], start: int = 0) -> list[str]:
+    """Return the texts as a list; errors count from ``start``.
 
     An empty text is valid: it is embedded as its prompt alone, on every runtime alike, since
     frameworks hand over empty chunks routinely.
@@ -24,7 +24,8 @@ def checked_texts(texts: Iterable[str]) -> list[str]:
             cannot encode (a lone surrogate).
     """
     return [
-        _checked_text(item, "the text", index) for index, item in enumerate(texts_in_order(texts))
+        _checked_text(item, "the text", index)
+        for index, item in enumerate(texts_in_order(texts), start)
     ]
 
 
@@ -50,7 +51,7 @@ def titles_in_order(titles: Iterable[str | None], task: str) -> Iterator[str | N
 
 
 def checked_titles(
-    titles: Iterable[str | None] | None, count: int, task: str
+    titles: Iterable[str | None] | None, count: int, task: str, start: int = 0
 ) -> Sequence[str | None]:
     """Return one title, or None, for each text.
 
@@ -62,22 +63,22 @@ def checked_titles(
         return [None] * count
     items = list(titles_in_order(titles, task))
     if len(items) != count:
-        raise InvalidInput(f"{len(items)} titles for {count} texts: pass None where there is none")
+        raise InvalidInput(f"{len(items)} titles for {count} texts: pass None for a text without")
     return [
         None if item is None else _checked_text(item, "its title", index)
-        for index, item in enumerate(items)
+        for index, item in enumerate(items, start)
     ]
 
 
-def _in_order(given: Iterable[Item], what: str, mend: str) -> Iterator[Item]:
+def _in_order(given: Iterable[Item], what: str, advice: str) -> Iterator[Item]:
     # A data frame gives the names of its columns one by one.
-    if not isinstance(given, _NO_LISTS) and not hasattr(given, "iterrows"):
+    if not isinstance(given, _NOT_LISTS) and not hasattr(given, "iterrows"):
         try:
             return iter(given)
         except TypeError:
             # None, a number, an array without dimensions: refused below.
             pass
-    raise InvalidInput(f"expected a list of {what}, got {type(given).__name__}: {mend}")
+    raise InvalidInput(f"expected a list of {what}, got {type(given).__name__}: {advice}")
 
 
 def _checked_text(item: object, what: str, index: int) -> str:

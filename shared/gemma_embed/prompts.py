@@ -27,11 +27,6 @@ Task = Literal[
 
 TASKS: tuple[str, ...] = get_args(Task)
 
-# In these the two sides are embedded alike; in all others documents keep the document prompt.
-SYMMETRIC_TASKS = frozenset(
-    {"classification", "clustering", "sentence similarity", "summarization"}
-)
-
 _CUSTOM = "custom:"
 
 
@@ -103,15 +98,17 @@ class Prompts:
     titled: str | None
     custom: str = field(default="task: {description} | query: ")
 
-    def prefix(self, task: str, title: str | None = None) -> str:
+    def prefix(self, task: str, title: str | None = None, index: int | None = None) -> str:
         """Return what precedes a text.
 
         Args:
             task: A task name that ``checked_task`` accepts.
             title: A document's title. Line breaks and ``|`` in it become spaces, so that a title
-                cannot fake the text field; blank means none.
+                cannot fake the text field; a blank one counts as None.
+            index: The text's position in the caller's list, for errors.
 
         Raises:
+            ConfigurationError: If this model has no prompt for the task.
             InvalidInput: If there is a title, and this model has no place for one.
         """
         if task == "document":
@@ -121,12 +118,18 @@ class Prompts:
             if self.titled is None:
                 raise InvalidInput(
                     f"this checkpoint's own document prompt ({self.document!r}) has no place for "
-                    "a title; leave titles out"
+                    "a title; leave titles out",
+                    index=index,
                 )
             # Not str.format: braces in a title are the user's.
             return self.titled.replace("{title}", cleaned)
         if task.startswith(_CUSTOM):
             return self.custom.replace("{description}", task.removeprefix(_CUSTOM).strip())
+        if task not in self.prefixes:
+            known = ", ".join(map(repr, ("document", *self.prefixes)))
+            raise ConfigurationError(
+                f"this model has no prompt for the task {task!r}; it has {known}"
+            )
         return self.prefixes[task]
 
     def prompted(self, text: str, task: str, title: str | None = None) -> str:
@@ -155,7 +158,8 @@ class Prompts:
             keys: For each task the name under which a checkpoint keeps its prompt.
 
         Returns:
-            The prompts to use, and the tasks in which they differ from these.
+            The prompts to use, and the tasks in which they differ from these. Prompts that are
+            all empty count as not stated.
 
         Raises:
             ModelCorrupt: If one is not Unicode text, which no tokenizer reads.
@@ -167,11 +171,12 @@ class Prompts:
                     "config_sentence_transformers.json) has a lone surrogate, which is not Unicode "
                     "text; download the model again"
                 )
-        changed = {
-            task: own[key]
-            for task, key in keys.items()
-            if key in own and own[key] != self.prefix(task)
-        }
+        stated = {task: own[key] for task, key in keys.items() if key in own}
+        if not any(stated.values()):
+            # sentence-transformers 6.2 writes empty prompts for a model made without any: its
+            # default, not a statement (sentence_transformers/base/model.py).
+            return self, ()
+        changed = {task: prompt for task, prompt in stated.items() if prompt != self.prefix(task)}
         if not changed:
             return self, ()
         document = changed.get("document", self.document)

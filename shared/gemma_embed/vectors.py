@@ -1,4 +1,4 @@
-"""Batches, checks and cuts: arithmetic on sizes and arrays, without any I/O."""
+"""Batches and cuts: arithmetic on sizes and arrays, without I/O."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-
-from gemma_embed.errors import BadResponse
 
 Vectors = npt.NDArray[np.float32]
 
@@ -39,53 +37,6 @@ def plan_batches(
         batches[-1].append(row)
         total += sizes[row]
     return batches
-
-
-def checked_vectors(vectors: object, rows: Sequence[int], width: int, source: str) -> Vectors:
-    """Return a runtime's vectors as float32 rows of unit length, if they can be right.
-
-    Args:
-        vectors: Shape (len(rows), width), any float type; lists of lists are taken too.
-        rows: For each vector the index to name when it is wrong.
-        width: The model's full width.
-        source: Who made them, for messages.
-
-    Returns:
-        float32, shape (len(rows), width), same order, each row of norm 1.
-
-    Raises:
-        BadResponse: If count or width is wrong, or a vector is not finite or all zeros. Zeros are
-            how one server era reports NaN, and how a failed pooling looks.
-    """
-    try:
-        with np.errstate(over="ignore"):
-            array = np.asarray(vectors, dtype=np.float32)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise BadResponse(
-            f"{source} returned something other than equally wide lists of numbers; update it"
-        ) from error
-    if array.ndim != 2 or len(array) != len(rows):
-        got = len(array) if array.ndim else "no"
-        raise BadResponse(f"{source} returned {got} vectors for {len(rows)} texts; update it")
-    if array.shape[1] != width:
-        raise BadResponse(
-            f"{source} returned vectors of {array.shape[1]} numbers where this model gives "
-            f"{width}: it runs another model, or one without its Dense layers"
-        )
-    finite = np.all(np.isfinite(array), axis=1)
-    with np.errstate(over="ignore", invalid="ignore"):
-        norms = np.linalg.norm(array, axis=1)
-    wrong = np.flatnonzero(~(finite & np.isfinite(norms) & (norms > 0)))
-    if len(wrong):
-        first = int(wrong[0])
-        what = "an all-zero vector" if norms[first] == 0 else "NaN or infinity"
-        raise BadResponse(
-            f"{source} returned {what}; float16 arithmetic does that with this model: use float32 "
-            "or bfloat16, and on a server another quantisation or num_gpu=0",
-            index=rows[first],
-        )
-    unit: Vectors = array / norms[:, None]
-    return unit
 
 
 def cut(vectors: Vectors, dimensions: int) -> Vectors:

@@ -196,7 +196,7 @@ def _stored_only(embedder: Embedder) -> Embedder:
     )
 
 
-class _StoredOnly:
+class _StoredOnly(Runtime):
     """A runtime that says who it is and computes nothing."""
 
     def __init__(self, runtime: Runtime) -> None:

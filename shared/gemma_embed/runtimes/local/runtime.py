@@ -19,7 +19,7 @@ from gemma_embed.runtimes.local.files import check_not_overwritten
 from gemma_embed.runtimes.local.hub import model_folder
 from gemma_embed.runtimes.local.memory import is_out_of_memory, within_memory
 from gemma_embed.runtimes.local.pages import token_pages
-from gemma_embed.vectors import Vectors, checked_vectors
+from gemma_embed.vectors import Vectors
 
 
 class Network(Protocol):
@@ -115,6 +115,11 @@ class LocalRuntime(ABC):
         return self
 
     @property
+    def description(self) -> str:
+        """The class, as error messages name it."""
+        return type(self).__name__
+
+    @property
     def model(self) -> Model:
         """The row of the model table."""
         return self._model
@@ -165,11 +170,7 @@ class LocalRuntime(ABC):
         lengths = {row: len(ids) for row, ids in page.items()}
         for batch in network.batches(lengths):
             for part, vectors in within_memory(compute, batch, lengths):
-                yield Batch(
-                    part,
-                    checked_vectors(vectors, part, self._model.width, "the model"),
-                    sum(lengths[row] for row in part),
-                )
+                yield Batch(part, vectors)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Count the tokens of prompted texts, special tokens included."""

@@ -161,6 +161,11 @@ class OllamaRuntime:
         return {"model": fields.pop("tag"), "host": self._settings.endpoint.url, **fields}
 
     @property
+    def description(self) -> str:
+        """The server, as error messages name it."""
+        return f"Ollama ({self._settings.endpoint.origin})"
+
+    @property
     def prompts(self) -> Prompts:
         """The model's; an Ollama server adds none and knows of none."""
         return self._settings.model.prompts

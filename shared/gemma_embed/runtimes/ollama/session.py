@@ -38,7 +38,7 @@ from gemma_embed.runtimes.ollama.model import (
 )
 from gemma_embed.runtimes.ollama.parallel import in_parallel
 from gemma_embed.runtimes.ollama.server import QUESTION_TIMEOUT, Answer, Server
-from gemma_embed.vectors import checked_vectors, plan_batches
+from gemma_embed.vectors import plan_batches
 
 if TYPE_CHECKING:
     from ollama import ListResponse
@@ -196,10 +196,7 @@ class Session:
                     truncate=cut,
                     keep_alive=self._settings.keep_alive,
                 )
-            source = f"Ollama ({self._server.origin})"
-            width = self._settings.model.width
-            vectors = checked_vectors(answer.vectors, rows, width, source)
-            return Batch(rows, vectors, answer.tokens), answer
+            return Batch(rows, answer.vectors), answer
 
         batch, answer = self._repeated(request, texts=len(rows), stop=call.stop)
         if answer.load_seconds > _LOADED_JUST_NOW:

@@ -1,0 +1,177 @@
+"""The path of a text: checked, prompted, distinct, stored or computed, placed and cut.
+
+Each step is a function; ``Embedder`` chooses the options. The only I/O is the runtime's and the
+store's. An item carries the caller's index from the first step to the last, and a runtime's own
+numbering is translated in one place (``_computed``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gemma_embed.cancellation import check_not_cancelled
+from gemma_embed.errors import EmbeddingError
+from gemma_embed.gate import checked_outcomes, checked_stored
+from gemma_embed.identity import fingerprint
+from gemma_embed.long_texts import (
+    SPLIT_RULE,
+    Overlength,
+    Overlong,
+    Prompted,
+    Ready,
+    resolved,
+)
+from gemma_embed.prompts import Prompts
+from gemma_embed.runtimes.base import Runtime, TooLong
+from gemma_embed.store import EmbeddingStore
+from gemma_embed.vectors import Vectors, cut
+
+_STORE_PAGE = 4096
+
+
+@dataclass(frozen=True)
+class Route:
+    """What the steps need to know.
+
+    Attributes:
+        runtime: Computes vectors.
+        overlong: The policy for texts of too many tokens.
+        store: Where vectors are looked up and stored; or None.
+        dimensions: Width of the vectors returned.
+    """
+
+    runtime: Runtime
+    overlong: Overlong
+    store: EmbeddingStore | None
+    dimensions: int
+
+    @property
+    def rule(self) -> str:
+        """The policy as it stands in a vector space's name."""
+        return SPLIT_RULE if self.overlong == "split" else self.overlong
+
+
+def embedded(items: Sequence[Prompted], route: Route, done: Callable[[int], object]) -> Vectors:
+    """Return the vectors of prompted texts.
+
+    Args:
+        items: In the caller's order.
+        route: Runtime, policy, store, width.
+        done: Told how many more of the items are ready.
+
+    Returns:
+        float32, shape (len(items), dimensions), rows of norm 1, in the order of ``items``.
+
+    Raises:
+        EmbeddingError: ``index`` is that of the item at fault.
+    """
+    result = np.empty((len(items), route.dimensions), dtype=np.float32)
+    places: dict[str, list[int]] = {}
+    for place, item in enumerate(items):
+        places.setdefault(item.prompted, []).append(place)
+    firsts = [items[where[0]] for where in places.values()]
+    for ready, vectors in _resolved(firsts, route):
+        narrow = cut(vectors, route.dimensions)
+        for item, vector in zip(ready, narrow, strict=True):
+            result[places[item.prompted]] = vector
+        done(sum(len(places[item.prompted]) for item in ready))
+    return result
+
+
+def prompted(
+    texts: Sequence[str],
+    titles: Sequence[str | None],
+    task: str,
+    prompts: Prompts,
+    start: int = 0,
+) -> list[Prompted]:
+    """Put the task's prompt before each text.
+
+    Args:
+        texts: Checked texts.
+        titles: A title or None for each.
+        task: A checked task.
+        prompts: Of the runtime.
+        start: The caller's index of the first text.
+
+    Raises:
+        InvalidInput: If a title cannot be part of a prompt.
+    """
+    return [
+        Prompted(index, prompts.prefix(task, title, index), text, title)
+        for index, (text, title) in enumerate(zip(texts, titles, strict=True), start)
+    ]
+
+
+def _resolved(items: Sequence[Prompted], route: Route) -> Iterator[Ready]:
+    runtime, store = route.runtime, route.store
+    space = ""
+    if store is not None:
+        # Named for the full width: a cut vector is made from it at no cost.
+        space = fingerprint(runtime.identity, {"overlong": route.rule})
+
+    def compute(
+        items: Sequence[Prompted], *, truncate: bool = False
+    ) -> Iterator[Ready | Overlength]:
+        missing = list(items)
+        # A text that is to be truncated was looked up before.
+        if store is not None and not truncate:
+            missing = yield from _looked_up(items, store, space, runtime.model.width)
+            if missing:
+                store.check_writable()
+        if missing:
+            for outcome in _computed(missing, runtime, truncate):
+                if not isinstance(outcome, Overlength):
+                    keep(outcome)
+                yield outcome
+
+    def keep(ready: Ready) -> None:
+        if store is not None:
+            store.put(space, [item.prompted for item in ready[0]], ready[1])
+
+    def limit() -> int:
+        return runtime.identity.max_tokens
+
+    if items:
+        yield from resolved(items, compute, keep, route.overlong, runtime.prompts, limit)
+
+
+def _looked_up(
+    items: Sequence[Prompted], store: EmbeddingStore, space: str, width: int
+) -> Generator[Ready, None, list[Prompted]]:
+    """Yield the items that the store has, and return the others."""
+    missing: list[Prompted] = []
+    for start in range(0, len(items), _STORE_PAGE):
+        page = items[start : start + _STORE_PAGE]
+        found = store.get(space, [item.prompted for item in page], width)
+        rows, vectors = checked_stored(*found)
+        if rows:
+            yield [page[row] for row in rows], vectors
+        present = set(rows)
+        missing += [item for row, item in enumerate(page) if row not in present]
+    return missing
+
+
+def _computed(
+    items: Sequence[Prompted], runtime: Runtime, truncate: bool
+) -> Iterator[Ready | Overlength]:
+    """Have the runtime compute, until the call is cancelled."""
+    texts = [item.prompted for item in items]
+    check_not_cancelled()
+    try:
+        outcomes = runtime.embed(texts, truncate=truncate)
+        width, source = runtime.model.width, runtime.description
+        for outcome in checked_outcomes(outcomes, len(texts), width, source):
+            if isinstance(outcome, TooLong):
+                yield Overlength(items[outcome.row], outcome.tokens)
+            else:
+                rows, vectors = outcome
+                yield [items[row] for row in rows], vectors
+            check_not_cancelled()
+    except EmbeddingError as error:
+        if error.index is not None and 0 <= error.index < len(items):
+            error.index = items[error.index].index
+        raise
