@@ -24,7 +24,7 @@ _STREAM_PAGE = 1024
 
 
 class Embedder:
-    """Texts in, vectors out: prompts, order, duplicates, long texts and widths done right.
+    """Texts in, vectors out, with prompts, order, duplicates, long texts and widths handled.
 
     An embedder is immutable and may be shared by threads; it can be pickled and copied, and the
     weights never travel with it.
@@ -138,15 +138,15 @@ class Embedder:
 
     @property
     def fingerprint(self) -> str:
-        """Name of the space that ``embed_documents`` fills: 32 hexadecimal digits.
+        """Name of the vector space of ``embed_documents``: 32 hexadecimal digits.
 
         Two embedders with equal fingerprints may share an index or a cache of documents. May load
-        the model, or ask the server which weights it holds.
+        the model, or ask the server which weights it has.
         """
         return self.fingerprint_for(self.document_task)
 
     def fingerprint_for(self, task: Task | str) -> str:
-        """Name of the space of a task: what ``fingerprint`` is for documents."""
+        """Name of the vector space of a task, as ``fingerprint`` is that of documents."""
         prompts = self.runtime.prompts
         checked = checked_task(task)
         return fingerprint(
@@ -164,7 +164,7 @@ class Embedder:
 
         Args:
             text: The query, without any prompt.
-            task: None for ``query_task``.
+            task: A task name; None for ``query_task``.
         """
         # Past the store: a query seldom comes twice, and is private.
         task = self.query_task if task is None else task
@@ -185,7 +185,7 @@ class Embedder:
     ) -> Vectors:
         """Do what ``embed`` does, in a worker thread: the event loop is never blocked.
 
-        Cancelled, it sends nothing more, and computes no further batch.
+        After it is cancelled it sends no further request and computes no further batch.
         """
         return await in_background(self.embed, texts, task, titles)
 
@@ -201,11 +201,11 @@ class Embedder:
     ) -> Vectors:
         """Embed texts for a task.
 
-        Equal texts are computed once. Text reaches the model byte for byte after its prompt; the
+        Equal texts are computed once. The text reaches the model unchanged after its prompt; an
         empty text is embedded as its prompt alone.
 
         Args:
-            texts: Any iterable of str but a str. No texts, no work: nothing is loaded.
+            texts: Any iterable of str except a str. For an empty one nothing is loaded.
             task: A ``Task``, or what ``custom_task`` returns; None for ``document_task``.
             titles: For documents, a title or None for each text.
 
@@ -215,8 +215,8 @@ class Embedder:
         Raises:
             InvalidInput: If a text or title cannot be embedded; ``index`` says which.
             InputTooLong: If a text has too many tokens, under ``overlong="error"``.
-            EmbeddingError: If the runtime or the store fails; ``index`` names a text where one is
-                at fault. What was computed before stays in the store.
+            EmbeddingError: If the runtime or the store fails; ``index`` names the text if one text
+                is at fault. What was computed before stays in the store.
         """
         task = self.document_task if task is None else task
         return self._embed(texts, task, titles, self.store, self.progress)
@@ -229,8 +229,8 @@ class Embedder:
     ) -> Iterator[Vectors]:
         """Embed any number of texts in memory that does not grow with it.
 
-        Texts are taken as they are needed, 1,024 at a time. Progress is not reported: the caller
-        gets every page. Equal texts are computed once a page, with a store once for all.
+        Texts are taken 1,024 at a time, as they are needed. Progress is not reported, since the
+        caller gets every page. Equal texts are computed once a page, or once if there is a store.
 
         Args:
             texts: As for ``embed``; a generator is best.
@@ -242,8 +242,8 @@ class Embedder:
             vectors, in order.
 
         Raises:
-            InvalidInput: At once for what is no list of texts or titles; at its page for a text or
-                title that cannot be embedded, and for too few titles; at the end for too many.
+            InvalidInput: At once if ``texts`` or ``titles`` is not a list; at its page for a text
+                or title that cannot be embedded and for too few titles; at the end for too many.
             EmbeddingError: As ``embed`` does; ``index`` counts from the first text of all.
         """
         checked = checked_task(self.document_task if task is None else task)

@@ -12,14 +12,14 @@ from dataclasses import asdict, dataclass
 class Identity:
     """Everything about a runtime that decides the numbers it returns.
 
-    Device, batch size and host are left out: they move a vector by rounding at most. Nothing
-    secret belongs here, since fingerprints are written into indexes.
+    Device, batch size and host are left out, since they change a vector by rounding at most.
+    Nothing secret belongs here: fingerprints are written into indexes.
 
     Attributes:
         model: Name in the model table.
         source: What was loaded: a hub id, a folder's name, a server's tag.
         revision: Which weights: a commit, a server's digest, or a hash of the files.
-        runtime: Who computes, with the server's era where that matters.
+        runtime: What computes, with the server's era where that matters.
         precision: dtype or quantisation.
         max_tokens: Tokens read of a text.
     """
@@ -41,7 +41,7 @@ def fingerprint(identity: Identity, settings: Mapping[str, object]) -> str:
 
     Returns:
         32 hexadecimal digits, the same on every machine for equal arguments. The source is left
-        out: a folder may be moved, its weights are named by the revision.
+        out, since a folder may be moved; the revision names its weights.
     """
     parts = asdict(identity) | dict(settings)
     del parts["source"]

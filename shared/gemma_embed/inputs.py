@@ -1,4 +1,4 @@
-"""Checks on what callers hand in, before any model work."""
+"""Checks of texts and titles, before any model work."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from gemma_embed.errors import InvalidInput
 
 Item = TypeVar("Item")
 
-# Iterable, but not texts in an order.
+# Iterable, but not a list of texts.
 _NOT_LISTS = (str, bytes, bytearray, memoryview, Mapping, set, frozenset)
 
 
 def checked_texts(texts: Iterable[str], start: int = 0) -> list[str]:
     """Return the texts as a list; errors count from ``start``.
 
-    An empty text is valid: it is embedded as its prompt alone, on every runtime alike, since
-    frameworks hand over empty chunks routinely.
+    An empty text is valid, since frameworks pass empty chunks routinely: every runtime embeds its
+    prompt alone.
 
     Raises:
-        InvalidInput: As ``texts_in_order``; for an item that is not a str; for a text that UTF-8
-            cannot encode (a lone surrogate).
+        InvalidInput: As ``texts_in_order``; if an item is not a str, or cannot be encoded in UTF-8
+            (a lone surrogate).
     """
     return [
         _checked_text(item, "the text", index)
@@ -30,20 +30,19 @@ def checked_texts(texts: Iterable[str], start: int = 0) -> list[str]:
 
 
 def texts_in_order(texts: Iterable[str]) -> Iterator[str]:
-    """Return the texts one by one, none of them checked.
+    """Return the texts one by one, unchecked.
 
     Raises:
-        InvalidInput: For a single str, bytes, a mapping, a set, a table or a non-iterable in place
-            of a list.
+        InvalidInput: If it is a single str, bytes, a mapping, a set, a table or not iterable.
     """
     return _in_order(texts, "texts", "pass [text], or one column of a table")
 
 
 def titles_in_order(titles: Iterable[str | None], task: str) -> Iterator[str | None]:
-    """Return the titles one by one, none of them checked.
+    """Return the titles one by one, unchecked.
 
     Raises:
-        InvalidInput: If titles come with a task other than ``document``, or are no list.
+        InvalidInput: If the task is not ``document``, or the titles are not a list.
     """
     if task != "document":
         raise InvalidInput(f"only documents have titles, the task here is {task!r}")
@@ -56,8 +55,8 @@ def checked_titles(
     """Return one title, or None, for each text.
 
     Raises:
-        InvalidInput: If titles come with a task other than ``document``, if there are more or
-            fewer than texts, or if one is neither a str nor None.
+        InvalidInput: If the task is not ``document``, if there are more or fewer titles than
+            texts, or if a title is neither a str nor None.
     """
     if titles is None:
         return [None] * count
@@ -71,7 +70,7 @@ def checked_titles(
 
 
 def _in_order(given: Iterable[Item], what: str, advice: str) -> Iterator[Item]:
-    # A data frame gives the names of its columns one by one.
+    # Iterating over a data frame gives the names of its columns.
     if not isinstance(given, _NOT_LISTS) and not hasattr(given, "iterrows"):
         try:
             return iter(given)
@@ -84,14 +83,14 @@ def _in_order(given: Iterable[Item], what: str, advice: str) -> Iterator[Item]:
 def _checked_text(item: object, what: str, index: int) -> str:
     if not isinstance(item, str):
         raise InvalidInput(f"{what} is {type(item).__name__}, not str", index=index)
-    # A subclass may define its own addition, escaping the prompt say.
+    # A subclass may define its own addition, for example one that escapes the prompt.
     text = str.__str__(item)
     if text.isascii():
         return text
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        # The cause is dropped on purpose: UnicodeEncodeError carries the text.
+        # Raised from None: UnicodeEncodeError quotes the text.
         reason = f"{what} has a lone surrogate at position {error.start}"
         raise InvalidInput(
             f"{reason}, which is not Unicode text; decode its source with errors='replace'",

@@ -15,9 +15,9 @@ def reporting(progress: bool | ProgressCallback, total: int) -> Iterator[Callabl
     """Give a function that is told how many more texts are done.
 
     Args:
-        progress: False for none, True for a bar on standard error, or a function that is called
-            with (texts done, texts in all) after each batch.
-        total: Texts in all.
+        progress: True for a bar on standard error; a function that is called with (texts done,
+            texts in total) after each batch; or False.
+        total: Number of texts.
 
     Raises:
         MissingDependency: If a bar is asked for and tqdm is not installed.

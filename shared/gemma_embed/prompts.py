@@ -1,7 +1,7 @@
-"""Tasks, and the text that goes before the user's for each of them.
+"""Tasks, and the prompt that each puts before a text.
 
-EmbeddingGemma was trained with a prompt on every text; without it, retrieval quality drops and
-nothing says so. The forms are those of Google's model card
+EmbeddingGemma was trained with a prompt before every text; without it, retrieval quality drops
+silently. The forms are those of Google's model card
 (https://ai.google.dev/gemma/docs/embeddinggemma/model_card, section "Prompt instructions").
 """
 
@@ -34,13 +34,14 @@ def custom_task(description: str) -> str:
     """Name a task that the model card does not list.
 
     Args:
-        description: What goes into ``task: {description} | query: ``, say ``legal clause lookup``.
+        description: What goes into ``task: {description} | query: ``, for example ``legal clause
+            lookup``.
 
     Returns:
-        A task name that is accepted wherever a ``Task`` is.
+        A task name, accepted wherever a ``Task`` is.
 
     Raises:
-        ConfigurationError: If the description is no text, is empty, or holds ``|`` or a line
+        ConfigurationError: If the description is not a str, is empty, or holds ``|`` or a line
             break.
     """
     if not isinstance(description, str):
@@ -86,11 +87,11 @@ class Prompts:
     """The prompts of one model.
 
     Attributes:
-        prefixes: What precedes the text, by task, for every task but ``document``.
-        document: What precedes a document without a title.
-        titled: The same with a title; ``{title}`` stands for it. None if the model has no such
-            form.
-        custom: What precedes the text of a custom task; ``{description}`` stands for it.
+        prefixes: The prompt before the text, by task, for every task except ``document``.
+        document: The prompt before a document without a title.
+        titled: The same with a title, for which ``{title}`` stands. None if the model's prompt has
+            no place for a title.
+        custom: The prompt of a custom task; ``{description}`` stands for its description.
     """
 
     prefixes: Mapping[str, str]
@@ -99,7 +100,7 @@ class Prompts:
     custom: str = field(default="task: {description} | query: ")
 
     def prefix(self, task: str, title: str | None = None, index: int | None = None) -> str:
-        """Return what precedes a text.
+        """Return the prompt before a text.
 
         Args:
             task: A task name that ``checked_task`` accepts.
@@ -121,7 +122,7 @@ class Prompts:
                     "a title; leave titles out",
                     index=index,
                 )
-            # Not str.format: braces in a title are the user's.
+            # Not str.format: a title may contain braces.
             return self.titled.replace("{title}", cleaned)
         if task.startswith(_CUSTOM):
             return self.custom.replace("{description}", task.removeprefix(_CUSTOM).strip())
@@ -137,7 +138,7 @@ class Prompts:
         return self.prefix(task, title) + text
 
     def title_and_text(self, document: str) -> tuple[str | None, str]:
-        """Take a document apart that already carries its title in this model's form.
+        """Split a document that already has its title in this model's form.
 
         Returns:
             (title, text), or (None, document) for any other text.
@@ -151,18 +152,18 @@ class Prompts:
     def overridden(
         self, own: Mapping[str, str], keys: Mapping[str, str]
     ) -> tuple[Prompts, tuple[str, ...]]:
-        """Take over the prompts that a checkpoint states itself.
+        """Return the prompts with those that a checkpoint states itself.
 
         Args:
             own: The ``prompts`` of a checkpoint's ``config_sentence_transformers.json``.
-            keys: For each task the name under which a checkpoint keeps its prompt.
+            keys: For each task the name of its prompt in a checkpoint.
 
         Returns:
             The prompts to use, and the tasks in which they differ from these. Prompts that are
             all empty count as not stated.
 
         Raises:
-            ModelCorrupt: If one is not Unicode text, which no tokenizer reads.
+            ModelCorrupt: If one is not Unicode text.
         """
         for task, key in keys.items():
             if not _is_unicode(own.get(key, "")):

@@ -1,8 +1,9 @@
-"""For test suites of applications: vectors that mean something, offline, in a second.
+"""For test suites of applications: meaningful vectors, offline, in a second.
 
-The bundled model is EmbeddingGemma's architecture with EmbeddingGemma's prompts and widths, and is
-loaded by the same code, so a test that finds the right passage with it exercises the whole path.
-Its vectors are its own; compare them with no other model's.
+The bundled model has EmbeddingGemma's architecture, prompts and widths, and is loaded by the same
+code, so a test that finds the right passage with it exercises the complete path. Its vectors are
+comparable with no other model's. It scores the same with and without prompts, so it cannot show
+that a prompt is missing: assert on the text that reaches a runtime for that.
 
 Example:
     ```python
