@@ -18,6 +18,7 @@ from ollama_server import OllamaServer
 from gemma_embed import Embedder
 from gemma_embed.errors import EmbeddingError
 from gemma_embed.runtimes import Batch, OllamaRuntime, TooLong
+from gemma_embed.runtimes.remote.loop import LOOP
 
 pytestmark = pytest.mark.timeout(30)
 # Far longer than any test here: who waits for an answer fails.
@@ -52,7 +53,10 @@ async def cancelled(task: asyncio.Task[object]) -> None:
 
 
 def ours() -> list[str]:
-    return [t.name for t in threading.enumerate() if t.name.startswith("gemma-embed")]
+    """What is still at work: threads, but for the one of the loop, and tasks on the loop."""
+    threads = [t.name for t in threading.enumerate() if t.name.startswith("gemma-embed")]
+    tasks = asyncio.all_tasks(LOOP.get())
+    return [*(name for name in threads if name != "gemma-embed-http"), *map(str, tasks)]
 
 
 async def test_no_further_batch_is_sent(server: OllamaServer) -> None:
@@ -216,8 +220,7 @@ class TestThreadsOnADeadServer:
         return failed, time.monotonic() - started
 
     def test_that_stalls(self, server: OllamaServer, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("gemma_embed.runtimes.ollama.session.QUESTION_TIMEOUT", 0.5)
-        monkeypatch.setattr("gemma_embed.runtimes.ollama.server.QUESTION_TIMEOUT", 0.5)
+        monkeypatch.setattr("gemma_embed.runtimes.remote.service.QUESTION_TIMEOUT", 0.5)
         server.answer(faults.stalled(STALL), path="/api/tags", times=None)
         embedder = Embedder(OllamaRuntime(host=server.url, max_retries=0))
         failed, seconds = self.failures(embedder, 20)

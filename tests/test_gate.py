@@ -42,12 +42,16 @@ def test_vectors_get_unit_length() -> None:
         ([[1.0, 0.0], [1.0]], "equally wide"),
         ([["a", "b"], ["c", "d"]], "equally wide"),
         ([[1.0, 0.0], [None, "x"]], "equally wide"),
+        ([[[1.0, 0.0]], [[1.0, 0.0]]], "lists in lists"),
     ],
 )
 def test_a_misshapen_answer_is_refused(vectors: Any, message: str) -> None:
     with pytest.raises(BadResponse, match=message) as caught:
         passed(Batch([0, 1], vectors))
     assert caught.value.index is None
+    # The library's error quotes what came, which may repeat a text.
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from ollama_server import OllamaServer, ServedModel
 from ollama_wire import Request
 
 from gemma_embed.errors import InvalidInput, ModelNotFound, ServerFailed, ServerRefused, WrongModel
+from gemma_embed.gate import checked_outcomes
 from gemma_embed.identity import Identity
 from gemma_embed.models import EMBEDDINGGEMMA_300M
 from gemma_embed.runtimes import Batch, OllamaRuntime, TooLong
@@ -54,9 +55,10 @@ def embeds(server: OllamaServer) -> list[Request]:
 
 def vectors_in_order(outcomes: Iterator[Batch | TooLong], count: int) -> Vectors:
     vectors = np.full((count, 768), np.nan, dtype=np.float32)
-    for outcome in outcomes:
-        assert isinstance(outcome, Batch)
-        vectors[list(outcome.rows)] = outcome.vectors
+    for outcome in checked_outcomes(outcomes, count, 768, "Ollama"):
+        assert not isinstance(outcome, TooLong)
+        rows, found = outcome
+        vectors[rows] = found
     return vectors
 
 
@@ -97,7 +99,7 @@ class TestTheWire:
         assert server.loads == ["embeddinggemma:300m"]
 
     @pytest.mark.parametrize(
-        ("keep_alive", "sent"), [(0, b"0.0"), ("10m", b'"10m"'), (-1, b"-1.0"), (300.5, b"300.5")]
+        ("keep_alive", "sent"), [(0, b"0"), ("10m", b'"10m"'), (-1, b"-1"), (300.5, b"300.5")]
     )
     def test_keep_alive_goes_with_every_request(
         self, server: OllamaServer, keep_alive: float | str, sent: bytes
@@ -126,13 +128,10 @@ class TestVectors:
     def test_they_are_the_server_s_at_the_rows_of_their_texts(self, server: OllamaServer) -> None:
         texts = [f"text {number} " + "x" * (number % 7) for number in range(50)]
         runtime = OllamaRuntime(host=server.url, max_batch=8)
-        outcomes = list(runtime.embed(texts))
-        vectors = vectors_in_order(iter(outcomes), 50)
+        vectors = vectors_in_order(runtime.embed(texts), 50)
         np.testing.assert_allclose(vectors, expected(texts), atol=1e-6)
         assert vectors.dtype == np.float32
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-6)
-        tokens = [outcome.tokens for outcome in outcomes if isinstance(outcome, Batch)]
-        assert sum(filter(None, tokens)) == sum(MODEL.tokens(text) + 2 for text in texts)
 
     def test_batches_are_bounded_by_count(self, server: OllamaServer) -> None:
         list(OllamaRuntime(host=server.url, max_batch=4).embed([f"t{i}" for i in range(10)]))
@@ -146,15 +145,15 @@ class TestVectors:
         ]
         assert sorted(sizes) == [[101, 101, 101]] * 3 + [[500]]
 
-    def test_a_server_that_does_not_count_tokens(
+    def test_only_the_vectors_of_an_answer_are_needed(
         self, server: OllamaServer, runtime: OllamaRuntime
     ) -> None:
         server.answer(edited(lambda answer: {"embeddings": answer["embeddings"]}))
-        (batch,) = runtime.embed(["a"])
-        assert isinstance(batch, Batch)
-        assert batch.tokens is None
+        np.testing.assert_allclose(
+            vectors_in_order(runtime.embed(["a"]), 1), expected(["a"]), atol=1e-6
+        )
 
-    def test_vectors_of_another_length_get_length_1(
+    def test_vectors_are_handed_on_as_they_came(
         self, server: OllamaServer, runtime: OllamaRuntime
     ) -> None:
         server.answer(
@@ -164,9 +163,9 @@ class TestVectors:
                 }
             )
         )
-        np.testing.assert_allclose(
-            vectors_in_order(runtime.embed(["a"]), 1), expected(["a"]), atol=1e-6
-        )
+        (batch,) = runtime.embed(["a"])
+        assert isinstance(batch, Batch)
+        np.testing.assert_allclose(batch.vectors, 3 * expected(["a"]), atol=1e-5)
 
     @pytest.mark.parametrize("text", ["half a pair \ud800", b"bytes", None])
     def test_what_cannot_be_sent_is_refused_before_any_request(
@@ -382,7 +381,7 @@ class TestPull:
             assert reports[-1][0] == reports[-1][1]
 
     def test_a_name_that_the_library_does_not_have(self, server: OllamaServer) -> None:
-        with pytest.raises(ModelNotFound, match="library has no model 'nothing:1b'"):
+        with pytest.raises(ModelNotFound, match="library does not have the model 'nothing:1b'"):
             OllamaRuntime("nothing:1b", host=server.url).pull()
 
     def test_one_that_ends_early_did_not_succeed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import pickle
@@ -15,6 +16,7 @@ import ollama_faults as faults
 import pytest
 from ollama_server import OllamaServer
 
+from gemma_embed import Embedder
 from gemma_embed.errors import (
     ConfigurationError,
     ConnectionFailed,
@@ -22,7 +24,9 @@ from gemma_embed.errors import (
     MissingDependency,
 )
 from gemma_embed.runtimes import EnvironmentVariable, OllamaRuntime
-from gemma_embed.runtimes.ollama.host import Endpoint, resolve_host
+from gemma_embed.runtimes.ollama.host import resolve_host
+from gemma_embed.runtimes.remote import retry
+from gemma_embed.runtimes.remote.endpoint import Endpoint
 
 SECRET = "canary-of-a-token-7f3a"
 TEXT = "title: none | text: the canary sings privately at dawn"
@@ -192,8 +196,7 @@ class TestOptions:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         runtime = OllamaRuntime()
-        monkeypatch.delitem(sys.modules, "gemma_embed.runtimes.ollama.session", raising=False)
-        monkeypatch.delitem(sys.modules, "gemma_embed.runtimes.ollama.server", raising=False)
+        monkeypatch.delitem(sys.modules, "gemma_embed.runtimes.ollama.service", raising=False)
         monkeypatch.setitem(sys.modules, "ollama", None)
         with pytest.raises(MissingDependency, match=r'pip install "gemma-embed\[ollama\]"'):
             list(runtime.embed(["a"]))
@@ -250,14 +253,17 @@ class TestSecrets:
         caplog: pytest.LogCaptureFixture,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr("gemma_embed.runtimes.ollama.retry.pause", lambda seconds, stop: False)
+        async def pause(seconds: float, stop: asyncio.Event) -> bool:
+            return False
+
+        monkeypatch.setattr(retry, "pause", pause)
         caplog.set_level(logging.DEBUG)
         headers = {"X-Key": SECRET, "Authorization": f"Bearer {SECRET}"}
         runtime = OllamaRuntime(host=server.url, headers=headers)
         list(runtime.embed(["first"]))
         lie(server)
         with pytest.raises(EmbeddingError) as caught:
-            list(runtime.embed([TEXT]))
+            Embedder(runtime).embed([TEXT.partition("text: ")[2]])
         said = "".join(traceback.format_exception(caught.value)) + caplog.text
         assert "gemma_embed" in said
         assert SECRET not in said

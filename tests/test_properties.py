@@ -7,9 +7,9 @@ model's by rounding.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -28,7 +28,7 @@ from gemma_embed.errors import BadResponse, EmbeddingError, InputTooLong, Invali
 from gemma_embed.gate import checked_outcomes
 from gemma_embed.long_texts import halves
 from gemma_embed.runtimes import Batch, OllamaRuntime, OnnxRuntime, TransformersRuntime
-from gemma_embed.runtimes.ollama import retry
+from gemma_embed.runtimes.remote import retry
 from gemma_embed.vectors import cut, plan_batches
 
 DOCUMENT = "title: none | text: "
@@ -264,7 +264,7 @@ def test_numbers_of_any_kind_are_vectors_or_bad(value: Any) -> None:
 
 @pytest.fixture
 def unpaused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def pause(seconds: float, stop: threading.Event) -> bool:
+    async def pause(seconds: float, stop: asyncio.Event) -> bool:
         return stop.is_set()
 
     monkeypatch.setattr(retry, "pause", pause)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
+import asyncio
 import time
 
 import pytest
 
-from gemma_embed.runtimes.ollama import retry
+from gemma_embed.runtimes.remote import retry
 
 NOW = 1_000_000_000.0  # Sun, 09 Sep 2001 01:46:40 GMT
 
@@ -55,10 +55,11 @@ def test_what_the_server_asks_for_is_waited_in_full_but_not_for_ever(
     assert retry.pause_seconds(1, asked, lambda: 1.0) == waited
 
 
-def test_a_pause_ends_when_the_work_is_stopped() -> None:
-    stop = threading.Event()
-    assert not retry.pause(0.0, stop)
-    threading.Timer(0.05, stop.set).start()
+async def test_a_pause_ends_when_the_work_is_stopped() -> None:
+    stop = asyncio.Event()
+    assert not await retry.pause(0.0, stop)
+    assert not await retry.pause(0.01, stop)
+    asyncio.get_running_loop().call_later(0.05, stop.set)
     started = time.monotonic()
-    assert retry.pause(30.0, stop)
+    assert await retry.pause(30.0, stop)
     assert time.monotonic() - started < 5.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import pickle
@@ -23,7 +24,7 @@ from gemma_embed.chroma import ChromaIndex
 from gemma_embed.errors import ConfigurationError, EmbeddingError
 from gemma_embed.passport import passport
 from gemma_embed.runtimes import EnvironmentVariable, OllamaRuntime, runtime_settings
-from gemma_embed.runtimes.ollama import retry
+from gemma_embed.runtimes.remote import retry
 from langchain_gemma_embed import GemmaEmbeddings
 from llamaindex_gemma_embed import GemmaEmbedding
 
@@ -41,7 +42,11 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OLLAMA_API_KEY", "HF_TOKEN", "OUR_TOKEN"):
         monkeypatch.setenv(name, CANARY)
     monkeypatch.setenv("HTTPS_PROXY", f"http://user:{CANARY}@proxy.invalid:3128")
-    monkeypatch.setattr(retry, "pause", lambda seconds, stop: bool(stop.is_set()))
+
+    async def pause(seconds: float, stop: asyncio.Event) -> bool:
+        return stop.is_set()
+
+    monkeypatch.setattr(retry, "pause", pause)
 
 
 @pytest.fixture

@@ -108,10 +108,13 @@ def _array(vectors: npt.ArrayLike, count: int, width: int, source: str) -> Vecto
     try:
         with np.errstate(over="ignore"):
             array = np.asarray(vectors, dtype=np.float32)
-    except (TypeError, ValueError, OverflowError) as error:
+    except (TypeError, ValueError, OverflowError):
+        # Not chained: it quotes what a server returned, which may repeat a text or a token.
         raise BadResponse(
             f"{source} returned something other than equally wide lists of numbers; update it"
-        ) from error
+        ) from None
+    if array.ndim > 2:
+        raise BadResponse(f"{source} returned lists in lists for vectors; update it")
     if array.ndim != 2 or len(array) != count:
         got = len(array) if array.ndim else "no"
         raise BadResponse(f"{source} returned {got} vectors for {count} texts; update it")

@@ -16,6 +16,10 @@ _OLLAMA = OllamaSupport(
     oldest=(0, 11, 10),
     eras=(((0, 12, 7), "windowless"), ((0, 30, 0), "bidirectional")),
     fault="with causal attention",
+    deviations={
+        "windowless": "ignores this model's sliding window: vectors of texts longer than about "
+        "257 tokens deviate"
+    },
 )
 
 

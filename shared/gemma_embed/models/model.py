@@ -23,12 +23,14 @@ class OllamaSupport:
         eras: Versions from which the vectors are another space, oldest first, each with the name
             that the fingerprint records. Servers before the first era give wrong vectors.
         fault: What servers before the first era do wrong.
+        deviations: For an era whose vectors are not those of the trained model, what it does.
     """
 
     architectures: tuple[str, ...]
     oldest: Version
     eras: tuple[tuple[Version, str], ...]
     fault: str
+    deviations: Mapping[str, str] = field(default_factory=dict)
 
 
 class Family(Protocol):

@@ -7,8 +7,9 @@ from typing import Any, Literal, get_args
 
 from gemma_embed.errors import ConfigurationError
 from gemma_embed.runtimes.base import Batch, Runtime, TooLong
-from gemma_embed.runtimes.ollama import EnvironmentVariable, OllamaRuntime
+from gemma_embed.runtimes.ollama import OllamaRuntime
 from gemma_embed.runtimes.onnx import OnnxRuntime
+from gemma_embed.runtimes.remote import EnvironmentVariable
 from gemma_embed.runtimes.transformers import TransformersRuntime
 
 __all__ = [

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
-import threading
-import time
+import random
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-
-from gemma_embed.cancellation import GLANCE, check_not_cancelled
 
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 8.0
 LONGEST_ASKED_PAUSE = 60.0
+
+# Unlike random.random, forked processes do not all draw the same from it.
+_random = random.SystemRandom().random
 
 
 def retry_after_seconds(value: str | None, now: float) -> float | None:
@@ -24,8 +26,7 @@ def retry_after_seconds(value: str | None, now: float) -> float | None:
         now: Unix time, to which a date is compared.
 
     Returns:
-        Seconds from ``now``, at least 0 and perhaps absurdly many; None if there is no header or
-        it says nothing.
+        Seconds from ``now``, at least 0 and of any size; None without a readable header.
     """
     if value is None:
         return None
@@ -41,7 +42,9 @@ def retry_after_seconds(value: str | None, now: float) -> float | None:
     return None if math.isnan(seconds) else max(0.0, seconds)
 
 
-def pause_seconds(attempt: int, asked: float | None, random: Callable[[], float]) -> float:
+def pause_seconds(
+    attempt: int, asked: float | None, random: Callable[[], float] = _random
+) -> float:
     """Return how long to wait after a failed attempt.
 
     Exponential with full jitter, so that clients that failed together do not come back together
@@ -56,15 +59,13 @@ def pause_seconds(attempt: int, asked: float | None, random: Callable[[], float]
     Returns:
         Seconds.
     """
-    # The exponent is bounded because 2.0**10000 is no float.
+    # The exponent is bounded because 2.0**10000 overflows.
     jittered = random() * min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(attempt - 1, 10))
     return max(jittered, min(asked or 0.0, LONGEST_ASKED_PAUSE))
 
 
-def pause(seconds: float, stop: threading.Event) -> bool:
-    """Wait, unless or until ``stop`` is set or the work is cancelled; return whether it is set."""
-    end = time.monotonic() + seconds
-    while (left := end - time.monotonic()) > 0 and not stop.is_set():
-        check_not_cancelled()
-        stop.wait(min(left, GLANCE))
+async def pause(seconds: float, stop: asyncio.Event) -> bool:
+    """Wait, but no longer than until ``stop`` is set; return whether it is set."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for(stop.wait(), seconds)
     return stop.is_set()

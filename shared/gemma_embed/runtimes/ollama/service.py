@@ -1,0 +1,228 @@
+"""An Ollama server's requests. Importing this module imports ``ollama`` and ``httpx``.
+
+Of the ``ollama`` package its types are used, which follow the server's answers. Its client is not:
+it waits without end, sends ``OLLAMA_API_KEY`` to any host, and reads answers of any size.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy.typing as npt
+from ollama import ListResponse, ProgressResponse
+
+from gemma_embed.errors import EmbeddingError, ModelChanged, ModelNotFound, ServerFailed
+from gemma_embed.runtimes.ollama.model import Served, checked_model, era_of, full_name, not_found
+from gemma_embed.runtimes.ollama.runtime import OllamaSettings
+from gemma_embed.runtimes.ollama.words import DIALECT
+from gemma_embed.runtimes.remote.failures import FORM, Failure
+from gemma_embed.runtimes.remote.loop import reported, run
+from gemma_embed.runtimes.remote.service import Service, as_object
+
+T = TypeVar("T")
+
+# A float32 takes at most 15, as Go prints it. The rest lets the answer of a wider model in, so
+# that the message is about its width.
+_BYTES_PER_NUMBER = 128
+_BYTES_AROUND = 1 << 16
+
+# Nanoseconds. A server that swaps a model's weights loads the new ones, which takes longer; to
+# find that the old ones are loaded takes it 10 to 60 ms.
+_LOADED_JUST_NOW = 100_000_000
+# Seconds after which the server is asked again what it runs; also done after every failure:
+# another server may answer next, or the same one with other weights.
+_KNOWN_FOR = 60.0
+
+logger = logging.getLogger("gemma_embed")
+
+
+class OllamaService(Service):
+    """One Ollama server, and one model on it."""
+
+    dialect = DIALECT
+
+    def __init__(self, settings: OllamaSettings) -> None:
+        """Open no connection yet."""
+        super().__init__(settings)
+        self._ollama = settings
+        self._largest = settings.max_batch * settings.model.width * _BYTES_PER_NUMBER
+        self._served: Served | None = None
+        self._loaded = False
+        # Reasons to ask again whether the weights are the same. Counted, since a check that was
+        # under way when one came up does not settle it.
+        self._doubts = 0
+        self._settled = 0
+        self._settled_until = 0.0
+
+    def served(self) -> Served:
+        """Return what the server has under the tag; asked and checked once, from any thread."""
+        return run(self.alone(self._identified))
+
+    async def prepare(self) -> None:
+        """Check the server and its model, and have the model loaded, once.
+
+        A load takes longer than a batch, and a client that gives up during it aborts it: so it
+        has its own request, with an empty list and its own time-out.
+        """
+        await self._identified()
+        if not self._loaded:
+            seconds = self._ollama.load_timeout
+            body = self._body([], truncate=False)
+            await self.question("POST", "/api/embed", body, read=as_object, seconds=seconds)
+            self._loaded = True
+
+    async def send(self, texts: Sequence[str], *, truncate: bool) -> npt.ArrayLike:
+        """Make one embed request, and check that the weights are still the same."""
+        try:
+            answer = as_object(
+                await self.connection.json(
+                    "POST",
+                    "/api/embed",
+                    self._body(texts, truncate=truncate),
+                    seconds=self._ollama.timeout,
+                    largest=self._largest + _BYTES_AROUND,
+                )
+            )
+            vectors = answer.get("embeddings")
+            if not isinstance(vectors, list):
+                raise Failure("malformed", why=FORM)
+        except Failure:
+            # The answer that did not come may have said that the model was loaded just now.
+            self._doubts += 1
+            raise
+        loading = answer.get("load_duration")
+        self._doubts += isinstance(loading, int | float) and loading > _LOADED_JUST_NOW
+        if self._doubts != self._settled or time.monotonic() > self._settled_until:
+            await self.alone(self._check_unchanged)
+        return vectors
+
+    def pull(self, progress: Callable[[str, int, int], None] | None) -> None:
+        """Have the server download the model; see ``OllamaRuntime.pull``."""
+        for report in reported(self._pulled):
+            if progress is not None and report.digest:
+                progress(report.digest, report.completed or 0, report.total or 0)
+
+    def _body(self, texts: Sequence[str], *, truncate: bool) -> dict[str, object]:
+        body = {"model": self._ollama.name, "input": texts, "truncate": truncate}
+        keep_alive = self._ollama.keep_alive
+        return body if keep_alive is None else {**body, "keep_alive": keep_alive}
+
+    async def _identified(self) -> Served:
+        if self._served is None:
+            settings, model = self._ollama, self._ollama.model
+            era, deviation = await self._era()
+            if deviation:
+                logger.warning("%s", deviation)
+            entry = await self._entry()
+            quantization, context = checked_model(
+                await self.question(
+                    "POST",
+                    "/api/show",
+                    {"model": settings.name, "verbose": True},
+                    read=as_object,
+                ),
+                model=model,
+                tag=settings.name,
+                server=self.origin,
+                listed_quantization=entry.details.quantization_level if entry.details else None,
+                shown=self.shown,
+                allow_cloud=settings.allow_cloud,
+            )
+            self._served = Served(str(entry.digest or "unknown"), quantization, context, era)
+            self._settled_until = time.monotonic() + _KNOWN_FOR
+        return self._served
+
+    async def _check_unchanged(self) -> None:
+        """Ask whether the vectors that just came are of the weights that the others are of.
+
+        Asked after the vectors have come and before they are handed on, whenever the server says
+        that it has just loaded the model, which new weights need, after every failure, and every
+        minute. Two small requests, neither of which needs the model.
+
+        Raises:
+            ModelChanged: If the weights under the tag, or how the server computes them, changed.
+            EmbeddingError: If the server does not answer, or has lost the model.
+        """
+        doubts = self._doubts
+        before = await self._identified()
+        era, _ = await self._era()
+        digest = (await self._entry()).digest or "unknown"
+        if (era, digest) != (before.era, before.digest):
+            raise ModelChanged(
+                f"the Ollama server changed in mid-use ({self.origin}): {self._ollama.name!r} was "
+                f"{self.shown(before.digest)[:12]} (era {before.era}) and is "
+                f"{self.shown(digest)[:12]} (era {era}) now, and their vectors must not be mixed; "
+                "create a new runtime, and embed again what this one made"
+            )
+        self._settled = doubts
+        self._settled_until = time.monotonic() + _KNOWN_FOR
+
+    async def _era(self) -> tuple[str, str]:
+        try:
+            answer = await self.question("GET", "/api/version", read=as_object)
+        except EmbeddingError as error:
+            # Some proxies let only the calls through that they know.
+            if not isinstance(error.__cause__, Failure) or error.__cause__.status not in (404, 405):
+                raise
+            answer = {}
+        version = answer.get("version")
+        version = version if isinstance(version, str) else None
+        return era_of(version, self._ollama.model, self.origin)
+
+    async def _entry(self) -> ListResponse.Model:
+        """Return what the server lists under the tag."""
+        tag = self._ollama.name
+        listed = await self.question(
+            "GET", "/api/tags", read=partial(_read, ListResponse.model_validate)
+        )
+        for model in listed.models:
+            if full_name(model.model or "") == full_name(tag):
+                return model
+        names = [self.shown(model.model or "") for model in listed.models]
+        raise not_found(tag, names, self.origin)
+
+    async def _pulled(self, report: Callable[[ProgressResponse], None]) -> None:
+        tag, silence = self._ollama.name, self._ollama.load_timeout
+        status = None
+        lines = self.connection.lines(
+            "POST", "/api/pull", {"model": tag, "stream": True}, silence=silence
+        )
+        try:
+            async with aclosing(lines):
+                async for line in lines:
+                    if "error" in as_object(line):
+                        raise self.dialect.failure(-1, str(line["error"]))
+                    step = _read(ProgressResponse.model_validate, line)
+                    status = step.status
+                    report(step)
+        except Failure as failure:
+            failure.said = self.shown(failure.said)
+            if failure.kind == "missing":
+                raise ModelNotFound(
+                    f"Ollama's library does not have the model {tag!r} ({self.origin}); model= "
+                    f"must be a name and tag like {self._ollama.model.ollama_tag!r}"
+                ) from failure
+            raise self.error(failure, waited=silence) from failure
+        if status != "success":
+            raise ServerFailed(
+                f"the download of {tag!r} ended early ({self.origin}); pull again, and it "
+                "continues where it stopped",
+                attempts=1,
+            )
+        async with self._lock:
+            self._served = None
+            self._loaded = False
+
+
+def _read(validate: Callable[[Any], T], answer: Any) -> T:
+    """Return an answer as a type of the ``ollama`` package."""
+    try:
+        return validate(answer)
+    except (ValueError, RecursionError):
+        # Not chained: it quotes the answer.
+        raise Failure("malformed", why=FORM) from None
