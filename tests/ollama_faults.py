@@ -31,6 +31,14 @@ TOKENIZE_EOF = 'Post "http://127.0.0.1:41234/tokenize": EOF'
 TOKENIZE_DOWN = (
     'Post "http://127.0.0.1:41234/tokenize": dial tcp 127.0.0.1:41234: connect: connection refused'
 )
+# The kernel ended the runner, say for want of memory; the next request starts another.
+RUNNER_GONE = "llama-server process no longer running: -1 signal: killed"
+RUNNER_GONE_OLD = "llama runner process no longer running: -1 "
+RUNNER_STOPPED = (
+    "model runner has unexpectedly stopped, this may be due to resource limitations or an internal "
+    "error, check ollama server logs for details"
+)
+NO_MEMORY = "llama-server reported out-of-memory during startup: failed to allocate buffer"
 NAN_REFUSED = "embedding contains NaN or Inf values"
 NAN_UNENCODABLE = "failed to encode response: json: unsupported value: NaN"
 NO_EMBEDDINGS = "This server does not support embeddings. Start it with `--embeddings`"

@@ -502,8 +502,41 @@ def test_o20_another_server_after_a_restart(server: OllamaServer) -> None:
     # Its weights are the same, but it computes them otherwise: Ollama 0.24 knows no window.
     server.version = "0.24.0"
     server.start()
-    with pytest.raises(ModelChanged, match=r"era bidirectional\).*era windowless"):
+    with pytest.raises(ModelChanged, match=r"era-bidirectional\).*era-windowless"):
         embedder.embed(TEXTS)
+
+
+def test_o20_a_check_under_way_does_not_settle_a_later_doubt(server: OllamaServer) -> None:
+    """One thread's check was answered before the weights changed; another's question just after.
+
+    A third thread's vectors, which came without a load, must not pass on the first one's word.
+    """
+    embedder = warm(server, concurrency=3)
+    runtime = embedder.runtime
+
+    def asked(path: str, count: int) -> None:
+        while sum(request.path == path for request in server.requests) < count:
+            time.sleep(0.005)
+
+    with ThreadPoolExecutor(3) as pool:
+        loaded = faults.edited(lambda answer: {**answer, "load_duration": 10**9})
+        server.answer(loaded)
+        server.answer(faults.stalled(0.4), path="/api/tags")
+        first = pool.submit(lambda: list(runtime.embed(["first"])))
+        # Its check has the old digest in hand, and waits for it.
+        asked("/api/tags", 1)
+        server.load_seconds = 0.15
+        server.install(OTHER)
+        server.answer(faults.stalled(1.0), path="/api/version")
+        second = pool.submit(lambda: list(runtime.embed(["second"])))
+        assert len(first.result()) == 1
+        # The second one's check is under way; nothing of the other weights was reported yet.
+        asked("/api/version", 2)
+        assert not second.done()
+        third = pool.submit(lambda: list(runtime.embed(["third"])))
+        for outcome in (second, third):
+            with pytest.raises(ModelChanged):
+                outcome.result()
 
 
 def test_o20_every_minute(server: OllamaServer, monkeypatch: pytest.MonkeyPatch) -> None:

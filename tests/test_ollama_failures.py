@@ -115,6 +115,14 @@ TRANSIENT: dict[str, tuple[Break, type[EmbeddingError]]] = {
         lambda s, n: s.fail(400, "unexpected server status: llm server not responding", times=n),
         ServerFailed,
     ),
+    "runner gone": (lambda s, n: s.fail(400, faults.RUNNER_GONE, times=n), ServerFailed),
+    "runner gone, old": (lambda s, n: s.fail(400, faults.RUNNER_GONE_OLD, times=n), ServerFailed),
+    "runner stopped": (lambda s, n: s.fail(400, faults.RUNNER_STOPPED, times=n), ServerFailed),
+    "server error": (
+        lambda s, n: s.fail(400, "unexpected server status: llm server error", times=n),
+        ServerFailed,
+    ),
+    "load ended": (lambda s, n: s.fail(400, faults.LOAD_FAILED, times=n), ServerFailed),
     "slow start": (
         lambda s, n: s.fail(400, "timed out waiting for llama-server to start - ", times=n),
         ServerFailed,
@@ -277,6 +285,7 @@ class TestRefusals:
                 ServerRefused,
                 "binary",
             ),
+            (500, faults.NO_MEMORY, ServerRefused, "out-of-memory"),
         ],
     )
     def test_are_final(

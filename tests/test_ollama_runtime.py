@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import logging
 import os
@@ -27,6 +28,7 @@ from gemma_embed.gate import checked_outcomes
 from gemma_embed.identity import Identity
 from gemma_embed.models import EMBEDDINGGEMMA_300M
 from gemma_embed.runtimes import Batch, OllamaRuntime, TooLong
+from gemma_embed.runtimes.remote.loop import LOOP
 from gemma_embed.vectors import Vectors
 
 MODEL = ServedModel()
@@ -439,9 +441,10 @@ class TestThreadsAndProcesses:
             )
             next(outcomes)
             outcomes.close()
-            for thread in threading.enumerate():
-                if thread.name == "gemma-embed":
-                    thread.join(5.0)
+            deadline = time.monotonic() + 5.0
+            while asyncio.all_tasks(LOOP.get()):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
             assert len(embeds(server)) <= 5
 
     @pytest.mark.skipif(sys.platform == "win32", reason="signals are another thing there")

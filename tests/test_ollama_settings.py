@@ -10,6 +10,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import ollama_faults as faults
@@ -149,6 +150,26 @@ class TestOptions:
         [
             {"model": ""},
             {"model": "  "},
+            {"model": Path("x")},
+            {"model": 123},
+            {"model": b"x"},
+            {"host": 5},
+            {"host": SECRET.encode()},
+            {"host": Path(SECRET)},
+            {"timeout": 10**400},
+            {"keep_alive": 10**400},
+            {"keep_alive": [SECRET]},
+            {"max_batch_bytes": "5"},
+            {"concurrency": 1.5},
+            {"allow_cloud": None},
+            {"allow_cloud": 1},
+            {"headers": SECRET},
+            {"headers": 5},
+            {"headers": [SECRET]},
+            {"headers": [("X", "a", "b")]},
+            {"headers": [(1, SECRET)]},
+            {"headers": {"X": "a", "x": "b"}},
+            {"headers": [("X", "a"), ("X", "b")]},
             {"timeout": 0},
             {"timeout": -1},
             {"timeout": float("inf")},
@@ -181,6 +202,12 @@ class TestOptions:
         with pytest.raises(ConfigurationError) as caught:
             OllamaRuntime(**options)
         assert SECRET not in str(caught.value)
+
+    @pytest.mark.parametrize("kind", [dict, list, tuple, iter])
+    def test_headers_are_a_mapping_or_pairs(self, server: OllamaServer, kind: Any) -> None:
+        runtime = OllamaRuntime(host=server.url, headers=kind([("X-Team", "search")]))
+        list(runtime.embed(["a"]))
+        assert {request.headers["x-team"] for request in server.requests} == {"search"}
 
     @pytest.mark.parametrize("keep_alive", [0, -1, 2.5, "0", "-1s", "1h30m", "1.5h", "500ms"])
     def test_keep_alive_takes_what_ollama_takes(self, keep_alive: float | str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from gemma_embed.errors import ModelNotFound, WrongModel
@@ -12,23 +11,6 @@ from gemma_embed.models import Model
 
 UNKNOWN = "unknown"
 _MOST_NAMES = 5
-
-
-@dataclass(frozen=True)
-class Served:
-    """A model as a server has it.
-
-    Attributes:
-        digest: Of its manifest, 64 hexadecimal digits; ``unknown`` if the server does not say.
-        quantization: ``BF16``, ``Q8_0``...; ``unknown`` if the server does not say.
-        context: Tokens that it reads.
-        era: How the server computes it.
-    """
-
-    digest: str
-    quantization: str
-    context: int
-    era: str
 
 
 def era_of(version: str | None, model: Model, server: str) -> tuple[str, str]:

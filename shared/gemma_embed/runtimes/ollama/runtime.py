@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gemma_embed.errors import ConfigurationError, MissingDependency
-from gemma_embed.identity import Identity
 from gemma_embed.models import EMBEDDINGGEMMA_300M, model_of_ollama_tag
 from gemma_embed.runtimes.ollama.host import resolve_host
 from gemma_embed.runtimes.ollama.model import leaves_the_device
@@ -111,25 +110,6 @@ class OllamaRuntime(RemoteRuntime["OllamaService"]):
             )
         )
 
-    @property
-    def identity(self) -> Identity:
-        """What decides the numbers. Asks the server once; loads nothing.
-
-        Raises:
-            ModelError: If the server does not have such a model, or would give other vectors.
-            ServerRefused: If it does not answer such questions.
-            TransientError: If it cannot be reached now.
-        """
-        served = self._service.get().served()
-        return Identity(
-            model=self._settings.model.name,
-            source=self._settings.name,
-            revision=served.digest,
-            runtime=f"ollama/era-{served.era}",
-            precision=served.quantization,
-            max_tokens=served.context,
-        )
-
     def pull(self, progress: Callable[[str, int, int], None] | None = None) -> None:
         """Have the server download the model. Nothing else ever does.
 
@@ -183,13 +163,13 @@ def _checked_tag(model: str | None, allow_cloud: bool) -> str:
 
 def _checked_keep_alive(value: float | str | None) -> float | str | None:
     check_kind("keep_alive", value, int, float, str, None)
+    # Go's longest duration has some 292 years. NaN fails the comparison.
     if isinstance(value, str):
-        if not _DURATION.fullmatch(value):
-            raise ConfigurationError(
-                f'keep_alive={value!r} is not a duration; use seconds as a number, or "10m", '
-                '"300s", -1'
-            )
-    elif value is not None and not abs(value) <= threading.TIMEOUT_MAX:
-        # Some 292 years, Go's longest duration. NaN fails the comparison.
-        raise ConfigurationError("keep_alive must be a number of seconds that a duration can have")
+        valid = _DURATION.fullmatch(value) is not None
+    else:
+        valid = value is None or abs(value) <= threading.TIMEOUT_MAX
+    if not valid:
+        raise ConfigurationError(
+            f'keep_alive={value!r} is not a duration; use seconds as a number, or "10m", "300s", -1'
+        )
     return value

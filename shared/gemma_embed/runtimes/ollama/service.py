@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Any, TypeVar
@@ -17,11 +17,12 @@ import numpy.typing as npt
 from ollama import ListResponse, ProgressResponse
 
 from gemma_embed.errors import EmbeddingError, ModelChanged, ModelNotFound, ServerFailed
-from gemma_embed.runtimes.ollama.model import Served, checked_model, era_of, full_name, not_found
+from gemma_embed.identity import Identity
+from gemma_embed.runtimes.ollama.model import UNKNOWN, checked_model, era_of, full_name, not_found
 from gemma_embed.runtimes.ollama.runtime import OllamaSettings
 from gemma_embed.runtimes.ollama.words import DIALECT
 from gemma_embed.runtimes.remote.failures import FORM, Failure
-from gemma_embed.runtimes.remote.loop import reported, run
+from gemma_embed.runtimes.remote.loop import run
 from gemma_embed.runtimes.remote.service import Service, as_object
 
 T = TypeVar("T")
@@ -51,17 +52,41 @@ class OllamaService(Service):
         super().__init__(settings)
         self._ollama = settings
         self._largest = settings.max_batch * settings.model.width * _BYTES_PER_NUMBER
-        self._served: Served | None = None
-        self._loaded = False
+        self._identity: Identity | None = None
         # Reasons to ask again whether the weights are the same. Counted, since a check that was
         # under way when one came up does not settle it.
         self._doubts = 0
         self._settled = 0
         self._settled_until = 0.0
 
-    def served(self) -> Served:
-        """Return what the server has under the tag; asked and checked once, from any thread."""
-        return run(self.alone(self._identified))
+    async def identify(self) -> Identity:
+        """Ask the server what it runs, and check that it is the model, once."""
+        if self._identity is None:
+            settings, model = self._ollama, self._ollama.model
+            runtime, deviation = await self._version()
+            if deviation:
+                logger.warning("%s", deviation)
+            entry = await self._entry()
+            body = {"model": settings.name, "verbose": True}
+            precision, max_tokens = checked_model(
+                await self.question("POST", "/api/show", body, read=as_object),
+                model=model,
+                tag=settings.name,
+                server=self.origin,
+                listed_quantization=entry.details.quantization_level if entry.details else None,
+                shown=self.shown,
+                allow_cloud=settings.allow_cloud,
+            )
+            self._identity = Identity(
+                model=model.name,
+                source=settings.name,
+                revision=entry.digest or UNKNOWN,
+                runtime=runtime,
+                precision=precision,
+                max_tokens=max_tokens,
+            )
+            self._settled_until = time.monotonic() + _KNOWN_FOR
+        return self._identity
 
     async def prepare(self) -> None:
         """Check the server and its model, and have the model loaded, once.
@@ -69,27 +94,24 @@ class OllamaService(Service):
         A load takes longer than a batch, and a client that gives up during it aborts it: so it
         has its own request, with an empty list and its own time-out.
         """
-        await self._identified()
-        if not self._loaded:
+        await self.identify()
+        if not self.prepared:
             seconds = self._ollama.load_timeout
             body = self._body([], truncate=False)
             await self.question("POST", "/api/embed", body, read=as_object, seconds=seconds)
-            self._loaded = True
+            self.prepared = True
 
     async def send(self, texts: Sequence[str], *, truncate: bool) -> npt.ArrayLike:
         """Make one embed request, and check that the weights are still the same."""
         try:
-            answer = as_object(
-                await self.connection.json(
-                    "POST",
-                    "/api/embed",
-                    self._body(texts, truncate=truncate),
-                    seconds=self._ollama.timeout,
-                    largest=self._largest + _BYTES_AROUND,
-                )
+            answer = await self.connection.json(
+                "POST",
+                "/api/embed",
+                self._body(texts, truncate=truncate),
+                seconds=self._ollama.timeout,
+                largest=self._largest + _BYTES_AROUND,
             )
-            vectors = answer.get("embeddings")
-            if not isinstance(vectors, list):
+            if not isinstance(answer, dict) or not isinstance(answer.get("embeddings"), list):
                 raise Failure("malformed", why=FORM)
         except Failure:
             # The answer that did not come may have said that the model was loaded just now.
@@ -99,43 +121,28 @@ class OllamaService(Service):
         self._doubts += isinstance(loading, int | float) and loading > _LOADED_JUST_NOW
         if self._doubts != self._settled or time.monotonic() > self._settled_until:
             await self.alone(self._check_unchanged)
+        vectors: list[Any] = answer["embeddings"]
         return vectors
 
     def pull(self, progress: Callable[[str, int, int], None] | None) -> None:
         """Have the server download the model; see ``OllamaRuntime.pull``."""
-        for report in reported(self._pulled):
-            if progress is not None and report.digest:
-                progress(report.digest, report.completed or 0, report.total or 0)
+        steps = self._pulled()
+
+        async def next_step() -> ProgressResponse | None:
+            return await anext(steps, None)
+
+        try:
+            # One by one, so that progress is called on the caller's thread.
+            while (step := run(next_step())) is not None:
+                if progress is not None and step.digest:
+                    progress(step.digest, step.completed or 0, step.total or 0)
+        finally:
+            run(steps.aclose())
 
     def _body(self, texts: Sequence[str], *, truncate: bool) -> dict[str, object]:
         body = {"model": self._ollama.name, "input": texts, "truncate": truncate}
         keep_alive = self._ollama.keep_alive
         return body if keep_alive is None else {**body, "keep_alive": keep_alive}
-
-    async def _identified(self) -> Served:
-        if self._served is None:
-            settings, model = self._ollama, self._ollama.model
-            era, deviation = await self._era()
-            if deviation:
-                logger.warning("%s", deviation)
-            entry = await self._entry()
-            quantization, context = checked_model(
-                await self.question(
-                    "POST",
-                    "/api/show",
-                    {"model": settings.name, "verbose": True},
-                    read=as_object,
-                ),
-                model=model,
-                tag=settings.name,
-                server=self.origin,
-                listed_quantization=entry.details.quantization_level if entry.details else None,
-                shown=self.shown,
-                allow_cloud=settings.allow_cloud,
-            )
-            self._served = Served(str(entry.digest or "unknown"), quantization, context, era)
-            self._settled_until = time.monotonic() + _KNOWN_FOR
-        return self._served
 
     async def _check_unchanged(self) -> None:
         """Ask whether the vectors that just came are of the weights that the others are of.
@@ -149,20 +156,21 @@ class OllamaService(Service):
             EmbeddingError: If the server does not answer, or has lost the model.
         """
         doubts = self._doubts
-        before = await self._identified()
-        era, _ = await self._era()
-        digest = (await self._entry()).digest or "unknown"
-        if (era, digest) != (before.era, before.digest):
+        before = await self.identify()
+        runtime, _ = await self._version()
+        digest = (await self._entry()).digest or UNKNOWN
+        if (runtime, digest) != (before.runtime, before.revision):
             raise ModelChanged(
                 f"the Ollama server changed in mid-use ({self.origin}): {self._ollama.name!r} was "
-                f"{self.shown(before.digest)[:12]} (era {before.era}) and is "
-                f"{self.shown(digest)[:12]} (era {era}) now, and their vectors must not be mixed; "
+                f"{self.shown(before.revision)[:12]} ({before.runtime}) and is "
+                f"{self.shown(digest)[:12]} ({runtime}) now, and their vectors must not be mixed; "
                 "create a new runtime, and embed again what this one made"
             )
         self._settled = doubts
         self._settled_until = time.monotonic() + _KNOWN_FOR
 
-    async def _era(self) -> tuple[str, str]:
+    async def _version(self) -> tuple[str, str]:
+        """Return the runtime's part of the identity, and a warning where vectors deviate."""
         try:
             answer = await self.question("GET", "/api/version", read=as_object)
         except EmbeddingError as error:
@@ -172,7 +180,8 @@ class OllamaService(Service):
             answer = {}
         version = answer.get("version")
         version = version if isinstance(version, str) else None
-        return era_of(version, self._ollama.model, self.origin)
+        era, deviation = era_of(version, self._ollama.model, self.origin)
+        return f"ollama/era-{era}", deviation
 
     async def _entry(self) -> ListResponse.Model:
         """Return what the server lists under the tag."""
@@ -186,7 +195,7 @@ class OllamaService(Service):
         names = [self.shown(model.model or "") for model in listed.models]
         raise not_found(tag, names, self.origin)
 
-    async def _pulled(self, report: Callable[[ProgressResponse], None]) -> None:
+    async def _pulled(self) -> AsyncGenerator[ProgressResponse, None]:
         tag, silence = self._ollama.name, self._ollama.load_timeout
         status = None
         lines = self.connection.lines(
@@ -199,7 +208,7 @@ class OllamaService(Service):
                         raise self.dialect.failure(-1, str(line["error"]))
                     step = _read(ProgressResponse.model_validate, line)
                     status = step.status
-                    report(step)
+                    yield step
         except Failure as failure:
             failure.said = self.shown(failure.said)
             if failure.kind == "missing":
@@ -215,8 +224,8 @@ class OllamaService(Service):
                 attempts=1,
             )
         async with self._lock:
-            self._served = None
-            self._loaded = False
+            self._identity = None
+            self.prepared = False
 
 
 def _read(validate: Callable[[Any], T], answer: Any) -> T:

@@ -38,13 +38,6 @@ DIALECT = Dialect(
             "max_batch= and max_batch_bytes="
         ),
         "busy": "try again later, with a lower concurrency=, or raise OLLAMA_MAX_QUEUE there",
-        "crashed": (
-            "update Ollama and look into its log; if one text causes it every time, shorten or "
-            "leave out that text"
-        ),
-        "malformed": (
-            "is it an Ollama server (host=), and not some other page? If it is, update it"
-        ),
         "not finite": ("use another quantisation of the model, or compute on the CPU (num_gpu 0)"),
         "missing": "run: ollama pull {model}",
         "unsupported": "run: ollama pull embeddinggemma:300m",

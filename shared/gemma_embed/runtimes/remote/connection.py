@@ -129,7 +129,7 @@ class Connection:
     ) -> AsyncIterator[httpx.Response]:
         """Send a request; the answer has the status 200, and its body is still to be read."""
         timeout = httpx.Timeout(silence, connect=CONNECT_TIMEOUT)
-        late = Failure("timeout")
+        refusal: Failure | None = None
         try:
             async with (
                 asyncio.timeout(seconds),
@@ -139,14 +139,17 @@ class Connection:
             ):
                 if response.status_code != 200:
                     # What there is to say if its body takes longer than the time that is left.
-                    late = self._refusal(response, b"")
+                    refusal = self._refusal(response, b"")
                     raise self._refusal(response, await _beginning(response))
-                _check_plain(response)
+                if "html" in response.headers.get("Content-Type", ""):
+                    raise Failure("malformed", why="it is a web page", status=200)
+                if response.headers.get("Content-Encoding", "identity") != "identity":
+                    raise Failure("malformed", why="it is compressed, unasked for", status=200)
                 yield response
         except (httpx.NetworkError, httpx.TimeoutException) as error:
             raise _network_failure(error) from error
         except TimeoutError:
-            raise late from None
+            raise refusal or Failure("timeout") from None
         # Not chained from here on: these quote the answer, which may quote a text or a header.
         except httpx.ProxyError as error:
             raise Failure("unreachable", str(error)) from None
@@ -158,8 +161,7 @@ class Connection:
 
     def _refusal(self, response: httpx.Response, said: bytes) -> Failure:
         asked = retry_after_seconds(response.headers.get("Retry-After"), time.time())
-        text = "" if _compressed(response) else _error_text(said)
-        return self._dialect.failure(response.status_code, text, asked)
+        return self._dialect.failure(response.status_code, _error_text(said), asked)
 
 
 def _environment_proxy(endpoint: Endpoint, tls: ssl.SSLContext) -> httpx.Proxy | None:
@@ -183,18 +185,6 @@ def _environment_proxy(endpoint: Endpoint, tls: ssl.SSLContext) -> httpx.Proxy |
         ) from None
 
 
-def _check_plain(response: httpx.Response) -> None:
-    if "html" in response.headers.get("Content-Type", ""):
-        raise Failure("malformed", why="it is a web page", status=200)
-    if _compressed(response):
-        raise Failure("malformed", why="it is compressed, though not asked to be", status=200)
-
-
-def _compressed(response: httpx.Response) -> bool:
-    encoding: str = response.headers.get("Content-Encoding", "identity")
-    return encoding != "identity"
-
-
 async def _pieces(response: httpx.Response, largest: int) -> AsyncIterator[bytes]:
     """Yield an answer's body as it comes, as long as it has no more bytes than ``largest``."""
     left = largest
@@ -212,6 +202,8 @@ async def _pieces(response: httpx.Response, largest: int) -> AsyncIterator[bytes
 async def _beginning(response: httpx.Response) -> bytes:
     """Return the first bytes of a body; one that breaks off, or never ends, has said enough."""
     said = b""
+    if "Content-Encoding" in response.headers:
+        return said
     with suppress(httpx.TransportError):
         async for piece in response.aiter_raw():
             said += piece

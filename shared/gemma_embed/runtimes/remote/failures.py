@@ -68,39 +68,28 @@ _STATUSES: Mapping[int, Kind] = {
     503: "busy",
 }
 
+_LOOK = "look into the server's log; asking again may help"
 # The error, what happened, and what to do about it unless the server's dialect knows better.
 _ACCOUNTS: Mapping[Kind, tuple[type[EmbeddingError], str, str]] = {
-    "unreachable": (
-        ConnectionFailed,
-        "cannot connect to {server}",
-        "check that it is running and that its address is right",
-    ),
+    "unreachable": (ConnectionFailed, "cannot connect to {server}", "is it running?"),
     "unknown host": (
         ConnectionFailed,
         "the host name of {server} cannot be resolved",
-        "check its address, and this machine's name service",
+        "is its address right, and does this machine's name service work?",
     ),
-    "disconnected": (
-        ConnectionFailed,
-        "the connection to {server} broke",
-        "look into the server's log; asking again may help",
-    ),
+    "disconnected": (ConnectionFailed, "the connection to {server} broke", _LOOK),
     "timeout": (
         ServerTimeout,
         "{server} did not answer within {waited:g} s",
         "it may be busy or slow: raise timeout=, or lower max_batch= and max_batch_bytes=",
     ),
     "busy": (ServerBusy, "{server} is too busy", "try again later, with a lower concurrency="),
-    "failed": (
-        ServerFailed,
-        "{server} failed",
-        "look into the server's log; asking again may help",
-    ),
+    "failed": (ServerFailed, "{server} failed", _LOOK),
     "crashed": (
         ServerFailed,
         "the model process of {server} crashed",
         "update the server and look into its log; if one text causes it every time, shorten or "
-        "remove that text",
+        "leave out that text",
     ),
     "cut short": (
         BadResponse,
@@ -110,7 +99,7 @@ _ACCOUNTS: Mapping[Kind, tuple[type[EmbeddingError], str, str]] = {
     "malformed": (
         BadResponse,
         "the answer of {server} cannot be right: {why}",
-        "check that the address is that of such a server, and update the server",
+        "is it such a server, and not some other page? If it is, update it",
     ),
     "not finite": (
         BadResponse,
@@ -124,11 +113,7 @@ _ACCOUNTS: Mapping[Kind, tuple[type[EmbeddingError], str, str]] = {
         "raise the proxy's limit on a request's body, or shorten the text",
     ),
     "missing": (ModelNotFound, "{server} does not have the model {model!r}", "install it there"),
-    "unsupported": (
-        WrongModel,
-        "{model!r} on {server} does not embed texts",
-        "use an embedding model",
-    ),
+    "unsupported": (WrongModel, "{model!r} on {server} does not embed texts", "use one that does"),
     "redirect": (
         ServerRefused,
         "{server} redirects to another address",
@@ -144,7 +129,7 @@ _ACCOUNTS: Mapping[Kind, tuple[type[EmbeddingError], str, str]] = {
     "unknown path": (
         ServerRefused,
         "{server} does not have this API at this address",
-        "check the address, its path included",
+        "is the address right, its path included?",
     ),
     "refused": (
         ServerRefused,

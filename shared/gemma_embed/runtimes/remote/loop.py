@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from itertools import islice
-from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from gemma_embed.cancellation import GLANCE, check_not_cancelled
@@ -51,28 +50,6 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     try:
         _first_done({future})
         return future.result()
-    finally:
-        future.cancel()
-
-
-def reported(work: Callable[[Callable[[T], None]], Coroutine[Any, Any, None]]) -> Iterator[T]:
-    """Run a coroutine on the loop, and yield here what it reports, to its end.
-
-    Args:
-        work: Makes the coroutine from the function to report with.
-    """
-    reports: SimpleQueue[T] = SimpleQueue()
-    loop = LOOP.get()
-    future = asyncio.run_coroutine_threadsafe(work(reports.put), loop)
-    try:
-        while not (future.done() and reports.empty()):
-            check_not_cancelled()
-            try:
-                report = reports.get(timeout=GLANCE)
-            except Empty:
-                continue
-            yield report
-        future.result()
     finally:
         future.cancel()
 

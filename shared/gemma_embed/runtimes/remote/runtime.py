@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 from gemma_embed.errors import InvalidInput
+from gemma_embed.identity import Identity
 from gemma_embed.models import Model
 from gemma_embed.runtimes.base import Batch, Runtime, TooLong
 from gemma_embed.runtimes.per_process import PerProcess
@@ -115,6 +116,17 @@ class RemoteRuntime(Runtime, Generic[S]):
             **{name: value for name, value in options.items() if name != "model"},
         }
 
+    @property
+    def identity(self) -> Identity:
+        """What decides the numbers. Asks the server once; loads nothing.
+
+        Raises:
+            ModelError: If the server does not have such a model, or would give other vectors.
+            ServerRefused: If it does not answer such questions.
+            TransientError: If it cannot be reached now.
+        """
+        return self._service.get().identity()
+
     def embed(self, texts: Sequence[str], *, truncate: bool = False) -> Iterator[Batch | TooLong]:
         """Compute vectors, batch by batch; see ``Runtime.embed``.
 
@@ -130,7 +142,16 @@ class RemoteRuntime(Runtime, Generic[S]):
             ServerRefused: If the server refuses.
             TransientError: If it cannot be reached, is too busy or breaks down, after retries.
         """
-        sizes = [_size(text, row) for row, text in enumerate(texts)]
+        sizes = []
+        for row, text in enumerate(texts):
+            try:
+                sizes.append(len(text.encode()))
+            except (AttributeError, UnicodeEncodeError):
+                raise InvalidInput(
+                    "not a string of Unicode characters that can be encoded "
+                    "(it is bytes, None, or contains half of a surrogate pair)",
+                    index=row,
+                ) from None
         return self._service.get().embed(texts, sizes, truncate)
 
     def close(self) -> None:
@@ -139,19 +160,3 @@ class RemoteRuntime(Runtime, Generic[S]):
         The runtime stays usable: the next call opens new ones, and checks the server again.
         """
         self._service.clear()
-
-
-def _size(text: str, row: int) -> int:
-    """Return the bytes of a text.
-
-    Raises:
-        InvalidInput: If it cannot be sent.
-    """
-    try:
-        return len(text.encode())
-    except (AttributeError, UnicodeEncodeError):
-        raise InvalidInput(
-            "not a string of Unicode characters that can be encoded "
-            "(it is bytes, None, or contains half of a surrogate pair)",
-            index=row,
-        ) from None

@@ -13,7 +13,6 @@ import time
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
@@ -21,6 +20,7 @@ import numpy.typing as npt
 
 from gemma_embed.cancellation import Cancelled, check_not_cancelled
 from gemma_embed.errors import EmbeddingError
+from gemma_embed.identity import Identity
 from gemma_embed.runtimes.base import Batch, TooLong
 from gemma_embed.runtimes.remote import retry
 from gemma_embed.runtimes.remote.connection import Connection
@@ -36,15 +36,6 @@ QUESTION_TIMEOUT = 30.0
 _LONGEST_NAME = 80
 
 logger = logging.getLogger("gemma_embed")
-
-
-@dataclass(frozen=True)
-class _Call:
-    """One call of ``embed``, shared by its batches; ``stop`` is set when one of them failed."""
-
-    texts: Sequence[str]
-    truncate: bool
-    stop: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Service(ABC):
@@ -71,14 +62,25 @@ class Service(ABC):
         self._lock = asyncio.Lock()
         self._failures = 0
         self._failed: EmbeddingError | None = None
+        self.prepared = False
         # Not sooner: a call under way holds the service, though its runtime may be gone. Not at
         # exit, where the loop may have ended.
         finalizer = weakref.finalize(self, _close, os.getpid(), self.connection)
         finalizer.atexit = False
 
     @abstractmethod
+    async def identify(self) -> Identity:
+        """Return what decides the numbers; ask the server once. One caller at a time.
+
+        Raises:
+            EmbeddingError: If it cannot tell, or would give other vectors.
+        """
+
+    @abstractmethod
     async def prepare(self) -> None:
-        """Make sure that the server can embed. Called before each list; quick when it was done.
+        """Make sure that the server can embed, and set ``prepared``.
+
+        Called before a list while ``prepared`` is False, by one caller at a time.
 
         Raises:
             EmbeddingError: If it cannot.
@@ -101,6 +103,10 @@ class Service(ABC):
             EmbeddingError: If it tells that the vectors must not be used.
         """
 
+    def identity(self) -> Identity:
+        """See ``RemoteRuntime.identity``."""
+        return run(self.alone(self.identify))
+
     def embed(
         self, texts: Sequence[str], sizes: Sequence[int], truncate: bool
     ) -> Iterator[Batch | TooLong]:
@@ -111,16 +117,19 @@ class Service(ABC):
             sizes: Their UTF-8 bytes.
             truncate: Whether to cut what is too long.
         """
-        run(self.alone(self.prepare))
         settings = self._settings
+        if not self.prepared:
+            run(self.alone(self.prepare))
         batches = plan_batches(
             sizes, max_items=settings.max_batch, max_size=settings.max_batch_bytes, padded=False
         )
-        work = partial(self._batch, _Call(texts, truncate))
+        # Set when a batch failed.
+        stop = asyncio.Event()
+        work = partial(self._batch, texts, truncate, stop)
         yield from in_parallel(work, batches, settings.concurrency)
 
     async def _batch(
-        self, call: _Call, rows: list[int]
+        self, texts: Sequence[str], truncate: bool, stop: asyncio.Event, rows: list[int]
     ) -> tuple[list[Batch | TooLong], EmbeddingError | None]:
         """Embed a batch; divide a list that fails, until the text at fault is alone.
 
@@ -133,19 +142,17 @@ class Service(ABC):
         done: list[Batch | TooLong] = []
         error: EmbeddingError | None = None
         pending = [(rows, False)]
-        while pending and not call.stop.is_set():
+        while pending and not stop.is_set():
             rows, cut = pending.pop()
-            texts = [call.texts[row] for row in rows]
+            sent = [texts[row] for row in rows]
             try:
-                vectors = await self.repeated(
-                    partial(self._sent, texts, cut), texts=texts, stop=call.stop
-                )
+                vectors = await self.repeated(partial(self._sent, sent, cut), texts=sent, stop=stop)
                 done.append(Batch(rows, vectors))
             except Failure as failure:
                 if failure.divisible and len(rows) > 1:
                     middle = len(rows) // 2
                     pending += [(rows[middle:], False), (rows[:middle], False)]
-                elif failure.kind == "too long" and call.truncate and not cut:
+                elif failure.kind == "too long" and truncate and not cut:
                     pending.append((rows, True))
                 elif failure.kind == "too long":
                     done.append(TooLong(rows[0], None))
@@ -160,7 +167,7 @@ class Service(ABC):
                 error = error or problem
                 pending.clear()
         if error is not None:
-            call.stop.set()
+            stop.set()
         return done, error
 
     async def _sent(self, texts: Sequence[str], cut: bool) -> npt.ArrayLike:
