@@ -46,11 +46,11 @@ class OllamaService(Service):
     """One Ollama server, and one model on it."""
 
     dialect = DIALECT
+    settings: OllamaSettings
 
     def __init__(self, settings: OllamaSettings) -> None:
         """Open no connection yet."""
         super().__init__(settings)
-        self._ollama = settings
         self._largest = settings.max_batch * settings.model.width * _BYTES_PER_NUMBER
         self._identity: Identity | None = None
         # Reasons to ask again whether the weights are the same. Counted, since a check that was
@@ -62,7 +62,7 @@ class OllamaService(Service):
     async def identify(self) -> Identity:
         """Ask the server what it runs, and check that it is the model, once."""
         if self._identity is None:
-            settings, model = self._ollama, self._ollama.model
+            settings, model = self.settings, self.settings.model
             runtime, deviation = await self._version()
             if deviation:
                 logger.warning("%s", deviation)
@@ -96,7 +96,7 @@ class OllamaService(Service):
         """
         await self.identify()
         if not self.prepared:
-            seconds = self._ollama.load_timeout
+            seconds = self.settings.load_timeout
             body = self._body([], truncate=False)
             await self.question("POST", "/api/embed", body, read=as_object, seconds=seconds)
             self.prepared = True
@@ -108,7 +108,7 @@ class OllamaService(Service):
                 "POST",
                 "/api/embed",
                 self._body(texts, truncate=truncate),
-                seconds=self._ollama.timeout,
+                seconds=self.settings.timeout,
                 largest=self._largest + _BYTES_AROUND,
             )
             if not isinstance(answer, dict) or not isinstance(answer.get("embeddings"), list):
@@ -140,8 +140,8 @@ class OllamaService(Service):
             run(steps.aclose())
 
     def _body(self, texts: Sequence[str], *, truncate: bool) -> dict[str, object]:
-        body = {"model": self._ollama.name, "input": texts, "truncate": truncate}
-        keep_alive = self._ollama.keep_alive
+        body = {"model": self.settings.name, "input": texts, "truncate": truncate}
+        keep_alive = self.settings.keep_alive
         return body if keep_alive is None else {**body, "keep_alive": keep_alive}
 
     async def _check_unchanged(self) -> None:
@@ -161,7 +161,7 @@ class OllamaService(Service):
         digest = (await self._entry()).digest or UNKNOWN
         if (runtime, digest) != (before.runtime, before.revision):
             raise ModelChanged(
-                f"the Ollama server changed in mid-use ({self.origin}): {self._ollama.name!r} was "
+                f"the Ollama server changed in mid-use ({self.origin}): {self.settings.name!r} was "
                 f"{self.shown(before.revision)[:12]} ({before.runtime}) and is "
                 f"{self.shown(digest)[:12]} ({runtime}) now, and their vectors must not be mixed; "
                 "create a new runtime, and embed again what this one made"
@@ -180,12 +180,12 @@ class OllamaService(Service):
             answer = {}
         version = answer.get("version")
         version = version if isinstance(version, str) else None
-        era, deviation = era_of(version, self._ollama.model, self.origin)
+        era, deviation = era_of(version, self.settings.model, self.origin)
         return f"ollama/era-{era}", deviation
 
     async def _entry(self) -> ListResponse.Model:
         """Return what the server lists under the tag."""
-        tag = self._ollama.name
+        tag = self.settings.name
         listed = await self.question(
             "GET", "/api/tags", read=partial(_read, ListResponse.model_validate)
         )
@@ -196,7 +196,7 @@ class OllamaService(Service):
         raise not_found(tag, names, self.origin)
 
     async def _pulled(self) -> AsyncGenerator[ProgressResponse, None]:
-        tag, silence = self._ollama.name, self._ollama.load_timeout
+        tag, silence = self.settings.name, self.settings.load_timeout
         status = None
         lines = self.connection.lines(
             "POST", "/api/pull", {"model": tag, "stream": True}, silence=silence
@@ -214,7 +214,7 @@ class OllamaService(Service):
             if failure.kind == "missing":
                 raise ModelNotFound(
                     f"Ollama's library does not have the model {tag!r} ({self.origin}); model= "
-                    f"must be a name and tag like {self._ollama.model.ollama_tag!r}"
+                    f"must be a name and tag like {self.settings.model.ollama_tag!r}"
                 ) from failure
             raise self.error(failure, waited=silence) from failure
         if status != "success":

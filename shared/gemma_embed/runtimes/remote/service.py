@@ -56,7 +56,7 @@ class Service(ABC):
         headers = settings.endpoint.sent_headers()
         self.connection = Connection(settings.endpoint, headers, self.dialect)
         self.origin = settings.endpoint.origin
-        self._settings = settings
+        self.settings = settings
         self._secrets = tuple(headers.values())
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._lock = asyncio.Lock()
@@ -117,7 +117,7 @@ class Service(ABC):
             sizes: Their UTF-8 bytes.
             truncate: Whether to cut what is too long.
         """
-        settings = self._settings
+        settings = self.settings
         if not self.prepared:
             run(self.alone(self.prepare))
         batches = plan_batches(
@@ -207,7 +207,7 @@ class Service(ABC):
                 failure.attempts = attempt
                 failure.elapsed = time.monotonic() - started
                 failure.said = shown(failure.said, texts, self._secrets)
-                if attempt > failure.retries(self._settings.max_retries, len(texts)):
+                if attempt > failure.retries(self.settings.max_retries, len(texts)):
                     raise
                 seconds = retry.pause_seconds(attempt, failure.asked_pause)
                 logger.info("%s: %s, asking again in %.1f s", self.origin, failure, seconds)
@@ -272,8 +272,8 @@ class Service(ABC):
         return self.dialect.error(
             failure,
             origin=self.origin,
-            model=self._settings.name,
-            waited=self._settings.timeout if waited is None else waited,
+            model=self.settings.name,
+            waited=self.settings.timeout if waited is None else waited,
             index=index,
         )
 
