@@ -74,12 +74,17 @@ def crossed(call: Callable[[], object]) -> tuple[int, int]:
     entered: set[tuple[str, str, int]] = set()
     homes = tuple(str(package) for package in PACKAGES)
 
+    from gemma_embed.runtimes.remote.loop import LOOP
+
     def watch(frame: FrameType, event: str, _: object) -> None:
         code = frame.f_code
         named = not code.co_name.startswith("<")
         if event == "call" and named and code.co_filename.startswith(homes):
             entered.add((code.co_filename, code.co_qualname, code.co_firstlineno))
 
+    # Servers are asked on a thread that runs already.
+    loop = LOOP.get()
+    loop.call_soon_threadsafe(sys.setprofile, watch)
     threading.setprofile(watch)
     sys.setprofile(watch)
     try:
@@ -87,6 +92,7 @@ def crossed(call: Callable[[], object]) -> tuple[int, int]:
     finally:
         sys.setprofile(None)
         threading.setprofile(None)  # type: ignore[arg-type]
+        loop.call_soon_threadsafe(sys.setprofile, None)
     return len(entered), len({name for name, *_ in entered})
 
 

@@ -17,6 +17,7 @@ longer than its time-out and half a second, a call never returned, or something 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import gc
 import json
 import multiprocessing
@@ -42,8 +43,8 @@ from pairs import save
 from gemma_embed import Embedder, EmbeddingStore
 from gemma_embed.errors import EmbeddingError, ModelChanged
 from gemma_embed.runtimes import OllamaRuntime
-from gemma_embed.runtimes.ollama import retry
-from gemma_embed.runtimes.ollama.server import Server
+from gemma_embed.runtimes.remote import retry
+from gemma_embed.runtimes.remote.connection import Connection as Http
 
 WORKERS = 4
 TIMEOUT = 0.6
@@ -304,18 +305,19 @@ def links() -> list[str]:
 
 
 def timed_exchanges() -> list[float]:
-    """Measure every exchange with a server that embeds texts, from here on."""
+    """Measure every exchange whose deadline is ``TIMEOUT``, from here on."""
     taken: list[float] = []
-    real = Server.embed
+    real = Http.json
 
-    def embed(server: Server, *arguments: Any, **options: Any) -> Any:
+    async def timed(connection: Http, *arguments: Any, **options: Any) -> Any:
         started = time.monotonic()
         try:
-            return real(server, *arguments, **options)
+            return await real(connection, *arguments, **options)
         finally:
-            taken.append(time.monotonic() - started)
+            if options["seconds"] == TIMEOUT:
+                taken.append(time.monotonic() - started)
 
-    Server.embed = embed  # type: ignore[method-assign]
+    Http.json = timed  # type: ignore[method-assign]
     return taken
 
 
@@ -324,11 +326,11 @@ def counted_pauses() -> list[float]:
     made: list[float] = []
     real = retry.pause
 
-    def pause(seconds: float, stop: threading.Event) -> bool:
+    async def pause(seconds: float, stop: asyncio.Event) -> bool:
         made.append(seconds)
-        return real(seconds, stop)
+        return await real(seconds, stop)
 
-    # What they are in earnest is tested elsewhere.
+    # Their usual length is tested elsewhere.
     retry.FIRST_PAUSE, retry.LONGEST_PAUSE = 0.01, 0.05
     retry.pause = pause
     return made

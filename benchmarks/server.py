@@ -85,7 +85,7 @@ def compare(url: str, ask: Ask, texts: list[str], rounds: int) -> dict[str, Any]
 
 
 def fault(url: str, ask: Ask, count: int) -> dict[str, int]:
-    """Break the server at nine tenths of the work, mend it, and go on with the store."""
+    """Break the server at nine tenths of the work, fix it, and continue with the store."""
     texts = [f"Note number {i}" for i in range(count)]
     done: list[int] = []
     with tempfile.TemporaryDirectory() as folder, EmbeddingStore(Path(folder) / "store") as store:
@@ -99,7 +99,7 @@ def fault(url: str, ask: Ask, count: int) -> dict[str, int]:
         with suppress(EmbeddingError):
             embeddings.embed_documents(texts)
         reached = max(done)
-        ask("mend", None)
+        ask("fix", None)
         before = ask("served", None)
         embeddings.embed_documents(texts)
         again = ask("served", None) - before
@@ -121,7 +121,7 @@ def show(found: dict[str, Any]) -> None:
     print(f"\nOurs beyond the server's own time: {found['beyond_the_server']:.2%}")
     after = found["after_a_fault"]
     print(
-        f"The server broke at {after['kept']} of {after['texts']} texts; after it was mended "
+        f"The server broke at {after['kept']} of {after['texts']} texts; after it was fixed "
         f"{after['computed_twice']} were computed a second time"
     )
 
@@ -192,7 +192,7 @@ def serve(pipe: Connection, embed_seconds: float) -> None:
 
     ``largest`` gives the texts in the largest request since it was last asked, ``busy`` the seconds
     with work since then, ``served`` all texts so far; ``break`` fails every text from the one of
-    that number on, and ``mend`` stops that.
+    that number on, and ``fix`` stops that.
     """
     with TimedServer(embed_seconds=embed_seconds) as running:
         pipe.send(running.url)
@@ -209,7 +209,7 @@ def serve(pipe: Connection, embed_seconds: float) -> None:
                 answer = len(running.texts)
             elif what == "break":
                 running.fail_texts(partial(_beyond, running.texts, value), status=500)
-            elif what == "mend":
+            elif what == "fix":
                 running.clear_faults()
             pipe.send(answer)
 
