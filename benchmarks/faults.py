@@ -1,7 +1,7 @@
 """A server that goes wrong at random, and what becomes of the vectors.
 
 Every second or third request to the tests' rude server, which runs in a process of its own, meets a
-fault drawn from the list below; now and then the server is killed and comes back, or holds other
+fault drawn from the list below; now and then the server is killed and comes back, or has other
 weights under the same name. Workers embed texts through an ``EmbeddingStore``, begin a failed call
 again until it succeeds, and check every vector against the arithmetic of the weights that the
 runtime says it used. After each failed call all that was reported as done must be in the store.
@@ -99,7 +99,7 @@ def number(written: str) -> Fault:
 
 
 BOMB = faults.gzip_bomb(64)
-# Those that hold up the client come seldom.
+# Those that delay the client come seldom.
 FAULTS: dict[str, tuple[float, Fault]] = {
     "reset": (3, lambda _: Reply(0, reset=True)),
     "reset after the work": (1, lambda honest: honest() and Reply(0, reset=True)),
@@ -250,7 +250,7 @@ class Worker(threading.Thread):
         self.store.close()
 
     def embedded(self, texts: list[str]) -> bool:
-        """Try once; check what came, or what was kept."""
+        """Try once; check what came, or what was stored."""
         done = [0]
 
         def progress(count: int, _: int) -> None:
@@ -283,7 +283,7 @@ class Worker(threading.Thread):
 
 
 def held() -> dict[str, int]:
-    """What this process holds now."""
+    """What this process has open and uses now."""
     gc.collect()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return {

@@ -2,21 +2,21 @@
 
 | Row | Fault | Right |
 | --- | --- | --- |
-| O1 | nobody listens | repeated with pauses, ``ConnectionFailed`` with the mend |
+| O1 | no server listens | repeated with pauses, ``ConnectionFailed`` with what to do |
 | O2 | the host's name is not known | the same class, one repeat |
 | O3 | reset before the answer | repeated |
 | O4 | reset in the body, truncated JSON, a wrong Content-Length | repeated, ``BadResponse`` |
-| O5 | a byte a second in headers or body | ``ServerTimeout`` at the deadline of the whole answer |
+| O5 | a byte a second in headers or body | ``ServerTimeout`` at the deadline of it all |
 | O6 | a slow answer | vectors in time, ``ServerTimeout`` late; no thread left |
 | O7 | 500 once, always, with a page | repeated, ``ServerFailed`` with an excerpt |
 | O8 | NaN refused | divided, not repeated; ``BadResponse`` with the index |
 | O9 | 503, 429, Retry-After | honoured up to a minute; ``ServerBusy`` |
-| O10 | no such model | ``ModelNotFound`` with the command, at once |
+| O10 | an unknown model | ``ModelNotFound`` with the command, at once |
 | O11 | too long; a runner that dies of a text | ``InputTooLong``; ``ServerFailed``; the index |
 | O12 | 401, 403, 407, 413, 301 | at once; redirects not followed |
-| O13 | n - 1, n + 1, 0 vectors; none, null, strings, nested | ``BadResponse`` |
+| O13 | n - 1, n + 1, 0 vectors; none, null, strings, nested | ``BadResponse``, mostly of the gate |
 | O14 | another width, varying widths | ``BadResponse`` |
-| O15 | NaN, Infinity, 1e309, null, zeros | ``BadResponse`` with the index |
+| O15 | NaN, Infinity, 1e309, null, zeros | ``BadResponse`` of the gate with the index |
 | O16 | vectors not of length 1 | given length 1 |
 | O17 | order | each text gets its own vector, alone or among others |
 | O18 | killed in a job of 5,000 texts, and back | all vectors, each right, few requests more |
@@ -246,7 +246,7 @@ ROWS = {
         "overlong='truncate'",
         1,
     ),
-    # Each list that holds the text twice, the text alone four times.
+    # Each list that has the text twice, the text alone four times.
     "O11-runner-dies-of-a-text": Row(
         poisoned(400, faults.RUNNER_EOF), ServerFailed, 10, "shorten or leave out", 1
     ),

@@ -337,7 +337,7 @@ class TestRefusals:
 
 
 class TestBlame:
-    """A list fails as a whole and no answer says why: halves tell."""
+    """A list fails, and no answer says for which text: halves tell."""
 
     @pytest.mark.parametrize(
         ("status", "text", "kind"),

@@ -203,6 +203,15 @@ class TestOptions:
             OllamaRuntime(**options)
         assert SECRET not in str(caught.value)
 
+    @pytest.mark.parametrize(
+        ("option", "hint"),
+        [("base_url", "use host="), ("client_kwargs", "use headers="), ("num_ctx", "see help")],
+    )
+    def test_that_do_not_exist_are_refused_with_those_that_do(self, option: str, hint: str) -> None:
+        with pytest.raises(ConfigurationError, match=f"not have the option {option}=; {hint}") as e:
+            OllamaRuntime(**{option: SECRET})
+        assert SECRET not in str(e.value)
+
     @pytest.mark.parametrize("kind", [dict, list, tuple, iter])
     def test_headers_are_a_mapping_or_pairs(self, server: OllamaServer, kind: Any) -> None:
         runtime = OllamaRuntime(host=server.url, headers=kind([("X-Team", "search")]))

@@ -7,13 +7,19 @@ import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Never
 
 from gemma_embed.errors import ConfigurationError, MissingDependency
 from gemma_embed.models import EMBEDDINGGEMMA_300M, model_of_ollama_tag
 from gemma_embed.runtimes.ollama.host import resolve_host
 from gemma_embed.runtimes.ollama.model import leaves_the_device
-from gemma_embed.runtimes.options import check_kind, checked_count, checked_flag, checked_seconds
+from gemma_embed.runtimes.options import (
+    check_kind,
+    checked_count,
+    checked_flag,
+    checked_seconds,
+    reject_unknown,
+)
 from gemma_embed.runtimes.remote.endpoint import Endpoint, Headers, checked_headers
 from gemma_embed.runtimes.remote.runtime import RemoteRuntime, Settings
 
@@ -26,6 +32,15 @@ MOST_TEXTS = 128
 
 # Go's time.ParseDuration, which reads it on the server.
 _DURATION = re.compile(r"[+-]?(0|((\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h))+)")
+
+# What other packages call these options.
+_OTHER_NAMES = {
+    "base_url": "host=",
+    "model_name": "model=",
+    "request_timeout": "timeout=",
+    "embed_batch_size": "max_batch=",
+    "client_kwargs": "headers= and timeout=",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +76,7 @@ class OllamaRuntime(RemoteRuntime["OllamaService"]):
         concurrency: int = 2,
         max_retries: int = 3,
         allow_cloud: bool = False,
+        **unknown: Never,
     ) -> None:
         """Check the options; no connection is made.
 
@@ -87,10 +103,12 @@ class OllamaRuntime(RemoteRuntime["OllamaService"]):
             max_retries: How often to repeat a request after a failure that may pass.
             allow_cloud: Accept a model that the server passes on to another machine, as Ollama
                 does with those tagged ``cloud``: the texts leave the device.
+            unknown: Refused.
 
         Raises:
             ConfigurationError: If an option has a value that cannot work.
         """
+        reject_unknown("OllamaRuntime", unknown, _OTHER_NAMES)
         check_kind("host", host, str, None)
         tag = _checked_tag(model, checked_flag("allow_cloud", allow_cloud))
         url = resolve_host(os.environ.get("OLLAMA_HOST", "") if host is None else host)

@@ -147,7 +147,7 @@ class OllamaService(Service):
     async def _check_unchanged(self) -> None:
         """Ask whether the vectors that just came are of the weights that the others are of.
 
-        Asked after the vectors have come and before they are handed on, whenever the server says
+        Asked after the vectors have come and before they are passed on, whenever the server says
         that it has just loaded the model, which new weights need, after every failure, and every
         minute. Two small requests, neither of which needs the model.
 

@@ -1,6 +1,6 @@
 """HTTP exchanges with one server: one deadline for each, bounded bodies, JSON in and out.
 
-httpx by itself begins its time-out anew with every read, follows what the environment says for
+httpx by itself restarts its time-out with every read, follows what the environment says for
 proxies and .netrc, and reads answers of any size. All of that is set here. Importing this module
 imports ``httpx``; runtimes do so on first use.
 """

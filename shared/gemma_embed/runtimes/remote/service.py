@@ -133,7 +133,7 @@ class Service(ABC):
     ) -> tuple[list[Batch | TooLong], EmbeddingError | None]:
         """Embed a batch; divide a list that fails, until the text at fault is alone.
 
-        The texts beside that one are still embedded. A second such text ends the batch: then it
+        The other texts are still embedded. A second such text ends the batch: then it
         is the server that is broken.
 
         Returns:
