@@ -39,9 +39,8 @@ def test_vectors_get_unit_length() -> None:
         ([], "0 vectors for 2 texts"),
         (None, "no vectors for 2 texts"),
         ([[1.0], [1.0]], "vectors of 1 numbers"),
-        ([[1.0, 0.0], [1.0]], "equally wide"),
         ([["a", "b"], ["c", "d"]], "equally wide"),
-        ([[1.0, 0.0], [None, "x"]], "equally wide"),
+        ([[1.0, 0.0, 0.0], [1.0]], "equally wide"),
         ([[[1.0, 0.0]], [[1.0, 0.0]]], "lists in lists"),
     ],
 )
@@ -61,10 +60,14 @@ def test_a_misshapen_answer_is_refused(vectors: Any, message: str) -> None:
         ([np.inf, 1.0], "NaN or infinity"),
         ([0.0, 0.0], "all-zero"),
         ([None, 1.0], "NaN or infinity"),
+        ([None, "x"], "no numbers"),
+        ([1.0], "no numbers"),
+        (None, "no numbers"),
+        ({"a": 1.0}, "no numbers"),
         ([1e30, 1e30], "all-zero|NaN or infinity"),
     ],
 )
-def test_a_vector_that_cannot_be_right_is_named(bad: list[float], message: str) -> None:
+def test_a_vector_that_cannot_be_right_is_named(bad: object, message: str) -> None:
     batch = Batch([2, 1, 0], [[1.0, 0.0], bad, [0.0, 1.0]])
     outcomes = checked_outcomes([batch], 3, 2, "It")
     rows, _ = next(outcomes)  # The valid ones of the batch are passed on first.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import TypeAlias
 
 import numpy as np
@@ -109,10 +110,12 @@ def _array(vectors: npt.ArrayLike, count: int, width: int, source: str) -> Vecto
         with np.errstate(over="ignore"):
             array = np.asarray(vectors, dtype=np.float32)
     except (TypeError, ValueError, OverflowError):
-        # Not chained: it quotes what a server returned, which may repeat a text or a token.
-        raise BadResponse(
-            f"{source} returned something other than equally wide lists of numbers; update it"
-        ) from None
+        array = _row_by_row(vectors, width)
+        if len(array) != count or np.isnan(array).all():
+            # Not chained: it quotes what a server returned, which may repeat a text or a token.
+            raise BadResponse(
+                f"{source} returned something other than equally wide lists of numbers; update it"
+            ) from None
     if array.ndim > 2:
         raise BadResponse(f"{source} returned lists in lists for vectors; update it")
     if array.ndim != 2 or len(array) != count:
@@ -123,6 +126,16 @@ def _array(vectors: npt.ArrayLike, count: int, width: int, source: str) -> Vecto
             f"{source} returned vectors of {array.shape[1]} numbers where this model gives "
             f"{width}: it runs another model, or one without its Dense layers"
         )
+    return array
+
+
+def _row_by_row(vectors: npt.ArrayLike, width: int) -> Vectors:
+    """Convert what can be converted; NaN stands for a row that is not ``width`` numbers."""
+    rows = vectors if isinstance(vectors, Sequence) else ()
+    array = np.full((len(rows), width), np.nan, np.float32)
+    for place, row in enumerate(rows):
+        with np.errstate(over="ignore"), suppress(TypeError, ValueError, OverflowError):
+            array[place] = np.asarray(row, dtype=np.float32).reshape(width)
     return array
 
 
@@ -137,7 +150,7 @@ def _bad_vector(
     rows: Rows, norms: Vectors, valid: npt.NDArray[np.bool_], source: str
 ) -> BadResponse:
     first = int(np.flatnonzero(~valid)[0])
-    what = "an all-zero vector" if norms[first] == 0 else "NaN or infinity"
+    what = "an all-zero vector" if norms[first] == 0 else "NaN or infinity, or no numbers"
     return BadResponse(
         f"{source} returned {what}; float16 arithmetic does that with this model: use float32 or "
         "bfloat16, and on a server another quantisation or num_gpu=0",

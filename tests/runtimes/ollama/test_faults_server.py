@@ -15,7 +15,7 @@
 | O11 | too long; a runner that dies of a text | ``InputTooLong``; ``ServerFailed``; the index |
 | O12 | 401, 403, 407, 413, 301 | at once; redirects not followed |
 | O13 | n - 1, n + 1, 0 vectors; none, null, strings, nested | ``BadResponse``, mostly of the gate |
-| O14 | another width, varying widths | ``BadResponse`` |
+| O14 | another width, varying widths | ``BadResponse``, with the index if one text's is wrong |
 | O15 | NaN, Infinity, 1e309, null, zeros | ``BadResponse`` of the gate with the index |
 | O16 | vectors not of length 1 | given length 1 |
 | O17 | order | each text gets its own vector, alone or among others |
@@ -279,7 +279,8 @@ ROWS = {
         always(rows(lambda rows: [rows[0], rows[1][:-1], rows[2]])),
         BadResponse,
         1,
-        "equally wide",
+        "no numbers",
+        1,
         gate=True,
     ),
     "O15-NaN": Row(always(number("NaN")), BadResponse, 1, "NaN or infinity", 0, gate=True),
