@@ -130,8 +130,8 @@ def run(home: Path, endpoint: str, **options: object) -> str:
     [
         (401, "GatedRepo", "gated: its licence must be accepted"),
         (403, "GatedRepo", "gated: its licence must be accepted"),
-        (401, "RepoNotFound", "the hub knows no google/embeddinggemma-300m"),
-        (404, "RepoNotFound", "the hub knows no google/embeddinggemma-300m"),
+        (401, "RepoNotFound", "the hub does not know google/embeddinggemma-300m"),
+        (404, "RepoNotFound", "the hub does not know google/embeddinggemma-300m"),
         (500, None, "the hub could not be reached"),
     ],
 )

@@ -90,20 +90,18 @@ class Rows:
 
 
 class Weights(Mapping[str, Tensor]):
-    """The tensors of all safetensors files in a folder, by name, without ``model.`` before it."""
+    """The tensors of some safetensors files, by name, without ``model.`` before it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, files: Sequence[Path]) -> None:
         """Read the headers.
 
         Raises:
             ModelCorrupt: If a file is damaged, cut short, or of numbers that no checkpoint of
                 these models is stored in.
         """
-        self._folder = folder
+        self._folder = files[0].parent
         self._tensors = {
-            name.removeprefix("model."): tensor
-            for path in sorted(folder.glob("*.safetensors"))
-            for name, tensor in _tensors(path)
+            name.removeprefix("model."): tensor for path in files for name, tensor in _tensors(path)
         }
 
     def __getitem__(self, name: str) -> Tensor:

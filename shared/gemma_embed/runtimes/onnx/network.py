@@ -35,7 +35,7 @@ class Network:
             WrongModel: If it has parts that this network does not have.
         """
         sizes = Architecture.of(checkpoint)
-        weights = Weights(checkpoint.folder)
+        weights = Weights(checkpoint.weights)
         if _TABLE not in weights or len(weights[_TABLE].shape) != 2:
             raise ModelCorrupt(
                 f"the weights in {checkpoint.folder} lack {_TABLE}; download the model again"
@@ -75,10 +75,8 @@ class Network:
         )
 
 
-def _dense(folder: Path) -> Floats:
-    tensor = Weights(folder).get("linear.weight")
+def _dense(path: Path) -> Floats:
+    tensor = Weights((path,)).get("linear.weight")
     if tensor is None or len(tensor.shape) != 2:
-        raise ModelCorrupt(
-            f"{folder}/model.safetensors is no Dense layer; download the model again"
-        )
+        raise ModelCorrupt(f"{path} is no Dense layer; download the model again")
     return tensor.read()

@@ -13,7 +13,7 @@ from gemma_embed.identity import Identity
 from gemma_embed.runtimes.local.checkpoint import Checkpoint
 from gemma_embed.runtimes.local.files import check_unchanged
 from gemma_embed.runtimes.local.hub import model_folder
-from gemma_embed.runtimes.local.runtime import LocalRuntime, check_kind
+from gemma_embed.runtimes.local.runtime import LocalRuntime
 from gemma_embed.runtimes.onnx.graph import VERSION
 from gemma_embed.runtimes.onnx.network import Network
 from gemma_embed.runtimes.onnx.proof import Forward, prove
@@ -24,6 +24,7 @@ from gemma_embed.runtimes.onnx.published import (
 )
 from gemma_embed.runtimes.onnx.quantization import Precision
 from gemma_embed.runtimes.onnx.tokenizer import Tokenizer, open_tokenizer
+from gemma_embed.runtimes.options import check_kind
 from gemma_embed.vectors import Vectors
 
 # Matrices of 192 rows are as fast as larger ones on two cores; a thousand would take 40 MB more.

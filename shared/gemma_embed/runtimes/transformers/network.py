@@ -52,7 +52,7 @@ class Network:
 
         def load(kind: torch.dtype) -> StockForward:
             backbone = _backbone(checkpoint, kind).to(place)
-            dense = [_dense(folder).to(place, kind) for folder in checkpoint.dense]
+            dense = [_dense(path).to(place, kind) for path in checkpoint.dense]
             stock = StockForward(backbone, dense)
             stock.check_bidirectional(checkpoint.model)
             return stock
@@ -170,13 +170,11 @@ def _backbone(checkpoint: Checkpoint, dtype: torch.dtype) -> torch.nn.Module:
     return backbone.eval()
 
 
-def _dense(folder: Path) -> torch.Tensor:
+def _dense(path: Path) -> torch.Tensor:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        return load_file(folder / "model.safetensors")["linear.weight"]
+        return load_file(path)["linear.weight"]
     except (OSError, KeyError, SafetensorError) as error:
-        raise ModelCorrupt(
-            f"{folder}/model.safetensors is no Dense layer; download the model again"
-        ) from error
+        raise ModelCorrupt(f"{path} is no Dense layer; download the model again") from error
