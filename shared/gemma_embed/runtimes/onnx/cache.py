@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from gemma_embed.errors import ConfigurationError
+from gemma_embed.files import cache_folder
 from gemma_embed.runtimes.local.checkpoint import Checkpoint
 from gemma_embed.runtimes.local.files import check_unchanged
 
@@ -51,7 +52,7 @@ class Cache:
                 where ``place`` is full or cannot be written to.
         """
         self._checkpoint = checkpoint
-        self._places = [*([place] if place else []), _user_folder()]
+        self._places = [folder for folder in (place, cache_folder()) if folder is not None]
         self._name = f"{checkpoint.model.name}-{_key(checkpoint)}"
 
     def folder(self, kind: str, version: int, write: Callable[[Path], None]) -> Path:
@@ -75,7 +76,8 @@ class Cache:
                     return entry
                 logger.warning("%s is damaged, and not used", entry)
                 _remove(entry)
-        reasons = []
+        reasons: list[str] = []
+        failure = None
         for entry in entries:
             try:
                 self._create(entry, write)
@@ -186,11 +188,6 @@ def _remove(folder: Path) -> None:
     with suppress(OSError):
         folder.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
-
-
-def _user_folder() -> Path:
-    variable = "LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME"
-    return Path(os.environ.get(variable) or Path.home() / ".cache") / "gemma-embed"
 
 
 def _key(checkpoint: Checkpoint) -> str:

@@ -7,17 +7,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from gemma_embed.errors import ConfigurationError
+from gemma_embed.files import expanded
 from gemma_embed.identity import Identity
 from gemma_embed.runtimes.local.checkpoint import Checkpoint
 from gemma_embed.runtimes.local.files import check_unchanged
 from gemma_embed.runtimes.local.hub import model_folder
 from gemma_embed.runtimes.local.loading import loading, require, translated
-from gemma_embed.runtimes.local.runtime import LocalRuntime, check_kind
+from gemma_embed.runtimes.local.runtime import LocalRuntime
 from gemma_embed.runtimes.onnx.cache import Cache
 from gemma_embed.runtimes.onnx.published import GRAPHS, PublishedForward, holds_published_graphs
 from gemma_embed.runtimes.onnx.tokenizer import Tokenizer, open_tokenizer
 from gemma_embed.runtimes.onnx.verification import Forward, verify
+from gemma_embed.runtimes.options import check_choice, check_kind, checked_count
 from gemma_embed.vectors import Vectors
 from gemma_fast.architecture import Architecture
 from gemma_fast.graph import VERSION, write_graph
@@ -66,29 +67,21 @@ class OnnxRuntime(LocalRuntime):
                 still.
             threads: Threads that compute; None for one a processor core.
             layout: ``safetensors`` for a checkpoint, of which the graph is written; ``published``
-                for finished graphs as in ``onnx-community/embeddinggemma-300m-ONNX``. None for
-                what a folder holds, and for ``safetensors`` where ``model`` is a hub id.
+                for finished graphs, as in ``onnx-community/embeddinggemma-300m-ONNX``. None for
+                what a folder holds; for a hub id ``safetensors``, except for the one named here.
             cache_dir: Where the graph is written instead of the user's cache folder.
             offline: Never ask the hub.
 
         Raises:
             ConfigurationError: If an option has a value that cannot work.
         """
-        for name, value, allowed in (
-            ("precision", precision, get_args(Precision)),
-            ("layout", layout, (*get_args(Layout), None)),
-        ):
-            if value not in allowed:
-                names = ", ".join(map(repr, allowed))
-                raise ConfigurationError(f"{name}={value!r} is unknown; use one of {names}")
-        check_kind("threads", threads, int, None)
-        if threads is not None and (isinstance(threads, bool) or threads < 1):
-            raise ConfigurationError(f"threads={threads!r} must be at least 1, or None")
+        check_choice("precision", precision, get_args(Precision))
+        check_choice("layout", layout, (*get_args(Layout), None))
         check_kind("cache_dir", cache_dir, str, Path, None)
         self._kind: Precision = precision
-        self._threads = threads
+        self._threads = None if threads is None else checked_count("threads", threads, 1)
         self._layout = layout
-        self._cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()
+        self._cache_dir = None if cache_dir is None else expanded(cache_dir)
         super().__init__(model, revision=revision, precision=precision, offline=offline)
 
     @property
@@ -108,7 +101,7 @@ class OnnxRuntime(LocalRuntime):
     def identity(self) -> Identity:
         """What decides the numbers. Reads a local folder's weights once, to name them."""
         identity = super().identity
-        if self._kind == "float32" or not self._read().weights:
+        if self._kind == "float32" or _is_published(self._checkpoint()):
             return identity
         # Whoever writes the graph decides how matrices are rounded.
         return replace(identity, precision=f"{self._kind} v{VERSION}")
@@ -117,12 +110,12 @@ class OnnxRuntime(LocalRuntime):
         require("onnxruntime", runtime="onnx")
 
     def _found(self) -> Checkpoint:
-        # The one place that decides the layout: without weights, the checkpoint is its graph.
-        layout = self._layout
-        if layout is None:
-            folder = Path(self._source).expanduser()
-            layout = "published" if holds_published_graphs(folder) else "safetensors"
-        if layout == "safetensors":
+        # The one place that decides the layout; later the checkpoint tells.
+        published = self._layout == "published"
+        if self._layout is None:
+            published = self._source == self._model.onnx_repository
+            published |= holds_published_graphs(expanded(self._source))
+        if not published:
             return super()._found()
         graph = GRAPHS[self._kind]
         folder = model_folder(self._source, self._revision, offline=self._offline, graph=graph)
@@ -131,12 +124,12 @@ class OnnxRuntime(LocalRuntime):
     def _open(self, checkpoint: Checkpoint) -> _Loaded:
         cache = Cache(checkpoint, self._cache_dir)
         tokenize = open_tokenizer(checkpoint, cache)
-        if checkpoint.weights:
-            forward = self._written(checkpoint, cache)
-        else:
-            graph = checkpoint.folder / GRAPHS[self._kind]
+        if _is_published(checkpoint):
+            graph = checkpoint.weights[0]
             with loading(str(graph), _advice("download the model again")):
-                forward = PublishedForward(graph, self._threads)
+                forward: Forward = PublishedForward(graph, self._threads)
+        else:
+            forward = self._written(checkpoint, cache)
         with translated():
             verify(forward, checkpoint)
         check_unchanged(checkpoint.files)
@@ -170,6 +163,10 @@ class _Loaded:
     def forward(self, tokens: Sequence[Sequence[int]]) -> Vectors:
         with translated():
             return self.network(tokens)
+
+
+def _is_published(checkpoint: Checkpoint) -> bool:
+    return checkpoint.weights[0].suffix == ".onnx"
 
 
 def _advice(first: str) -> str:

@@ -126,12 +126,13 @@ def _backbone(checkpoint: Checkpoint, dtype: torch.dtype) -> torch.nn.Module:
     and adds adapters to them where peft is installed.
     """
     import torch
+    import transformers
     from safetensors import safe_open
-    from transformers import Gemma3TextConfig, Gemma3TextModel
 
-    config = Gemma3TextConfig.from_dict(dict(checkpoint.config))
+    kind: Any = getattr(transformers, checkpoint.model.family.transformers_class)
+    config = kind.config_class.from_dict(dict(checkpoint.config))
     with torch.device("meta"):
-        expected = Gemma3TextModel(config).state_dict()
+        expected = kind(config).state_dict()
     shapes = {name: tuple(tensor.shape) for name, tensor in expected.items()}
     weights = Weights(checkpoint.weights)
     weights.check(shapes)
@@ -143,7 +144,7 @@ def _backbone(checkpoint: Checkpoint, dtype: torch.dtype) -> torch.nn.Module:
                 if name in shapes:
                     tensors[name] = file.get_tensor(stored)
     with _quiet():
-        backbone: torch.nn.Module = Gemma3TextModel.from_pretrained(
+        backbone: torch.nn.Module = kind.from_pretrained(
             None, config=config, state_dict=tensors, dtype=dtype, attn_implementation="sdpa"
         )
     return backbone.eval()

@@ -8,7 +8,8 @@ from typing import Any, get_args
 from gemma_embed.errors import ConfigurationError
 from gemma_embed.runtimes.local.checkpoint import Checkpoint
 from gemma_embed.runtimes.local.loading import require
-from gemma_embed.runtimes.local.runtime import LocalRuntime, check_kind
+from gemma_embed.runtimes.local.runtime import LocalRuntime
+from gemma_embed.runtimes.options import check_kind
 from gemma_embed.runtimes.transformers.forks import check_not_forked
 from gemma_embed.runtimes.transformers.network import DType, Network
 
