@@ -14,9 +14,10 @@ from gemma_embed.runtimes.local.files import check_unchanged
 from gemma_embed.runtimes.local.hub import model_folder
 from gemma_embed.runtimes.local.loading import loading, require, translated
 from gemma_embed.runtimes.local.runtime import LocalRuntime
+from gemma_embed.runtimes.local.tokenizer import Tokenizer
 from gemma_embed.runtimes.onnx.cache import Cache
 from gemma_embed.runtimes.onnx.published import GRAPHS, PublishedForward, holds_published_graphs
-from gemma_embed.runtimes.onnx.tokenizer import Tokenizer, open_tokenizer
+from gemma_embed.runtimes.onnx.tokenizer import open_tokenizer
 from gemma_embed.runtimes.onnx.verification import Forward, verify
 from gemma_embed.runtimes.options import check_choice, check_kind, checked_count
 from gemma_embed.vectors import Vectors

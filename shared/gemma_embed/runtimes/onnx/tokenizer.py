@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from gemma_embed.errors import WrongModel
 from gemma_embed.runtimes.local.checkpoint import Checkpoint
-from gemma_embed.runtimes.local.loading import loading, require
+from gemma_embed.runtimes.local.loading import loading
+from gemma_embed.runtimes.local.tokenizer import (
+    HuggingFaceTokenizer,
+    Tokenizer,
+    check_special_tokens,
+)
 from gemma_embed.runtimes.onnx.cache import Cache
 from gemma_fast.bpe import BpeTokenizer, write_arrays
 from gemma_fast.errors import Unsupported
@@ -28,9 +31,6 @@ _PROBES = (
     "<bos>a<eos> <unused0><mask><start_of_turn><bos",
 )
 
-# Gives each text's token ids, special tokens included, however many.
-Tokenizer = Callable[[Sequence[str]], list[list[int]]]
-
 
 def open_tokenizer(checkpoint: Checkpoint, cache: Cache) -> Tokenizer:
     """Load a checkpoint's ``tokenizer.json``: in a few megabytes if it is of Gemma's kind.
@@ -46,40 +46,8 @@ def open_tokenizer(checkpoint: Checkpoint, cache: Cache) -> Tokenizer:
         arrays = cache.folder("tokenizer", _VERSION, lambda folder: _write(folder, path))
         verified = (arrays / _VERIFIED).exists()
         tokenizer: Tokenizer = BpeTokenizer(arrays) if verified else HuggingFaceTokenizer(path)
-    (ids,) = tokenizer(["a"])
-    model = checkpoint.model
-    if len(ids) < 3 or ids[0] != model.bos or ids[-1] != model.eos:
-        raise WrongModel(
-            f"the tokenizer in {checkpoint.folder} does not put <bos> ({model.bos}) and <eos> "
-            f"({model.eos}) around a text, as {model.name} was trained; use the original "
-            "tokenizer.json"
-        )
+    check_special_tokens(tokenizer, checkpoint)
     return tokenizer
-
-
-class HuggingFaceTokenizer:
-    """Any ``tokenizer.json``, by Hugging Face's ``tokenizers``."""
-
-    def __init__(self, path: Path) -> None:
-        """Load it; errors are the library's own.
-
-        Raises:
-            MissingDependency: If ``tokenizers`` is not installed.
-        """
-        require("tokenizers", runtime="onnx")
-        from tokenizers import Tokenizer
-
-        self._tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
-        # Off: this package judges lengths.
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        # "<bos>" in a user's text is five characters, not a control token.
-        self._tokenizer.encode_special_tokens = True
-
-    def __call__(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return each text's token ids, special tokens included, however many."""
-        encoded = self._tokenizer.encode_batch(list(texts), add_special_tokens=True)
-        return [encoding.ids for encoding in encoded]
 
 
 def _write(folder: Path, path: Path) -> None:

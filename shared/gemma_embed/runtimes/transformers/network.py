@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
-from gemma_embed.errors import ConfigurationError, ModelCorrupt, WrongModel
+from gemma_embed.errors import ConfigurationError
 from gemma_embed.runtimes.local.checkpoint import Checkpoint
 from gemma_embed.runtimes.local.files import check_unchanged
 from gemma_embed.runtimes.local.loading import loading
+from gemma_embed.runtimes.local.tokenizer import HuggingFaceTokenizer, check_special_tokens
 from gemma_embed.runtimes.transformers.threads import on_sound_thread
 from gemma_embed.vectors import Vectors, plan_batches
 from gemma_fast.weights import Weights, dense_matrix
@@ -43,7 +44,8 @@ class Network:
 
         place = _device(device)
         with loading(f"the tokenizer in {checkpoint.folder}"):
-            self._tokenizer = _tokenizer(checkpoint)
+            self.tokenize = HuggingFaceTokenizer(checkpoint.tokenizer)
+            check_special_tokens(self.tokenize, checkpoint)
 
         def load(kind: torch.dtype) -> StockForward:
             backbone = _backbone(checkpoint, kind).to(place)
@@ -57,11 +59,6 @@ class Network:
         with loading(f"the weights in {checkpoint.folder}"):
             self._forward = fastest_forward(load, place, getattr(torch, dtype))
         check_unchanged(checkpoint.files)
-
-    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return each text's token ids, special tokens included, however many."""
-        encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=True)
-        return [encoding.ids for encoding in encoded]
 
     def batches(self, lengths: Mapping[int, int]) -> Iterator[list[int]]:
         """Group rows of so many tokens: each exactly once, largest first."""
@@ -92,31 +89,6 @@ def _device(name: str | None) -> torch.device:
             "install torch for that device"
         ) from error
     return device
-
-
-def _tokenizer(checkpoint: Checkpoint) -> Any:
-    from transformers import AutoTokenizer
-
-    loaded = AutoTokenizer.from_pretrained(
-        checkpoint.folder, local_files_only=True, trust_remote_code=False
-    )
-    tokenizer = getattr(loaded, "backend_tokenizer", None)
-    if tokenizer is None:
-        raise ModelCorrupt(f"{checkpoint.folder} has no tokenizer.json; download the model again")
-    # Off: this package judges lengths.
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    # "<bos>" in a user's text is five characters, not a control token.
-    tokenizer.encode_special_tokens = True
-    ids = tokenizer.encode("a").ids
-    model = checkpoint.model
-    if len(ids) < 3 or ids[0] != model.bos or ids[-1] != model.eos:
-        raise WrongModel(
-            f"the tokenizer in {checkpoint.folder} does not put <bos> ({model.bos}) and <eos> "
-            f"({model.eos}) around a text, as {model.name} was trained; use the original "
-            "tokenizer.json and tokenizer_config.json"
-        )
-    return tokenizer
 
 
 def _backbone(checkpoint: Checkpoint, dtype: torch.dtype) -> torch.nn.Module:
