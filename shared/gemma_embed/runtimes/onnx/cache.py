@@ -48,8 +48,8 @@ class Cache:
 
         Args:
             checkpoint: What the folders are made from.
-            place: Where they are written; None for the user's cache folder, which is also used
-                where ``place`` is full or cannot be written to.
+            place: Where they are; None for the user's cache folder, which is also used where
+                ``place`` is full or cannot be written to.
         """
         self._checkpoint = checkpoint
         self._places = [folder for folder in (place, cache_folder()) if folder is not None]
@@ -67,34 +67,38 @@ class Cache:
             ConfigurationError: If it cannot be written anywhere.
             ModelChanged: If the checkpoint changed while it was written.
         """
-        entries = [place / f"{self._name}-{kind}-v{version}" for place in self._places]
-        for entry in entries:
-            if entry.is_dir():
-                if _is_valid(entry):
-                    with suppress(OSError):
-                        os.utime(entry)  # In use: see _SECONDS_UNUSED.
-                    return entry
-                logger.warning("%s is damaged, and not used", entry)
-                _remove(entry)
+        failures: list[OSError] = []
         reasons: list[str] = []
-        failure = None
-        for entry in entries:
+        for place in self._places:
+            entry = place / f"{self._name}-{kind}-v{version}"
             try:
-                self._create(entry, write)
+                if not self._has(entry):
+                    self._create(entry, write)
+                    for other in place.iterdir():
+                        if self._is_outdated(other, kind, version):
+                            _remove(other)
             except OSError as error:
-                failure = error
-                reasons.append(f"{entry.parent}: {error.strerror or error}")
+                failures.append(error)
+                reasons.append(f"{place}: {error.strerror or error}")
                 continue
             if reasons:
-                logger.warning("%s is used instead (%s)", entry.parent, reasons[0])
-            for other in entry.parent.iterdir():
-                if self._is_outdated(other, kind, version):
-                    _remove(other)
+                logger.warning("%s is used instead (%s)", place, reasons[0])
             return entry
         raise ConfigurationError(
             f"the {kind} files of this model cannot be written ({'; '.join(reasons)}); free some "
             "space, or name another folder with cache_dir="
-        ) from failure
+        ) from (failures[-1] if failures else None)
+
+    def _has(self, entry: Path) -> bool:
+        if not entry.is_dir():
+            return False
+        if not _is_valid(entry):
+            logger.warning("%s is damaged, and not used", entry)
+            _remove(entry)
+            return False
+        with suppress(OSError):
+            os.utime(entry)  # In use: see _SECONDS_UNUSED.
+        return True
 
     def _create(self, entry: Path, write: Callable[[Path], None]) -> None:
         entry.parent.mkdir(parents=True, exist_ok=True)
