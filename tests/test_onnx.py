@@ -31,8 +31,10 @@ from gemma_embed.errors import (
 )
 from gemma_embed.runtimes import OnnxRuntime, TransformersRuntime, open_runtime, runtime_settings
 from gemma_embed.runtimes.onnx import runtime as runtime_file
+from gemma_embed.runtimes.onnx.published import PublishedForward
 from gemma_embed.runtimes.onnx.runtime import batches_by_length
 from gemma_fast.graph import VERSION
+from gemma_fast.onnx_forward import OnnxForward
 from gemma_fast.quantization import BLOCK, to_int4, to_int8
 
 WORDS = " ".join(path.read_text() for path in sorted(checkpoints.NOTES.glob("*.md"))).split()
@@ -286,6 +288,65 @@ def test_a_hub_id_in_the_published_layout(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "elsewhere"))
     with pytest.raises(ModelNotFound, match="is not on this disk"):
         vectors_of(OnnxRuntime(name, offline=True), ["a"])
+
+
+@pytest.mark.parametrize("named", ["model", "model-ONNX", "model-onnx"])
+@pytest.mark.parametrize("published", [False, True])
+def test_a_folders_content_decides_its_layout_and_not_its_name(
+    narrow: Path, tmp_path: Path, named: str, published: bool
+) -> None:
+    folder = tmp_path / named
+    if published:
+        publish(narrow, folder)
+    else:
+        shutil.copytree(narrow, folder)
+        # As optimum leaves it; the weights decide.
+        (folder / "onnx").mkdir()
+        (folder / "onnx" / "model.onnx").write_bytes(b"another export")
+    runtime = OnnxRuntime(folder)
+    assert isinstance(runtime._load().network, PublishedForward) is published
+    expected = vectors_of(OnnxRuntime(narrow), ["a"])
+    np.testing.assert_allclose(vectors_of(runtime, ["a"]), expected, atol=1e-5)
+    # Decided once: the folder may change while the model is in use.
+    if published:
+        (folder / "model.safetensors").write_bytes(b"later")
+    else:
+        (folder / "model.safetensors").rename(tmp_path / "elsewhere")
+    fingerprint = Embedder(runtime).fingerprint
+    np.testing.assert_allclose(vectors_of(runtime, ["a"]), expected, atol=1e-5)
+    assert Embedder(runtime).fingerprint == fingerprint
+
+
+def test_the_layout_can_be_stated(
+    narrow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    folder = publish(narrow, tmp_path / "both")
+    shutil.copy(narrow / "model.safetensors", folder)
+    for name in ("modules.json", "1_Pooling", "2_Dense", "3_Dense"):
+        source = narrow / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name)
+    for layout in ("published", "safetensors", None):
+        runtime = OnnxRuntime(folder, layout=layout)
+        assert isinstance(runtime._load().network, PublishedForward) is (layout == "published")
+        assert open_runtime(runtime_settings(runtime)).settings == runtime.settings
+    with pytest.raises(ModelNotFound, match=r"has no onnx/model\.onnx"):
+        vectors_of(OnnxRuntime(narrow, layout="published"), ["a"])
+
+    # A hub id: stated, whatever its name.
+    commit = "5090578d" * 5
+    for name, published in (("own-graph", True), ("weights-ONNX", False)):
+        place = tmp_path / f"models--someone--{name}"
+        make = publish if published else shutil.copytree
+        make(narrow, place / "snapshots" / commit)
+        (place / "refs").mkdir()
+        (place / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    own = OnnxRuntime("someone/own-graph", layout="published", offline=True)
+    assert isinstance(own._load().network, PublishedForward)
+    weights = OnnxRuntime("someone/weights-ONNX", offline=True)
+    assert isinstance(weights._load().network, OnnxForward)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -185,8 +185,10 @@ def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
+            size = path.stat().st_size - 8 - length
+            if size < 0:
+                raise Damaged(damaged)
             header: dict[str, Any] = json.loads(file.read(length))
-        size = path.stat().st_size - 8 - length
         header.pop("__metadata__", None)
         for name, entry in header.items():
             first, end = entry["data_offsets"]
