@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Never, get_args
 
 from gemma_embed.files import expanded
 from gemma_embed.identity import Identity
@@ -20,6 +20,7 @@ from gemma_embed.runtimes.onnx.published import GRAPHS, PublishedForward, holds_
 from gemma_embed.runtimes.onnx.tokenizer import open_tokenizer
 from gemma_embed.runtimes.onnx.verification import Forward, verify
 from gemma_embed.runtimes.options import check_choice, check_kind, checked_count
+from gemma_embed.runtimes.unknown_options import reject_unknown
 from gemma_embed.vectors import Vectors
 from gemma_fast.architecture import Architecture
 from gemma_fast.graph import VERSION, write_graph
@@ -56,6 +57,7 @@ class OnnxRuntime(LocalRuntime):
         layout: Layout | None = None,
         cache_dir: str | Path | None = None,
         offline: bool = False,
+        **unknown: Never,
     ) -> None:
         """Check the options; nothing is loaded.
 
@@ -72,10 +74,13 @@ class OnnxRuntime(LocalRuntime):
                 what a folder holds; for a hub id ``safetensors``, except for the one named here.
             cache_dir: Where the graph is written instead of the user's cache folder.
             offline: Never ask the hub.
+            **unknown: Refused, with where they belong.
 
         Raises:
-            ConfigurationError: If an option has a value that cannot work.
+            ConfigurationError: If an option is unknown or has a value that cannot work.
         """
+        if unknown:
+            reject_unknown(unknown, "OnnxRuntime")
         check_choice("precision", precision, get_args(Precision))
         check_choice("layout", layout, (*get_args(Layout), None))
         check_kind("cache_dir", cache_dir, str, Path, None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Never, get_args
 
 from gemma_embed.errors import ConfigurationError
 from gemma_embed.runtimes.local.checkpoint import Checkpoint
@@ -12,6 +12,7 @@ from gemma_embed.runtimes.local.runtime import LocalRuntime
 from gemma_embed.runtimes.options import check_kind
 from gemma_embed.runtimes.transformers.forks import check_not_forked
 from gemma_embed.runtimes.transformers.network import DType, Network
+from gemma_embed.runtimes.unknown_options import reject_unknown
 
 
 class TransformersRuntime(LocalRuntime):
@@ -30,6 +31,7 @@ class TransformersRuntime(LocalRuntime):
         device: str | None = None,
         dtype: DType = "float32",
         offline: bool = False,
+        **unknown: Never,
     ) -> None:
         """Check the options; nothing is loaded.
 
@@ -41,10 +43,13 @@ class TransformersRuntime(LocalRuntime):
             dtype: ``float32`` gives the reference's vectors on every device; ``bfloat16`` is
                 faster on hardware that has it, and close (cosine >= 0.999).
             offline: Never ask the hub.
+            **unknown: Refused, with where they belong.
 
         Raises:
-            ConfigurationError: If an option has a value that cannot work.
+            ConfigurationError: If an option is unknown or has a value that cannot work.
         """
+        if unknown:
+            reject_unknown(unknown, "TransformersRuntime")
         if dtype not in get_args(DType):
             raise ConfigurationError(f"dtype={dtype!r}: {_refused(dtype)}")
         check_kind("device", device, str, None)
