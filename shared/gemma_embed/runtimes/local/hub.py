@@ -45,7 +45,7 @@ def model_folder(
                 f"{model!r} is a folder, so revision={revision!r} has no meaning"
             )
         return folder
-    if not _HUB_ID.fullmatch(model) or folder.is_file():
+    if not _HUB_ID.fullmatch(model) or _is_file(folder):
         raise ModelNotFound(_not_a_model(model, folder))
     from huggingface_hub import snapshot_download
     from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
@@ -112,14 +112,18 @@ def _missing(folder: Path, graph: str | None) -> str | None:
     return next((name for name in wanted if not (folder / name).exists()), None)
 
 
+def _is_file(path: Path) -> bool:
+    return path.is_file() or path.suffix.lower() in (".gguf", ".safetensors")
+
+
 def _not_a_model(model: str, folder: Path) -> str:
     what = f"{model!r} is neither an existing folder nor a hub id like owner/name"
-    if model.lower().endswith(".gguf"):
+    if folder.suffix.lower() == ".gguf":
         return (
             f"{model!r} is a GGUF file, which this runtime does not read; import it into Ollama "
             "(ollama create) and use OllamaRuntime, or name a folder of safetensors files"
         )
-    if folder.is_file():
+    if _is_file(folder):
         return f"{model!r} is a file; name the model's folder, {str(folder.parent)!r}"
     tags = {row.ollama_tag.partition(":")[0] for row in MODELS}
     if _TAG.fullmatch(model) or model in tags:
