@@ -126,6 +126,23 @@ def test_foreign_files_change_nothing(
         assert Embedder(kind(littered)).fingerprint == Embedder(kind(clean)).fingerprint
 
 
+def test_foreign_files_near_a_published_graph_change_nothing(folder: Path) -> None:
+    (folder / "onnx").mkdir()
+    parts = ["model.onnx", "model.onnx_data", "model.onnx_data_1"]
+    for name in parts:
+        (folder / "onnx" / name).write_text(name)
+
+    def graph() -> Checkpoint:
+        return Checkpoint.of_graph(folder, EMBEDDINGGEMMA_300M, "onnx/model.onnx")
+
+    before = graph()
+    assert [path.name for path in before.weights] == parts
+    for name in ("model.onnx_data.bak", "model.onnx_data_old", "model_q4.onnx", "old.onnx_data"):
+        (folder / "onnx" / name).write_text("foreign")
+    assert graph().files == before.files
+    assert graph().revision == before.revision
+
+
 @pytest.mark.parametrize("part", ["model.safetensors", "2_Dense/model.safetensors"])
 def test_the_judged_files_are_those_that_count(folder: Path, other: Path, part: str) -> None:
     before = {kind: (vectors_of(kind, folder), kind(folder).identity) for kind in KINDS}

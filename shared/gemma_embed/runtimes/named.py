@@ -8,7 +8,7 @@ from pathlib import PurePath
 from typing import Any, Literal
 
 from gemma_embed.errors import ConfigurationError
-from gemma_embed.models import BUNDLED, MODELS, model_of_ollama_tag
+from gemma_embed.models import model_of_ollama_tag, model_of_repository
 from gemma_embed.runtimes.base import Runtime
 from gemma_embed.runtimes.ollama import OllamaRuntime
 from gemma_embed.runtimes.onnx import OnnxRuntime
@@ -111,11 +111,10 @@ def _unknown(name: object) -> str:
     said = f"unknown runtime {name!r}; use {_names()}, or a runtime object"
     if not isinstance(name, str):
         return said
-    row = model_of_ollama_tag(name)
-    if re.fullmatch(r"[\w.-]+(/[\w.-]+)*:[\w.-]+", name) or name == row.ollama_tag.split(":")[0]:
+    tag = model_of_ollama_tag(name).ollama_tag
+    if re.fullmatch(r"[\w.-]+(/[\w.-]+)*:[\w.-]+", name) or name == tag.partition(":")[0]:
         return f"{said}. If it is a model of an Ollama server: runtime='ollama', model={name!r}"
-    repositories = {BUNDLED.repository, *(row.repository for row in MODELS)}
-    if name in repositories or any(mark in name for mark in "/\\~"):
+    if name == model_of_repository(name).repository or any(mark in name for mark in "/\\~"):
         return f"{said}. If it is a model: model={name!r}, or TransformersRuntime({name!r})"
     return said
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -87,7 +88,11 @@ class Checkpoint:
                 f"{folder} has no {graph}, which this precision needs; "
                 f"its graphs: {others or 'none'}"
             )
-        numbers = sorted(path.parent.glob(f"{path.name}_data*"))
+        numbers = [
+            other
+            for other in sorted(path.parent.glob(f"{path.name}_data*"))
+            if re.fullmatch(r"_data(_\d+)?", other.name.removeprefix(path.name))
+        ]
         return cls._of(folder, model, config, (path, *numbers), ())
 
     @classmethod

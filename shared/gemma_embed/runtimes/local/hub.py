@@ -8,7 +8,7 @@ from pathlib import Path
 import gemma_embed
 from gemma_embed.errors import ConfigurationError, ModelNotFound
 from gemma_embed.files import expanded
-from gemma_embed.models import BUNDLED, MODELS, Model
+from gemma_embed.models import BUNDLED, model_of_ollama_tag, model_of_repository
 from gemma_embed.runtimes.local.layout import missing_file
 
 _FILES = ["*.json", "tokenizer.model"]
@@ -125,8 +125,7 @@ def _not_a_model(model: str, folder: Path) -> str:
         )
     if _is_file(folder):
         return f"{model!r} is a file; name the model's folder, {str(folder.parent)!r}"
-    tags = {row.ollama_tag.partition(":")[0] for row in MODELS}
-    if _TAG.fullmatch(model) or model in tags:
+    if _TAG.fullmatch(model) or model == model_of_ollama_tag(model).ollama_tag.partition(":")[0]:
         return f"{what}; if it is a model of an Ollama server, use runtime='ollama'"
     return what
 
@@ -134,14 +133,15 @@ def _not_a_model(model: str, folder: Path) -> str:
 def _advice(model: str, what: str, *, gated: bool = False) -> str:
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    row: Model | None = next((row for row in MODELS if row.repository == model), None)
+    row = model_of_repository(model)
+    known = model == row.repository
     ways = [f"where the hub can be reached, run: hf download {model}"]
-    if gated or (row is not None and row.gated):
+    if gated or (known and row.gated):
         ways[0] = (
             f"accept the licence on https://huggingface.co/{model} and run: hf auth login, then: "
             f"hf download {model}"
         )
-    if row is not None:
+    if known:
         ways.append(f"use a server: ollama pull {row.ollama_tag}, then runtime='ollama'")
     place = str(Path(model).absolute())
     ways.append(f"name a local folder that holds the model; there is no folder {place!r}")
