@@ -101,7 +101,7 @@ def products(dtype: str) -> dict[str, Callable[[], object]]:
     import torch
     from torch.nn.functional import linear as plain
 
-    from gemma_embed.runtimes.transformers.linear import linear
+    from gemma_fast.linear import linear
 
     kind = getattr(torch, dtype)
     left, right = torch.randn(_ROWS, _INNER, dtype=kind), torch.randn(_OUTER, _INNER, dtype=kind)

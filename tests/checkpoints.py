@@ -41,14 +41,14 @@ PROMPTS = {
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a checkpoint; the ratios differ on purpose."""
+    """Sizes of a checkpoint; the ratios differ on purpose. ``dense`` None: no Dense layers."""
 
     hidden: int
     layers: int
     heads: int
     head_dim: int
     intermediate: int
-    dense: int
+    dense: int | None
     vocabulary: int
 
 
@@ -114,6 +114,8 @@ def build(
     seed: int = 0,
     scale: float = 0.08,
     tokenizer: str | None = None,
+    context: int = 2048,
+    prompts: dict[str, str] = PROMPTS,
 ) -> Path:
     """Write a checkpoint.
 
@@ -127,6 +129,8 @@ def build(
         scale: Standard deviation of the matrices and of the norms' weights.
         tokenizer: Text of a tokenizer.json; None for one of ``shape.vocabulary`` entries trained
             on the notes.
+        context: Tokens that it says it reads.
+        prompts: Those that it states.
     """
     folder.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(seed)
@@ -148,13 +152,13 @@ def build(
             "pad_token": "<pad>",
             "unk_token": "<unk>",
             "mask_token": "<mask>",
-            "model_max_length": 2048,
+            "model_max_length": context,
             "clean_up_tokenization_spaces": False,
         },
     )
     vocabulary = len(json.loads(tokenizer)["model"]["vocab"])
-    write_json(folder / "config.json", _config(shape, vocabulary))
-    _write_modules(folder, shape, layout)
+    write_json(folder / "config.json", _config(shape, vocabulary, context))
+    _write_modules(folder, shape, layout, context, prompts)
 
     weights = {
         prefix + name: tensor for name, tensor in _backbone(shape, vocabulary, random).items()
@@ -175,16 +179,20 @@ def build(
             folder / "model.safetensors.index.json",
             {"metadata": {"total_size": size}, "weight_map": places},
         )
-    for name, (out, inner) in {
-        "2_Dense": (shape.dense, shape.hidden),
-        "3_Dense": (768, shape.dense),
-    }.items():
+    for name, (inner, out) in _dense(shape).items():
         save_file(
             {"linear.weight": random(out, inner, scale=inner**-0.5)},
             folder / name / "model.safetensors",
             {"format": "pt"},
         )
     return folder
+
+
+def _dense(shape: Shape) -> dict[str, tuple[int, int]]:
+    """Numbers in and out of each Dense layer."""
+    if shape.dense is None:
+        return {}
+    return {"2_Dense": (shape.hidden, shape.dense), "3_Dense": (shape.dense, 768)}
 
 
 def _backbone(
@@ -215,7 +223,7 @@ def _backbone(
     return weights
 
 
-def _config(shape: Shape, vocabulary: int) -> dict[str, Any]:
+def _config(shape: Shape, vocabulary: int, context: int) -> dict[str, Any]:
     return {
         "architectures": ["Gemma3TextModel"],
         "model_type": "gemma3_text",
@@ -237,7 +245,7 @@ def _config(shape: Shape, vocabulary: int) -> dict[str, Any]:
         "rms_norm_eps": 1e-06,
         "hidden_activation": "gelu_pytorch_tanh",
         "initializer_range": 0.02,
-        "max_position_embeddings": 2048,
+        "max_position_embeddings": context,
         "rope_theta": 1000000.0,
         "rope_local_base_freq": 10000.0,
         "rope_scaling": None,
@@ -253,13 +261,15 @@ def _config(shape: Shape, vocabulary: int) -> dict[str, Any]:
     }
 
 
-def _write_modules(folder: Path, shape: Shape, layout: Layout) -> None:
+def _write_modules(
+    folder: Path, shape: Shape, layout: Layout, context: int, prompts: dict[str, str]
+) -> None:
+    dense = _dense(shape)
     chain = [
         ("", "Transformer"),
         ("1_Pooling", "Pooling"),
-        ("2_Dense", "Dense"),
-        ("3_Dense", "Dense"),
-        ("4_Normalize", "Normalize"),
+        *((name, "Dense") for name in dense),
+        (f"{2 + len(dense)}_Normalize", "Normalize"),
     ]
     types = _MODULE_TYPES[layout]
     write_json(
@@ -286,7 +296,8 @@ def _write_modules(folder: Path, shape: Shape, layout: Layout) -> None:
             "include_prompt": True,
         }
         write_json(
-            folder / "sentence_bert_config.json", {"max_seq_length": 2048, "do_lower_case": False}
+            folder / "sentence_bert_config.json",
+            {"max_seq_length": context, "do_lower_case": False},
         )
     else:
         pooling = {
@@ -305,11 +316,8 @@ def _write_modules(folder: Path, shape: Shape, layout: Layout) -> None:
             },
         )
     write_json(folder / "1_Pooling" / "config.json", pooling)
-    for name, (inner, out) in {
-        "2_Dense": (shape.hidden, shape.dense),
-        "3_Dense": (shape.dense, 768),
-    }.items():
-        dense: dict[str, Any] = {
+    for name, (inner, out) in dense.items():
+        layer: dict[str, Any] = {
             "in_features": inner,
             "out_features": out,
             "bias": False,
@@ -317,14 +325,14 @@ def _write_modules(folder: Path, shape: Shape, layout: Layout) -> None:
         }
         if layout == "saved":
             names = dict.fromkeys(("module_input_name", "module_output_name"), "sentence_embedding")
-            dense |= names
-        write_json(folder / name / "config.json", dense)
+            layer |= names
+        write_json(folder / name / "config.json", layer)
     write_json(
         folder / "config_sentence_transformers.json",
         {
             "model_type": "SentenceTransformer",
             "__version__": {"sentence_transformers": "5.1.0"},
-            "prompts": PROMPTS,
+            "prompts": prompts,
             "default_prompt_name": None,
             "similarity_fn_name": "cosine",
         },

@@ -12,9 +12,9 @@ from safetensors.numpy import load_file
 
 from gemma_embed.models import EMBEDDINGGEMMA_300M
 from gemma_embed.runtimes.local.checkpoint import Checkpoint
-from gemma_embed.runtimes.local.weights import Weights
-from gemma_embed.runtimes.onnx.architecture import Architecture
-from gemma_embed.runtimes.onnx.graph import GRAPH, write_graph
+from gemma_fast.architecture import Architecture
+from gemma_fast.graph import GRAPH, write_graph
+from gemma_fast.weights import Weights, dense_matrix
 
 
 def publish(checkpoint: Path, folder: Path, *, output: str = "sentence_embedding") -> Path:
@@ -23,11 +23,11 @@ def publish(checkpoint: Path, folder: Path, *, output: str = "sentence_embedding
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         shutil.copy(checkpoint / name, folder)
     read = Checkpoint.read(checkpoint, EMBEDDINGGEMMA_300M)
-    sizes = Architecture.of(read)
+    sizes = Architecture.of(read.config, read.max_tokens)
     inner = folder / "inner"
     inner.mkdir()
-    dense = [load_file(place / "model.safetensors")["linear.weight"] for place in read.dense]
-    write_graph(inner, sizes, Weights(checkpoint), dense, "float32")
+    dense = [dense_matrix(file) for file in read.dense]
+    write_graph(inner, sizes, Weights(read.weights), dense, "float32")
     middle = onnx.load(inner / GRAPH)
     shutil.rmtree(inner)
     table = load_file(checkpoint / "model.safetensors")["embed_tokens.weight"]

@@ -43,8 +43,9 @@ from gemma_embed import Embedder
 from gemma_embed.errors import InputTooLong, InvalidInput
 from gemma_embed.runtimes import Batch, OllamaRuntime, OnnxRuntime, Runtime, TransformersRuntime
 from gemma_embed.runtimes.local.checkpoint import Checkpoint
-from gemma_embed.runtimes.onnx.tokenizer import Tokenizer, open_tokenizer
-from gemma_embed.runtimes.transformers.network import Network
+from gemma_embed.runtimes.local.tokenizer import Tokenizer
+from gemma_embed.runtimes.onnx.cache import Cache
+from gemma_embed.runtimes.onnx.tokenizer import open_tokenizer
 from langchain_gemma_embed import GemmaEmbeddings
 from llamaindex_gemma_embed import GemmaEmbedding, GemmaTitles
 
@@ -131,7 +132,6 @@ def wire() -> Wire:
 @pytest.fixture(scope="module")
 def runtimes(local: TransformersRuntime, narrow: Path, wire: Wire) -> Iterator[dict[str, Runtime]]:
     """All runtimes over one checkpoint."""
-    real = Network.tokenize
 
     def vector(text: str) -> list[float]:
         tokens = network.tokenize([text])[0][:2048]
@@ -139,25 +139,23 @@ def runtimes(local: TransformersRuntime, narrow: Path, wire: Wire) -> Iterator[d
 
     def count(text: str) -> int:
         # A text of a megabyte is too long long before its end.
-        return len(real(network, [text[:100_000]])[0]) - 2
+        return len(real([text[:100_000]])[0]) - 2
 
-    def tokenize(net: Network, texts: Sequence[str]) -> list[list[int]]:
-        wire.texts += texts
-        return real(net, texts)
-
-    def open_recording(checkpoint: Checkpoint) -> Tokenizer:
-        plain = open_tokenizer(checkpoint)
-
-        def tokenize(texts: Sequence[str]) -> list[list[int]]:
+    def recording(tokenize: Tokenizer) -> Tokenizer:
+        def recorded(texts: Sequence[str]) -> list[list[int]]:
             wire.texts += texts
-            return plain(texts)
+            return tokenize(texts)
 
-        return tokenize
+        return recorded
+
+    def open_recording(checkpoint: Checkpoint, cache: Cache) -> Tokenizer:
+        return recording(open_tokenizer(checkpoint, cache))
 
     network = local._load()
+    real = network.tokenize
     patch = pytest.MonkeyPatch()
     patch.setattr("gemma_embed.runtimes.onnx.runtime.open_tokenizer", open_recording)
-    patch.setattr(Network, "tokenize", tokenize)
+    patch.setattr(network, "tokenize", recording(real))
     with OllamaServer([ServedModel(embed=vector, tokens=count)]) as server:
         remote = OllamaRuntime(host=server.url)
         yield {"local": local, "onnx": OnnxRuntime(narrow), "remote": remote}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -89,3 +92,42 @@ def test_a_hub_id_decides_the_row(two_rows: None) -> None:
 )
 def test_a_tag_decides_the_row(two_rows: None, tag: str, row: object) -> None:
     assert model_of_ollama_tag(tag) is row
+
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted(
+    path
+    for package in ("shared", "langchain_gemma_embed", "llamaindex_gemma_embed")
+    for path in (ROOT / package).rglob("*.py")
+    if path.parent != ROOT / "shared/gemma_embed/models"
+)
+
+
+def constants(source: str) -> Iterator[object]:
+    """The constants of a program, without its docstrings."""
+    tree = ast.parse(source)
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and id(node) not in docstrings:
+            yield node.value
+
+
+def test_the_search_finds_constants() -> None:
+    found = list(constants("'doc'\nx = f'a embeddinggemma:300m {y}'\ndef f(n=768): 'doc'"))
+    assert any("embeddinggemma" in str(each) for each in found)
+    assert 768 in found
+    assert "doc" not in found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_constant_of_a_model_is_outside_the_table(path: Path) -> None:
+    places = {
+        place
+        for row in (EMBEDDINGGEMMA_300M, BUNDLED)
+        for place in (row.name, row.repository, row.onnx_repository, row.ollama_tag)
+        if place is not None and place != "bundled"
+    }
+    for each in constants(path.read_text()):
+        assert each != EMBEDDINGGEMMA_300M.width
+        if isinstance(each, str):
+            assert not any(place in each for place in places), each

@@ -1,4 +1,4 @@
-"""The ONNX runtime: the reference's vectors, the files that it keeps, and what it refuses."""
+"""The ONNX runtime: the reference's vectors, the files that it caches, and what it refuses."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ import pickle
 import shutil
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import checkpoints
@@ -33,11 +30,12 @@ from gemma_embed.errors import (
     WrongModel,
 )
 from gemma_embed.runtimes import OnnxRuntime, TransformersRuntime, open_runtime, runtime_settings
-from gemma_embed.runtimes.onnx import network
 from gemma_embed.runtimes.onnx import runtime as runtime_file
-from gemma_embed.runtimes.onnx.graph import VERSION
-from gemma_embed.runtimes.onnx.quantization import BLOCK, to_int4, to_int8
-from gemma_embed.runtimes.onnx.runtime import like_long
+from gemma_embed.runtimes.onnx.published import PublishedForward
+from gemma_embed.runtimes.onnx.runtime import batches_by_length
+from gemma_fast.graph import VERSION
+from gemma_fast.onnx_forward import OnnxForward
+from gemma_fast.quantization import BLOCK, to_int4, to_int8
 
 WORDS = " ".join(path.read_text() for path in sorted(checkpoints.NOTES.glob("*.md"))).split()
 SHORT = [
@@ -53,21 +51,10 @@ LAYOUTS = [
 ]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The user's cache folder: one of the tests' own."""
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder))
-        patch.setenv("LOCALAPPDATA", str(folder))
-        yield folder
-
-
 @pytest.fixture
 def copied(narrow: Path, tmp_path: Path) -> Path:
-    """A checkpoint to damage, without a graph."""
-    ignore = shutil.ignore_patterns("gemma-embed")
-    return Path(shutil.copytree(narrow, tmp_path / "copy", ignore=ignore))
+    """A checkpoint to damage."""
+    return Path(shutil.copytree(narrow, tmp_path / "copy"))
 
 
 @pytest.fixture(scope="module", params=LAYOUTS, ids=lambda layout: layout[0])
@@ -80,7 +67,7 @@ def vectors_of(runtime: OnnxRuntime | TransformersRuntime, texts: list[str]) -> 
     vectors = np.full((len(texts), 768), np.nan, np.float32)
     for batch in runtime.embed(texts):
         vectors[batch.rows] = batch.vectors
-    return vectors
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def test_the_references_vectors_at_every_length(folder: Path) -> None:
@@ -162,103 +149,25 @@ def test_4_bits_are_laid_out_as_the_operator_reads_them() -> None:
 def test_batches_hold_every_text_once_and_little_padding() -> None:
     lengths = [int(n) for n in np.random.default_rng(0).lognormal(4, 1, 300).clip(3, 2048)]
     rows = [row for row in range(300) if row % 7]
-    batches = list(like_long({row: lengths[row] for row in rows}))
+    batches = list(batches_by_length({row: lengths[row] for row in rows}))
     assert sorted(row for batch in batches for row in batch) == rows
     padded = sum(len(batch) * max(lengths[row] for row in batch) for batch in batches)
     assert padded <= 1.125 * sum(lengths[row] for row in rows)
     assert len(batches) < 0.5 * len(rows)
 
 
-def test_the_same_weights_give_the_same_bytes(copied: Path) -> None:
-    def graph() -> dict[str, bytes]:
-        OnnxRuntime(copied, precision="int8").count_tokens(["a"])
-        (place,) = (copied / "gemma-embed").glob("int8-*")
-        content = {path.name: path.read_bytes() for path in place.iterdir()}
-        shutil.rmtree(copied / "gemma-embed")
-        return content
-
-    first = graph()
-    assert len(first) == 3
-    assert graph() == first
-
-
-def test_the_graph_is_written_once_until_the_weights_change(
-    copied: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("precision", ["float32", "int8", "int4"])
+def test_the_same_weights_give_the_same_bytes(
+    narrow: Path, copied: Path, tmp_path: Path, precision: str
 ) -> None:
-    written: list[Path] = []
-    real = network.write_graph
-    monkeypatch.setattr(
-        network, "write_graph", lambda place, *rest: written.append(place) or real(place, *rest)
-    )
-    before = vectors_of(OnnxRuntime(copied), ["a"])
-    assert np.array_equal(vectors_of(OnnxRuntime(copied), ["a"]), before)
-    assert len(written) == 1
+    def graph(folder: Path, place: Path) -> dict[str, bytes]:
+        OnnxRuntime(folder, precision=precision, cache_dir=place).count_tokens(["a"])
+        (entry,) = place.glob(f"*-{precision}-*")
+        return {path.name: path.read_bytes() for path in entry.glob("model.*")}
 
-    weights = load_file(copied / "model.safetensors")
-    up = weights["layers.0.mlp.up_proj.weight"]
-    weights["layers.0.mlp.up_proj.weight"] = up.flip(0).contiguous()
-    save_file(weights, copied / "model.safetensors", {"format": "pt"})
-    after = vectors_of(OnnxRuntime(copied), ["a"])
-    assert len(written) == 2
-    assert not np.allclose(after, before, atol=1e-3)
-    expected = vectors_of(TransformersRuntime(copied, device="cpu"), ["a"])
-    np.testing.assert_allclose(after, expected, atol=1e-5)
-    # The old one is gone.
-    assert len(list((copied / "gemma-embed").glob("float32-*"))) == 1
-
-
-def test_a_graph_that_could_not_be_finished_is_not_there(
-    copied: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(place: Path, *_: object) -> None:
-        (place / "model.onnx").write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(network, "write_graph", full)
-        with pytest.raises(ConfigurationError, match="No space left on device"):
-            vectors_of(OnnxRuntime(copied), ["a"])
-    assert [path.name[:5] for path in (copied / "gemma-embed").iterdir()] == ["token"]
-    assert np.isfinite(vectors_of(OnnxRuntime(copied), ["a"])).all()
-
-
-@pytest.mark.parametrize("packaged", [False, True])
-def test_where_nothing_can_be_written_the_users_cache_folder_is_used(
-    copied: Path, cache: Path, packaged: bool
-) -> None:
-    # A file in the way refuses like a read-only folder, for root too.
-    (copied / "gemma-embed").write_text("")
-    before = set((cache / "gemma-embed").glob("*"))
-    vectors_of(OnnxRuntime("bundled" if packaged else copied), ["a"])
-    if packaged:
-        assert len(list((cache / "gemma-embed").glob("bundled-*"))) == 1
-        assert not (Path(network.__file__).parents[2] / "bundled" / "gemma-embed").exists()
-    else:
-        assert len(set((cache / "gemma-embed").glob("*")) - before) == 1
-
-
-def test_where_nothing_can_be_written_at_all_it_says_what_helps(
-    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (copied / "gemma-embed").write_text("")
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(ConfigurationError, match="set XDG_CACHE_HOME"):
-        vectors_of(OnnxRuntime(copied), ["a"])
-
-
-def test_threads_that_load_at_once_share_one_graph(copied: Path) -> None:
-    start = threading.Barrier(4)
-
-    def work(_: int) -> np.ndarray:
-        start.wait()
-        return vectors_of(OnnxRuntime(copied), ["a", "b c"])
-
-    with ThreadPoolExecutor(4) as pool:
-        first, *others = pool.map(work, range(4))
-    for other in others:
-        np.testing.assert_array_equal(other, first)
-    assert len(list((copied / "gemma-embed").glob("float32-*"))) == 1
+    first = graph(narrow, tmp_path / "one")
+    assert len(first) == 2
+    assert graph(copied, tmp_path / "two") == first
 
 
 @pytest.mark.parametrize("damage", REFUSED)
@@ -266,8 +175,8 @@ def test_a_checkpoint_that_would_be_wrong_is_refused(copied: Path, damage: str) 
     change, kind, message = REFUSED[damage]
     change(copied)
     with pytest.raises(kind, match=message):
-        vectors_of(OnnxRuntime(copied), ["a"])
-    assert not list(copied.glob("gemma-embed/float32-*"))
+        vectors_of(OnnxRuntime(copied, cache_dir=copied.parent / "cache"), ["a"])
+    assert not list((copied.parent / "cache").glob("*-float32-*"))
 
 
 @pytest.mark.parametrize(
@@ -335,7 +244,7 @@ def test_a_published_graph(narrow: Path, tmp_path: Path) -> None:
 
 def test_a_published_graph_that_is_not_there_is_named(narrow: Path, tmp_path: Path) -> None:
     folder = publish(narrow, tmp_path / "published")
-    with pytest.raises(ModelNotFound, match=r"no onnx/model_q4\.onnx.*it has model\.onnx"):
+    with pytest.raises(ModelNotFound, match=r"no onnx/model_q4\.onnx.*its graphs: model\.onnx"):
         vectors_of(OnnxRuntime(folder, precision="int4"), ["a"])
 
 
@@ -349,7 +258,7 @@ def test_a_published_graph_that_would_be_wrong_is_refused(
     folder = publish(narrow, tmp_path / "published", output=output)
     graph = folder / "onnx" / "model.onnx"
     kind: type[Exception] = ModelCorrupt
-    message = "cannot load"
+    message = r"model\.onnx cannot be loaded; download the model again"
     if damage == "no numbers":
         (folder / "onnx" / "model.onnx_data").unlink()
     elif damage == "half a graph":
@@ -381,6 +290,65 @@ def test_a_hub_id_in_the_published_layout(
         vectors_of(OnnxRuntime(name, offline=True), ["a"])
 
 
+@pytest.mark.parametrize("named", ["model", "model-ONNX", "model-onnx"])
+@pytest.mark.parametrize("published", [False, True])
+def test_a_folders_content_decides_its_layout_and_not_its_name(
+    narrow: Path, tmp_path: Path, named: str, published: bool
+) -> None:
+    folder = tmp_path / named
+    if published:
+        publish(narrow, folder)
+    else:
+        shutil.copytree(narrow, folder)
+        # As optimum leaves it; the weights decide.
+        (folder / "onnx").mkdir()
+        (folder / "onnx" / "model.onnx").write_bytes(b"another export")
+    runtime = OnnxRuntime(folder)
+    assert isinstance(runtime._load().network, PublishedForward) is published
+    expected = vectors_of(OnnxRuntime(narrow), ["a"])
+    np.testing.assert_allclose(vectors_of(runtime, ["a"]), expected, atol=1e-5)
+    # Decided once: the folder may change while the model is in use.
+    if published:
+        (folder / "model.safetensors").write_bytes(b"later")
+    else:
+        (folder / "model.safetensors").rename(tmp_path / "elsewhere")
+    fingerprint = Embedder(runtime).fingerprint
+    np.testing.assert_allclose(vectors_of(runtime, ["a"]), expected, atol=1e-5)
+    assert Embedder(runtime).fingerprint == fingerprint
+
+
+def test_the_layout_can_be_stated(
+    narrow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    folder = publish(narrow, tmp_path / "both")
+    shutil.copy(narrow / "model.safetensors", folder)
+    for name in ("modules.json", "1_Pooling", "2_Dense", "3_Dense"):
+        source = narrow / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name)
+    for layout in ("published", "safetensors", None):
+        runtime = OnnxRuntime(folder, layout=layout)
+        assert isinstance(runtime._load().network, PublishedForward) is (layout == "published")
+        assert open_runtime(runtime_settings(runtime)).settings == runtime.settings
+    with pytest.raises(ModelNotFound, match=r"has no onnx/model\.onnx"):
+        vectors_of(OnnxRuntime(narrow, layout="published"), ["a"])
+
+    # A hub id: stated, whatever its name.
+    commit = "5090578d" * 5
+    for name, published in (("own-graph", True), ("weights-ONNX", False)):
+        place = tmp_path / f"models--someone--{name}"
+        make = publish if published else shutil.copytree
+        make(narrow, place / "snapshots" / commit)
+        (place / "refs").mkdir()
+        (place / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    own = OnnxRuntime("someone/own-graph", layout="published", offline=True)
+    assert isinstance(own._load().network, PublishedForward)
+    weights = OnnxRuntime("someone/weights-ONNX", offline=True)
+    assert isinstance(weights._load().network, OnnxForward)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_weights_in_16_bits_are_read(copied: Path, dtype: str) -> None:
     import torch
@@ -398,9 +366,10 @@ def test_weights_in_16_bits_are_read(copied: Path, dtype: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"precision": "float16"}, "use one of 'float32', 'int8', 'int4'"),
+        ({"precision": "float16"}, "must be 'float32' or 'int8' or 'int4'"),
         ({"threads": 0}, "at least 1"),
-        ({"threads": True}, "at least 1"),
+        ({"threads": True}, "must be int, not bool"),
+        ({"layout": "onnx"}, "must be 'safetensors' or 'published' or None"),
     ],
 )
 def test_a_bad_option_is_refused_at_once(options: dict[str, object], message: str) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import tokenizers
+from onnxruntime import InferenceSession
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, RuntimeException
 from published_graph import publish
 
@@ -18,8 +19,7 @@ from gemma_embed import Embedder
 from gemma_embed.errors import OutOfMemory
 from gemma_embed.runtimes import OnnxRuntime
 from gemma_embed.runtimes.local.memory import is_out_of_memory
-from gemma_embed.runtimes.onnx import network, runtime, tokenizer
-from gemma_embed.runtimes.onnx.session import Session
+from gemma_embed.runtimes.onnx import runtime, tokenizer
 
 TEXTS = ["a", "Mars is red. " * 30, "Venus", "", "rain " * 70, "rain " * 69, "ü"]
 NODE = "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Non-zero status code while running MatMul: "
@@ -34,16 +34,16 @@ EXHAUSTED = [
 def limited(monkeypatch: pytest.MonkeyPatch, tokens: int, error: Exception) -> list[int]:
     """Let a graph fail with more tokens, padding counted; return the sizes tried."""
     tried: list[int] = []
-    real = Session.run
+    real = InferenceSession.run
 
-    def run(session: Session, inputs: dict[str, Any], output: str) -> np.ndarray:
+    def run(session: InferenceSession, outputs: list[str], inputs: dict[str, Any]) -> list[Any]:
         states = inputs["states"] if "states" in inputs else inputs["input_ids"].reshape(-1)
         tried.append(len(states))
         if tried[-1] > tokens:
             raise error
-        return real(session, inputs, output)
+        return real(session, outputs, inputs)
 
-    monkeypatch.setattr(Session, "run", run)
+    monkeypatch.setattr(InferenceSession, "run", run)
     return tried
 
 
@@ -94,9 +94,9 @@ def _raises(error: Exception) -> Callable[..., None]:
 PLACES: dict[str, tuple[object, str]] = {
     "the tokenizer's file": (tokenizers.Tokenizer, "from_str"),
     "the tokenizer's arrays": (tokenizer, "write_arrays"),
-    "the graph's writer": (network, "write_graph"),
+    "the graph's writer": (runtime, "write_graph"),
     "the graph": (onnxruntime, "InferenceSession"),
-    "the proof": (Session, "run"),
+    "the verification": (InferenceSession, "run"),
 }
 
 
@@ -109,9 +109,8 @@ def test_no_memory_for_the_model(
     place: str,
     error: Exception,
 ) -> None:
-    ignore = shutil.ignore_patterns("gemma-embed")
-    folder = Path(shutil.copytree(narrow, tmp_path / "copy", ignore=ignore))
-    embedder = Embedder(OnnxRuntime(folder))
+    folder = Path(shutil.copytree(narrow, tmp_path / "copy"))
+    embedder = Embedder(OnnxRuntime(folder, cache_dir=tmp_path / "cache"))
     with monkeypatch.context() as patch:
         module, name = PLACES[place]
         if place == "the tokenizer's file":

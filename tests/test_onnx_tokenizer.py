@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from gemma_embed.errors import ModelCorrupt
-from gemma_embed.models import BUNDLED, EMBEDDINGGEMMA_300M
+from gemma_embed.models import BUNDLED, EMBEDDINGGEMMA_300M, Model
 from gemma_embed.runtimes.local.checkpoint import Checkpoint
 from gemma_embed.runtimes.local.hub import model_folder
 from gemma_embed.runtimes.onnx import tokenizer as tokenizers
-from gemma_embed.runtimes.onnx.pairs import PairTokenizer
-from gemma_embed.runtimes.onnx.tokenizer import HuggingFaceTokenizer, open_tokenizer
+from gemma_embed.runtimes.onnx.cache import Cache
+from gemma_embed.runtimes.onnx.tokenizer import HuggingFaceTokenizer, Tokenizer
+from gemma_fast.bpe import BpeTokenizer
 
 WORDS = " ".join(path.read_text() for path in sorted(checkpoints.NOTES.glob("*.md"))).split()
 ADDED = ["<unused0>", "<unused00>", "\n\n", "\n\n\n", "<start_of_turn>", "<table>", "</b>"]
@@ -50,7 +51,7 @@ SCRIPTS = [
 def folder(narrow: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint whose tokenizer has Gemma's kinds of added tokens as well."""
     folder = tmp_path_factory.mktemp("tokenizer") / "copy"
-    shutil.copytree(narrow, folder, ignore=shutil.ignore_patterns("gemma-embed"))
+    shutil.copytree(narrow, folder)
     path = folder / "tokenizer.json"
     state = json.loads(path.read_text())
     first = len(state["model"]["vocab"])
@@ -61,10 +62,15 @@ def folder(narrow: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def opened(folder: Path, place: Path, model: Model = EMBEDDINGGEMMA_300M) -> Tokenizer:
+    checkpoint = Checkpoint.read(folder, model)
+    return tokenizers.open_tokenizer(checkpoint, Cache(checkpoint, place))
+
+
 @pytest.fixture(scope="module")
-def lean(folder: Path) -> PairTokenizer:
-    tokenizer = open_tokenizer(Checkpoint.read(folder, EMBEDDINGGEMMA_300M))
-    assert isinstance(tokenizer, PairTokenizer)
+def lean(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> BpeTokenizer:
+    tokenizer = opened(folder, tmp_path_factory.mktemp("arrays"))
+    assert isinstance(tokenizer, BpeTokenizer)
     return tokenizer
 
 
@@ -75,7 +81,7 @@ def reference(folder: Path) -> Any:
     return lambda texts: [encoding.ids for encoding in tokenizer.encode_batch(texts)]
 
 
-def test_a_large_mixed_corpus(lean: PairTokenizer, reference: Callable[..., Any]) -> None:
+def test_a_large_mixed_corpus(lean: BpeTokenizer, reference: Callable[..., Any]) -> None:
     source = random.Random(0)
     glue = [" ", " ", "  ", "\n", "\n\n", "\n\n\n\n", "\t", "▁", " ▁ ", "<bos>", "<eos", *ADDED]
 
@@ -100,11 +106,11 @@ def test_a_large_mixed_corpus(lean: PairTokenizer, reference: Callable[..., Any]
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=80))
-def test_any_text(lean: PairTokenizer, reference: Callable[..., Any], text: str) -> None:
+def test_any_text(lean: BpeTokenizer, reference: Callable[..., Any], text: str) -> None:
     assert lean([text, f"{text} {text}"]) == reference([text, f"{text} {text}"])
 
 
-def test_special_tokens_in_a_text_are_text(lean: PairTokenizer) -> None:
+def test_special_tokens_in_a_text_are_text(lean: BpeTokenizer) -> None:
     (plain,), (special,) = lean(["x"]), lean(["x<eos><bos>"])
     assert len(special) > len(plain) + 2
     assert special.count(1) == special.count(2) == 1
@@ -145,33 +151,29 @@ def test_another_kind_is_read_by_the_tokenizers_library(
     state = json.loads(path.read_text())
     OTHER_KINDS[kind](state)
     path.write_text(json.dumps(state))
-    tokenizer = open_tokenizer(Checkpoint.read(copy, EMBEDDINGGEMMA_300M))
+    tokenizer = opened(copy, tmp_path / "arrays")
     assert isinstance(tokenizer, HuggingFaceTokenizer)
     assert len(tokenizer(["The text"])[0]) > 3
 
 
-def test_the_bundled_models_is_of_another_kind(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def test_the_bundled_models_is_of_another_kind(tmp_path: Path) -> None:
     folder = model_folder("bundled", None, offline=True)
-    tokenizer = open_tokenizer(Checkpoint.read(folder, BUNDLED))
+    tokenizer = opened(folder, tmp_path / "arrays", BUNDLED)
     assert isinstance(tokenizer, HuggingFaceTokenizer)
 
 
 def test_one_that_differs_is_not_used(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ignore = shutil.ignore_patterns("gemma-embed")
-    copy = Path(shutil.copytree(folder, tmp_path / "copy", ignore=ignore))
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     real = tokenizers.write_arrays
 
-    def wrong(place: Path, state: dict[str, Any]) -> bool:
+    def wrong(place: Path, state: dict[str, Any]) -> None:
         state["model"]["merges"].reverse()
-        return real(place, state)
+        real(place, state)
 
     monkeypatch.setattr(tokenizers, "write_arrays", wrong)
-    tokenizer = open_tokenizer(Checkpoint.read(copy, EMBEDDINGGEMMA_300M))
+    tokenizer = opened(copy, tmp_path / "arrays")
     assert isinstance(tokenizer, HuggingFaceTokenizer)
 
 
@@ -180,4 +182,4 @@ def test_a_damaged_file_is_named(folder: Path, tmp_path: Path, content: str) -> 
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     (copy / "tokenizer.json").write_text(content)
     with pytest.raises(ModelCorrupt, match=r"tokenizer\.json cannot be loaded"):
-        open_tokenizer(Checkpoint.read(copy, EMBEDDINGGEMMA_300M))
+        opened(copy, tmp_path / "arrays")

@@ -16,7 +16,7 @@ import editables
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = {"gemma_embed", "langchain_gemma_embed", "llamaindex_gemma_embed"}
+PACKAGES = {"gemma_embed", "gemma_fast", "langchain_gemma_embed", "llamaindex_gemma_embed"}
 HEAVY = {"torch", "transformers", "ollama", "httpx", "chromadb", "sentence_transformers", "tqdm"}
 HEAVY |= {"onnx", "onnxruntime", "tokenizers"}
 FRAMEWORKS = {"langchain_core", "llama_index", "pydantic"}
@@ -44,7 +44,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_wheel_holds_exactly_three_packages(built: Path) -> None:
+def test_the_wheel_holds_exactly_four_packages(built: Path) -> None:
     (wheel,) = built.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
@@ -74,15 +74,15 @@ def top_level(python: Path) -> set[str]:
     """Importable names of this project in an environment, as seen from elsewhere."""
     code = (
         "import importlib.util as u\n"
-        "names = ['gemma_embed', 'langchain_gemma_embed', 'llamaindex_gemma_embed', 'shared',"
-        " 'tests', 'examples', 'benchmarks', 'training', 'fakes', 'checkpoints']\n"
+        "names = ['gemma_embed', 'gemma_fast', 'langchain_gemma_embed', 'llamaindex_gemma_embed',"
+        " 'shared', 'tests', 'examples', 'benchmarks', 'training', 'fakes', 'checkpoints']\n"
         "print(*(n for n in names if u.find_spec(n)))"
     )
     return set(run(python, "-c", code, cwd=Path(python.anchor)).split())
 
 
 @pytest.mark.parametrize("kind", ["wheel", "sdist", "editable"])
-def test_an_installation_gives_exactly_three_names(built: Path, tmp_path: Path, kind: str) -> None:
+def test_an_installation_gives_exactly_four_names(built: Path, tmp_path: Path, kind: str) -> None:
     venv.create(tmp_path / "env", with_pip=False, symlinks=True)
     env = tmp_path / "env"
     (site,) = env.glob("lib/python*/site-packages")
@@ -105,6 +105,11 @@ def test_an_installation_gives_exactly_three_names(built: Path, tmp_path: Path, 
     [
         ("gemma_embed", HEAVY | FRAMEWORKS),
         ("gemma_embed.runtimes", HEAVY | FRAMEWORKS),
+        ("gemma_fast.weights", HEAVY | FRAMEWORKS | {"gemma_embed"}),
+        ("gemma_fast.graph", HEAVY | FRAMEWORKS | {"gemma_embed"}),
+        ("gemma_fast.onnx_forward", HEAVY | FRAMEWORKS | {"gemma_embed"}),
+        ("gemma_fast.bpe", HEAVY | FRAMEWORKS | {"gemma_embed"}),
+        ("gemma_fast.packed", {"transformers", "onnxruntime", "gemma_embed"}),
         ("langchain_gemma_embed", HEAVY - {"httpx"} | {"llama_index"}),
         ("llamaindex_gemma_embed", HEAVY - {"httpx", "tqdm"} | {"langchain_core"}),
     ],

@@ -17,10 +17,12 @@ from transformers import Gemma3TextConfig, Gemma3TextModel
 from gemma_embed import Embedder
 from gemma_embed.errors import OutOfMemory
 from gemma_embed.runtimes import TransformersRuntime
-from gemma_embed.runtimes.transformers import linear, parity
-from gemma_embed.runtimes.transformers.attention import FlexAttention, GroupedAttention, groups_of
-from gemma_embed.runtimes.transformers.packed import PackedForward, unsupported
+from gemma_embed.runtimes.transformers import verification
 from gemma_embed.runtimes.transformers.stock import StockForward
+from gemma_fast import linear
+from gemma_fast.attention import FlexAttention, GroupedAttention, groups_of
+from gemma_fast.errors import Unsupported
+from gemma_fast.packed import PackedForward
 
 # Compiling is for a GPU; what it computes is the same.
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -94,6 +96,16 @@ def test_without_onednn_too(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(packed(batch), expected, atol=2e-6, rtol=0)
 
 
+def test_a_network_without_dense_layers() -> None:
+    reference = stock("one head")
+    reference.dense = []
+    batch = tokens([7, 3])
+    expected = reference(batch)
+    assert expected.shape == (2, 24)
+    packed = PackedForward(reference.backbone, [])
+    torch.testing.assert_close(packed(batch), expected, atol=2e-6, rtol=0)
+
+
 def test_a_window_is_counted_from_token_to_token() -> None:
     # One text, window 2: tokens see themselves and their neighbours, beyond a block's edge too.
     length = 300
@@ -126,11 +138,11 @@ def test_texts_longer_than_the_window_are_not_padded() -> None:
 @pytest.mark.parametrize("fast", [True, False])
 def test_bfloat16(monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
     # A processor that has it computes in it; another in float32, of a table in bfloat16.
-    monkeypatch.setattr(parity, "has_fast_bfloat16", lambda _: fast)
+    monkeypatch.setattr(verification, "has_fast_bfloat16", lambda _: fast)
     monkeypatch.setattr(linear, "_onednn", lambda _: None)
     batch = tokens([300, 7, 7, 30])
     expected = stock("one key head")(batch).double()
-    forward = parity.fastest_forward(
+    forward = verification.fastest_forward(
         lambda dtype: stock("one key head", dtype), CPU, torch.bfloat16
     )
     assert isinstance(forward, PackedForward)
@@ -152,7 +164,7 @@ def test_a_network_it_does_not_know_is_left_to_transformers(
     caplog: pytest.LogCaptureFixture, changes: dict[str, Any], reason: str
 ) -> None:
     known = stock("one head", **changes)
-    forward = parity.fastest_forward(lambda _: known, CPU, torch.float32)
+    forward = verification.fastest_forward(lambda _: known, CPU, torch.float32)
     assert forward is known
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
@@ -162,7 +174,8 @@ def test_a_network_it_does_not_know_is_left_to_transformers(
 def test_another_class_is_unknown() -> None:
     backbone = stock("one head").backbone
     backbone.__class__ = type("Gemma9TextModel", (Gemma3TextModel,), {})
-    assert unsupported(backbone) == "its class is Gemma9TextModel"
+    with pytest.raises(Unsupported, match="its class is Gemma9TextModel"):
+        PackedForward(backbone, [])
 
 
 SABOTAGE = {
@@ -185,9 +198,9 @@ def test_a_pass_that_is_wrong_is_caught(
             super().__init__(*args)
             SABOTAGE[what](self)
 
-    monkeypatch.setattr(parity, "PackedForward", Sabotaged)
+    monkeypatch.setattr(verification, "PackedForward", Sabotaged)
     batch = tokens([300, 7])
-    forward = parity.fastest_forward(lambda _: stock("one key head"), CPU, torch.float32)
+    forward = verification.fastest_forward(lambda _: stock("one key head"), CPU, torch.float32)
     assert isinstance(forward, StockForward)
     assert len(caplog.records) == 1
     assert "apart" in caplog.text
@@ -213,7 +226,7 @@ def test_a_torch_without_what_it_needs_is_survived(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception, when: str
 ) -> None:
     fail(monkeypatch, when, error)
-    forward = parity.fastest_forward(lambda _: stock("one head"), CPU, torch.float32)
+    forward = verification.fastest_forward(lambda _: stock("one head"), CPU, torch.float32)
     assert isinstance(forward, StockForward)
     assert f"{type(error).__name__} in this build of torch" in caplog.text
 
@@ -283,7 +296,7 @@ def test_the_weights_are_never_there_twice(monkeypatch: pytest.MonkeyPatch, when
         monkeypatch.setattr(linear, "_onednn", no_compiler)
     elif when == "computing":
         monkeypatch.setattr(PackedForward, "__call__", no_compiler)
-    assert isinstance(parity.fastest_forward(load, CPU, torch.float32), StockForward)
+    assert isinstance(verification.fastest_forward(load, CPU, torch.float32), StockForward)
     assert len(alive) == 5
 
 
@@ -301,7 +314,7 @@ def test_on_a_gpu_the_second_way_is_tried(monkeypatch: pytest.MonkeyPatch) -> No
     expected = reference(sequences)
     packed = PackedForward(reference.backbone, reference.dense)
     monkeypatch.setattr(PackedForward, "__call__", call)
-    found = parity._difference(packed, torch.device("cuda"), sequences, expected, 1e-5)
+    found = verification._difference(packed, torch.device("cuda"), sequences, expected, 1e-5)
     assert (found, tried, packed.attention) == (None, ["flex", "grouped"], "grouped")
 
 

@@ -15,7 +15,6 @@ from gemma_embed import Embedder, custom_task
 from gemma_embed.errors import InputTooLong
 from gemma_embed.prompts import TASKS
 from gemma_embed.runtimes import Batch, OllamaRuntime, TransformersRuntime
-from gemma_embed.runtimes.transformers.network import Network
 
 WORDS = " ".join(path.read_text() for path in sorted(checkpoints.NOTES.glob("*.md"))).split()
 
@@ -50,10 +49,9 @@ def test_prompts_reach_the_model_and_the_wire_byte_for_byte(
     expected = sorted(prefix + text for text in texts)
 
     read: list[str] = []
-    real = Network.tokenize
-    monkeypatch.setattr(
-        Network, "tokenize", lambda net, texts: read.extend(texts) or real(net, texts)
-    )
+    network = pair.local._load()
+    real = network.tokenize
+    monkeypatch.setattr(network, "tokenize", lambda texts: read.extend(texts) or real(texts))
     Embedder(pair.local).embed(texts, task)
     assert sorted(read) == expected
 

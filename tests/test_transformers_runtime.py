@@ -231,6 +231,11 @@ def test_a_stack_with_causal_attention_is_refused(
         ({"dtype": "float16"}, "overflows"),
         ({"dtype": "int8"}, "is unknown"),
         ({"dtype": torch.float16}, "overflows"),
+        ({"dtype": torch.half}, "overflows"),
+        ({"dtype": "half"}, "overflows"),
+        ({"dtype": torch.bfloat16}, "use the string 'bfloat16'"),
+        ({"dtype": torch.float32}, "use the string 'float32'"),
+        ({"dtype": torch.float64}, "is unknown; use 'float32' or 'bfloat16'"),
     ],
 )
 def test_a_bad_option_is_refused_at_once(options: dict[str, str], message: str) -> None:

@@ -6,7 +6,7 @@ Messages name the option and never quote a value that may be secret.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from gemma_embed.errors import ConfigurationError
 
@@ -82,19 +82,3 @@ def check_choice(name: str, value: object, choices: Iterable[str | None]) -> Non
     choices = tuple(choices)
     if not isinstance(value, str | None) or value not in choices:
         raise ConfigurationError(f"{name}={value!r} must be {' or '.join(map(repr, choices))}")
-
-
-def reject_unknown(owner: str, unknown: Mapping[str, object], hints: Mapping[str, str]) -> None:
-    """Refuse options that a constructor does not have.
-
-    Args:
-        owner: The class.
-        unknown: What was given beside its options; the values are not shown.
-        hints: For options of other packages, what to use here.
-
-    Raises:
-        ConfigurationError: If there are any.
-    """
-    for name in unknown:
-        hint = f"use {hints[name]}" if name in hints else f"see help({owner})"
-        raise ConfigurationError(f"{owner} does not have the option {name}=; {hint}")

@@ -205,10 +205,17 @@ class TestOptions:
 
     @pytest.mark.parametrize(
         ("option", "hint"),
-        [("base_url", "use host="), ("client_kwargs", "use headers="), ("num_ctx", "see help")],
+        [
+            ("base_url", r"pass OllamaRuntime\(host=...\)"),
+            ("client_kwargs", r"pass OllamaRuntime\(headers=..., timeout=...\)"),
+            ("num_ctx", "the context is the model's"),
+            ("device", r"pass TransformersRuntime\(device=...\)"),
+        ],
     )
     def test_that_do_not_exist_are_refused_with_those_that_do(self, option: str, hint: str) -> None:
-        with pytest.raises(ConfigurationError, match=f"not have the option {option}=; {hint}") as e:
+        with pytest.raises(
+            ConfigurationError, match=f"OllamaRuntime does not take {option} .*{hint}"
+        ) as e:
             OllamaRuntime(**{option: SECRET})
         assert SECRET not in str(e.value)
 

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import gemma_embed
 from gemma_embed.errors import ConfigurationError, ModelNotFound
-from gemma_embed.models import BUNDLED, EMBEDDINGGEMMA_300M
+from gemma_embed.files import expanded
+from gemma_embed.models import BUNDLED, model_of_ollama_tag, model_of_repository
+from gemma_embed.runtimes.local.layout import missing_file
 
 _FILES = ["*.json", "tokenizer.model"]
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
+_TAG = re.compile(r"\w[\w.-]*(/[\w.-]+)*:[\w.-]+")
 
 
 def model_folder(
@@ -22,34 +25,30 @@ def model_folder(
     a model is there; name a ``revision`` to move to another.
 
     Args:
-        model: A folder, ``bundled``, or a hub id such as ``google/embeddinggemma-300m``.
+        model: A folder, ``bundled``, or a hub id such as ``owner/name``.
         revision: The hub's branch, tag or commit; None for ``main``.
         offline: Never ask the hub.
         graph: An ONNX graph that is wanted instead of safetensors files: its path in the
             repository.
 
     Raises:
-        ConfigurationError: If a revision is given for a folder, or ``model`` is neither.
+        ConfigurationError: If a revision is given for a folder, or the name's home folder is
+            unknown.
         ModelNotFound: If it is not there: missing, gated, or out of reach.
     """
     if model == BUNDLED.repository:
         return Path(gemma_embed.__file__).parent / "bundled"
-    try:
-        folder = Path(model).expanduser()
-    except RuntimeError as error:
-        raise ModelNotFound(
-            f"{model!r} names a home folder that this system does not know"
-        ) from error
+    folder = expanded(model)
     if folder.is_dir():
         if revision is not None:
             raise ConfigurationError(
-                f"{model!r} is a folder, so revision={revision!r} means nothing"
+                f"{model!r} is a folder, so revision={revision!r} has no meaning"
             )
         return folder
-    if not _HUB_ID.fullmatch(model) or model.startswith("."):
-        raise ModelNotFound(f"{model!r} is neither an existing folder nor a hub id like owner/name")
+    if not _HUB_ID.fullmatch(model) or _is_file(folder):
+        raise ModelNotFound(_not_a_model(model, folder))
     from huggingface_hub import snapshot_download
-    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -60,64 +59,91 @@ def model_folder(
     )
 
     files = [*_FILES, graph, f"{graph}_data*"] if graph else [*_FILES, "*.safetensors"]
+    because = "offline=True" if offline else "HF_HUB_OFFLINE=1 is set"
+    asked = not offline and not HF_HUB_OFFLINE
+    if asked:
+        because = "the hub could not be reached"
+    unreachable = f"{model} is not completely on this disk, and {because}"
     try:
         found = Path(
             snapshot_download(model, revision=revision, allow_patterns=files, local_files_only=True)
         )
-        if offline or _is_complete(found, graph):
+        missing = _missing(found, graph)
+        if offline or missing is None:
             return found
     except LocalEntryNotFoundError as error:
-        if offline:
-            raise ModelNotFound(
-                _ways_out(model, f"{model} is not on this disk, and offline=True")
-            ) from error
+        if not asked:
+            what = f"{model} is not on this disk, and {because}"
+            raise ModelNotFound(_advice(model, what)) from error
     except HFValidationError as error:
         raise ModelNotFound(f"{model!r} is not a valid hub id") from error
     try:
         found = Path(snapshot_download(model, revision=revision, allow_patterns=files))
     except GatedRepoError as error:
-        raise ModelNotFound(
-            _ways_out(model, f"{model} is gated: its licence must be accepted")
-        ) from error
+        what = f"{model} is gated: its licence must be accepted"
+        raise ModelNotFound(_advice(model, what, gated=True)) from error
     except RevisionNotFoundError as error:
         raise ModelNotFound(f"{model} has no revision {revision!r}") from error
     except RepositoryNotFoundError as error:
-        raise ModelNotFound(
-            _ways_out(model, f"the hub knows no {model}, or shows it only to who is logged in")
-        ) from error
+        what = f"the hub does not know {model}, or shows it to its members only"
+        raise ModelNotFound(_advice(model, what)) from error
     except (HfHubHTTPError, LocalEntryNotFoundError, ConnectionError) as error:
-        raise ModelNotFound(_unreachable(model)) from error
+        raise ModelNotFound(_advice(model, unreachable)) from error
     except OSError as error:
         raise ModelNotFound(
             f"{model} could not be downloaded to {HF_HUB_CACHE} ({error.strerror or error}); make "
             "space there, or let HF_HOME name a folder that may be written to"
         ) from error
-    except Exception as error:  # What is no hub, a portal say, may break its library anywhere.
-        raise ModelNotFound(_unreachable(model)) from error
-    if not _is_complete(found, graph):
-        # Out of reach, the hub's library hands back what an earlier download left, without a word.
-        raise ModelNotFound(_unreachable(model))
+    except Exception as error:  # An answer that is not a hub's may break its library anywhere.
+        raise ModelNotFound(_advice(model, unreachable)) from error
+    missing = _missing(found, graph)
+    if missing is not None:
+        # Out of reach, the hub's library silently returns what an earlier download left.
+        what = f"{unreachable}, or has no {missing} of it"
+        raise ModelNotFound(_advice(model, what))
     return found
 
 
-def _unreachable(model: str) -> str:
-    return _ways_out(model, f"{model} is not on this disk whole, and the hub could not be reached")
+def _missing(folder: Path, graph: str | None) -> str | None:
+    """Return a file that an interrupted download left out."""
+    if graph is None:
+        return missing_file(folder)
+    wanted = ("config.json", "tokenizer.json", graph)
+    return next((name for name in wanted if not (folder / name).exists()), None)
 
 
-def _is_complete(folder: Path, graph: str | None) -> bool:
-    # An interrupted download leaves a snapshot folder with some of its files.
-    if graph:
-        return all((folder / name).exists() for name in ("config.json", "tokenizer.json", graph))
-    wanted = ("config.json", "modules.json", "tokenizer.json", "1_Pooling/config.json")
-    return all((folder / name).exists() for name in wanted) and any(folder.glob("*.safetensors"))
+def _is_file(path: Path) -> bool:
+    return path.is_file() or path.suffix.lower() in (".gguf", ".safetensors")
 
 
-def _ways_out(model: str, what: str) -> str:
+def _not_a_model(model: str, folder: Path) -> str:
+    what = f"{model!r} is neither an existing folder nor a hub id like owner/name"
+    if folder.suffix.lower() == ".gguf":
+        return (
+            f"{model!r} is a GGUF file, which this runtime does not read; import it into Ollama "
+            "(ollama create) and use OllamaRuntime, or name a folder of safetensors files"
+        )
+    if _is_file(folder):
+        return f"{model!r} is a file; name the model's folder, {str(folder.parent)!r}"
+    if _TAG.fullmatch(model) or model == model_of_ollama_tag(model).ollama_tag.partition(":")[0]:
+        return f"{what}; if it is a model of an Ollama server, use runtime='ollama'"
+    return what
+
+
+def _advice(model: str, what: str, *, gated: bool = False) -> str:
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    return (
-        f"{what} (its place is {HF_HUB_CACHE}). Three ways out: (1) accept the licence on "
-        f"https://huggingface.co/{model} and run: hf auth login, then: hf download {model}; "
-        f"(2) use a server: ollama pull {EMBEDDINGGEMMA_300M.ollama_tag}, then runtime='ollama'; "
-        "(3) name a local folder that holds the model"
-    )
+    row = model_of_repository(model)
+    known = model == row.repository
+    ways = [f"where the hub can be reached, run: hf download {model}"]
+    if gated or (known and row.gated):
+        ways[0] = (
+            f"accept the licence on https://huggingface.co/{model} and run: hf auth login, then: "
+            f"hf download {model}"
+        )
+    if known:
+        ways.append(f"use a server: ollama pull {row.ollama_tag}, then runtime='ollama'")
+    place = str(Path(model).absolute())
+    ways.append(f"name a local folder that holds the model; there is no folder {place!r}")
+    listed = "; ".join(f"({number}) {way}" for number, way in enumerate(ways, 1))
+    return f"{what} (its place is {HF_HUB_CACHE}). Ways out: {listed}"

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from gemma_embed.errors import OutOfMemory
 from gemma_embed.vectors import Vectors
 
-# How libraries say it that have no exception of their own for it: torch's CPU allocator, MPS, ONNX
-# Runtime, and oneDNN, which says no more than this (measured under a limit of address space). Of a
-# primitive's descriptor it says so where it does not compute something at all.
+# The words of libraries without an exception of their own for it: torch's CPU allocator, MPS, ONNX
+# Runtime, and oneDNN, which says no more than this (measured under a limit of address space). A
+# primitive's *descriptor* fails where oneDNN does not compute something at all.
 _WORDS = re.compile(
     r"(?:can't|cannot|failed to) allocate memory|smaller than requested bytes"
     r"|out of memory|bad_alloc|could not (?:create|execute) a primitive(?! descriptor)",
@@ -20,18 +20,18 @@ _WORDS = re.compile(
 
 
 def within_memory(
-    compute: Callable[[list[int]], Vectors],
+    forward: Callable[[Sequence[Sequence[int]]], Vectors],
     rows: list[int],
-    sizes: Mapping[int, int] | Sequence[int],
+    ids: Mapping[int, Sequence[int]],
 ) -> Iterator[tuple[list[int], Vectors]]:
-    """Compute a batch, in halves where the whole is too much, down to one text.
+    """Compute a batch, in halves where all of it is too much, down to one text.
 
     A system that kills the process instead of refusing it memory cannot be helped from inside.
 
     Args:
-        compute: Gives the vectors of some of the rows, in their order.
+        forward: Gives the vectors of token sequences, in their order.
         rows: The batch.
-        sizes: Tokens of each row.
+        ids: Tokens of each row.
 
     Yields:
         Rows and their vectors; together every row once, in the order of ``rows``.
@@ -43,17 +43,18 @@ def within_memory(
     while pending:
         part = pending.pop()
         try:
-            vectors = compute(part)
+            vectors = forward([ids[row] for row in part])
         except Exception as error:  # ONNX Runtime's have no other base in common.
             if not is_out_of_memory(error):
                 raise
             if len(part) == 1:
+                tokens = len(ids[part[0]])
                 raise OutOfMemory(
-                    f"a text of {sizes[part[0]]} tokens, computed alone, does not fit into memory; "
+                    f"a text of {tokens} tokens, computed alone, does not fit into memory; "
                     "free some, use a smaller dtype or precision, or another device, or embed "
                     "shorter texts",
                     index=part[0],
-                    tokens=sizes[part[0]],
+                    tokens=tokens,
                 ) from error
         else:
             yield part, vectors

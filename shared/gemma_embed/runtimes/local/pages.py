@@ -1,15 +1,24 @@
-"""Token ids of any number of texts, a page at a time: memory does not grow with the corpus."""
+"""Token ids of any number of texts of any length, a page at a time.
+
+Memory does not grow with the corpus, and the time for a text is bounded by the model's context: of
+one far too long only as much is tokenized as shows that it is. A text of a megabyte would take a
+second; its first 2,048 tokens take a few milliseconds.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
 from gemma_embed.runtimes.base import TooLong
-from gemma_embed.runtimes.local.beginnings import longest_read, token_ids
 
-# Enough for batches of like lengths; a page's ids take some 10 MB at most.
+# A page: enough for batches of texts of like length; its ids take some 10 MB at most.
 _TEXTS = 1024
 _CHARACTERS = 1_000_000
+# Characters read for each token of the context: enough for all but runs of blanks and the like, of
+# which more is read then.
+_CHARACTERS_A_TOKEN = 64
+# What lies beyond a cut may change the tokens just before it: a word's, at most.
+_MARGIN = 128
 
 Tokenize = Callable[[Sequence[str]], list[list[int]]]
 
@@ -20,14 +29,14 @@ def token_pages(
     """Tokenize texts page by page.
 
     Args:
-        tokenize: Gives ids, special tokens included.
+        tokenize: Gives each text's ids, special tokens included.
         texts: Of any length and number.
         limit: Tokens that the model reads.
-        truncate: Whether of a text with more the first are read, and the closing one.
+        truncate: Whether of a longer text the beginning is read, with the closing token.
 
     Yields:
-        Texts that are too long, before any page where that is possible; then pages: for each row
-        its ids, at most ``limit``.
+        Texts that are too long, before the first page; then pages: for each row its ids, at most
+        ``limit``.
     """
     pages = list(_pages(range(len(texts)), texts, limit))
     refused: set[int] = set()
@@ -35,21 +44,22 @@ def token_pages(
         # Hours of work on the pages before are not lost to a text at the end.
         suspects = [row for row, text in enumerate(texts) if _most_tokens(text) > limit]
         for rows in _pages(suspects, texts, limit):
-            for row, ids, whole in _read(tokenize, rows, texts, limit):
+            for row, ids, complete in _read(tokenize, rows, texts, limit):
                 if len(ids) > limit:
                     refused.add(row)
-                    yield TooLong(row, len(ids) if whole else None)
+                    yield TooLong(row, len(ids) if complete else None)
     for rows in pages:
         page: dict[int, list[int]] = {}
-        kept = [row for row in rows if row not in refused]
-        for row, ids, whole in _read(tokenize, kept, texts, limit):
+        for row, ids, complete in _read(
+            tokenize, [row for row in rows if row not in refused], texts, limit
+        ):
             if len(ids) <= limit:
                 page[row] = ids
             elif truncate:
-                # The right end goes, the closing token stays: what the reference does.
+                # The right end goes, the closing token stays: what sentence-transformers does.
                 page[row] = [*ids[: limit - 1], ids[-1]]
             else:
-                yield TooLong(row, len(ids) if whole else None)
+                yield TooLong(row, len(ids) if complete else None)
         if page:
             yield page
 
@@ -57,15 +67,24 @@ def token_pages(
 def _read(
     tokenize: Tokenize, rows: Sequence[int], texts: Sequence[str], limit: int
 ) -> Iterator[tuple[int, list[int], bool]]:
-    ids, whole = token_ids(tokenize, [texts[row] for row in rows], limit)
-    return zip(rows, ids, whole, strict=True)
+    """Yield each row's ids, and whether they are all of them.
+
+    Where they are not, there are more than ``limit``, and the first ``limit`` are right.
+    """
+    longest = limit * _CHARACTERS_A_TOKEN
+    for row, ids in zip(rows, tokenize([texts[row][:longest] for row in rows]), strict=True):
+        read = longest
+        while read < len(texts[row]) and len(ids) <= limit + _MARGIN:
+            read *= 4
+            (ids,) = tokenize([texts[row][:read]])
+        yield row, ids, read >= len(texts[row])
 
 
 def _pages(rows: Sequence[int], texts: Sequence[str], limit: int) -> Iterator[list[int]]:
     page: list[int] = []
     characters = 0
     for row in rows:
-        size = min(len(texts[row]), longest_read(limit))
+        size = min(len(texts[row]), limit * _CHARACTERS_A_TOKEN)
         if page and (len(page) == _TEXTS or characters + size > _CHARACTERS):
             yield page
             page, characters = [], 0
@@ -76,5 +95,5 @@ def _pages(rows: Sequence[int], texts: Sequence[str], limit: int) -> Iterator[li
 
 
 def _most_tokens(text: str) -> int:
-    # A token is at least a byte; a blank is read as "▁", of three; <bos> and <eos> are put round.
+    # A token is at least a byte; a blank is read as "▁", of three; <bos> and <eos> go around.
     return len(text.encode()) + 2 * text.count(" ") + 2

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-import os
 import threading
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import ClassVar, Protocol, Self
 
-from gemma_embed.errors import ConfigurationError, OutOfMemory
+from gemma_embed.errors import ModelCorrupt, OutOfMemory, WrongModel
+from gemma_embed.files import expanded
 from gemma_embed.identity import Identity
-from gemma_embed.models import BUNDLED, EMBEDDINGGEMMA_300M, Model
+from gemma_embed.models import (
+    BUNDLED,
+    EMBEDDINGGEMMA_300M,
+    Model,
+    model_of_config,
+    model_of_repository,
+)
 from gemma_embed.prompts import Prompts
-from gemma_embed.runtimes.base import Batch, TooLong
+from gemma_embed.runtimes.base import Batch, Runtime, TooLong
 from gemma_embed.runtimes.local.checkpoint import Checkpoint
-from gemma_embed.runtimes.local.files import check_not_overwritten
+from gemma_embed.runtimes.local.files import check_not_overwritten, read_json
 from gemma_embed.runtimes.local.hub import model_folder
 from gemma_embed.runtimes.local.memory import is_out_of_memory, within_memory
 from gemma_embed.runtimes.local.pages import token_pages
+from gemma_embed.runtimes.options import check_kind
+from gemma_embed.runtimes.per_process import PerProcess
 from gemma_embed.vectors import Vectors
 
 
@@ -38,7 +47,16 @@ class Network(Protocol):
         """Compute one batch: float32, shape (len(tokens), width)."""
 
 
-class LocalRuntime(ABC):
+@dataclass
+class _Loaded:
+    """What a process has read of a model so far, and the lock of whoever uses it."""
+
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    checkpoint: Checkpoint | None = None
+    network: Network | None = None
+
+
+class LocalRuntime(Runtime):
     """Loads a checkpoint from a folder or the Hugging Face hub, on first use.
 
     One batch is computed at a time; threads wait for each other. A batch that does not fit into
@@ -58,6 +76,8 @@ class LocalRuntime(ABC):
     ) -> None:
         """Check the options that all have; nothing is loaded.
 
+        Of a folder that exists, ``config.json`` is read, since it decides the model's row.
+
         Raises:
             ConfigurationError: If an option has a value that cannot work.
         """
@@ -65,23 +85,14 @@ class LocalRuntime(ABC):
         check_kind("revision", revision, str, None)
         check_kind("offline", offline, bool)
         self._source = str(model) if model is not None else EMBEDDINGGEMMA_300M.repository
-        self._model = BUNDLED if self._source == BUNDLED.repository else EMBEDDINGGEMMA_300M
+        self._model = _row(self._source)
         self._revision = revision
         self._precision = precision
         self._offline = offline
         self._start()
 
     def _start(self) -> None:
-        # By process: neither a lock that another thread held nor the threads that compute survive
-        # a fork.
-        self._locks = {os.getpid(): threading.RLock()}
-        self._loaded: dict[int, Network] = {}
-        self._checkpoint: Checkpoint | None = None
-
-    @property
-    @abstractmethod
-    def settings(self) -> dict[str, Any]:
-        """The constructor's arguments: what makes an equal runtime elsewhere."""
+        self._per_process = PerProcess(_Loaded)
 
     @abstractmethod
     def _require_packages(self) -> None:
@@ -100,8 +111,7 @@ class LocalRuntime(ABC):
         return f"{type(self).__name__}({settings})"
 
     def __getstate__(self) -> dict[str, object]:
-        left_here = {"_locks", "_loaded", "_checkpoint"}
-        return {name: value for name, value in self.__dict__.items() if name not in left_here}
+        return {name: value for name, value in self.__dict__.items() if name != "_per_process"}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
@@ -111,13 +121,8 @@ class LocalRuntime(ABC):
         return self
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
-        # Settings never change, and a second copy of the weights would serve nobody.
+        # Settings never change, and a second copy of the weights would serve no one.
         return self
-
-    @property
-    def description(self) -> str:
-        """The class, as error messages name it."""
-        return type(self).__name__
 
     @property
     def model(self) -> Model:
@@ -127,12 +132,12 @@ class LocalRuntime(ABC):
     @property
     def prompts(self) -> Prompts:
         """The checkpoint's prompts. Reads its JSON files, not its weights."""
-        return self._read().prompts
+        return self._checkpoint().prompts
 
     @property
     def identity(self) -> Identity:
-        """What decides the numbers. Reads a local folder's weights once, to name them."""
-        checkpoint = self._read()
+        """What decides the numbers. Reads a local folder's weights if they are new to the cache."""
+        checkpoint = self._checkpoint()
         return Identity(
             model=self._model.name,
             source=self._source,
@@ -148,57 +153,50 @@ class LocalRuntime(ABC):
         Raises:
             ConfigurationError: If the model cannot be loaded with these options.
             ModelError: If the model is missing, damaged, not the one that it should be, or was
-                written over since it was loaded.
+                overwritten since it was loaded.
             OutOfMemory: If the model, or a text alone, does not fit into memory.
-            BadResponse: If the model computes NaN, infinity or zeros for a text.
         """
-        network = self._load()
-        checkpoint = self._read()
+        network, checkpoint = self._load(), self._checkpoint()
+        lock = self._per_process.get().lock
+
+        def tokenize(part: Sequence[str]) -> list[list[int]]:
+            with lock:
+                return network.tokenize(part)
+
+        def forward(tokens: Sequence[Sequence[int]]) -> Vectors:
+            with lock:
+                return network.forward(tokens)
+
         check_not_overwritten(checkpoint.files)
-        limit = checkpoint.max_tokens
-        for page in token_pages(self._tokenized, texts, limit, truncate=truncate):
+        for page in token_pages(tokenize, texts, checkpoint.max_tokens, truncate=truncate):
             if isinstance(page, TooLong):
                 yield page
-            else:
-                yield from self._computed(network, page)
-
-    def _computed(self, network: Network, page: dict[int, list[int]]) -> Iterator[Batch]:
-        def compute(part: list[int]) -> Vectors:
-            with self._lock:
-                return network.forward([page[row] for row in part])
-
-        lengths = {row: len(ids) for row, ids in page.items()}
-        for batch in network.batches(lengths):
-            for part, vectors in within_memory(compute, batch, lengths):
-                yield Batch(part, vectors)
+                continue
+            for rows in network.batches({row: len(ids) for row, ids in page.items()}):
+                for part, vectors in within_memory(forward, rows, page):
+                    yield Batch(part, vectors)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Count the tokens of prompted texts, special tokens included."""
-        return [len(ids) for ids in self._tokenized(texts)]
+        network = self._load()
+        with self._per_process.get().lock:
+            return [len(ids) for ids in network.tokenize(texts)]
 
-    def _tokenized(self, texts: Sequence[str]) -> list[list[int]]:
-        with self._lock:
-            return self._load().tokenize(texts)
-
-    @property
-    def _lock(self) -> threading.RLock:
-        return self._locks.get(os.getpid()) or self._locks.setdefault(
-            os.getpid(), threading.RLock()
-        )
-
-    def _read(self) -> Checkpoint:
-        with self._lock:
-            if self._checkpoint is None:
+    def _checkpoint(self) -> Checkpoint:
+        loaded = self._per_process.get()
+        with loaded.lock:
+            if loaded.checkpoint is None:
                 self._require_packages()
-                self._checkpoint = self._found()
-            return self._checkpoint
+                loaded.checkpoint = self._found()
+            return loaded.checkpoint
 
     def _load(self) -> Network:
-        with self._lock:
-            if os.getpid() not in self._loaded:
-                checkpoint = self._read()
+        loaded = self._per_process.get()
+        with loaded.lock:
+            if loaded.network is None:
+                checkpoint = self._checkpoint()
                 try:
-                    self._loaded[os.getpid()] = self._open(checkpoint)
+                    loaded.network = self._open(checkpoint)
                 except Exception as error:  # Libraries raise any.
                     if not is_out_of_memory(error):
                         raise
@@ -206,15 +204,16 @@ class LocalRuntime(ABC):
                         f"memory does not suffice for the model in {checkpoint.folder}; free some, "
                         "or use a smaller dtype or precision, or another device"
                     ) from error
-            return self._loaded[os.getpid()]
+            return loaded.network
 
 
-def check_kind(name: str, value: object, *kinds: type | None) -> None:
-    """Check an option's type.
-
-    Raises:
-        ConfigurationError: If it is another.
-    """
-    if not any(value is None if kind is None else isinstance(value, kind) for kind in kinds):
-        names = " or ".join("None" if kind is None else kind.__name__ for kind in kinds)
-        raise ConfigurationError(f"{name}={value!r} must be {names}")
+def _row(source: str) -> Model:
+    """Return the row of a model: a folder's by its ``config.json``, others by name."""
+    folder = expanded(source)
+    if source != BUNDLED.repository and folder.is_dir():
+        try:
+            return model_of_config(read_json(folder / "config.json"), folder)
+        except (ModelCorrupt, WrongModel):
+            # The folder may be completed until the first use, which reports what is wrong with it.
+            pass
+    return model_of_repository(source)

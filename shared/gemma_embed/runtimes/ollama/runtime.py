@@ -18,10 +18,10 @@ from gemma_embed.runtimes.options import (
     checked_count,
     checked_flag,
     checked_seconds,
-    reject_unknown,
 )
 from gemma_embed.runtimes.remote.endpoint import Endpoint, Headers, checked_headers
 from gemma_embed.runtimes.remote.runtime import RemoteRuntime, Settings
+from gemma_embed.runtimes.unknown_options import reject_unknown
 
 if TYPE_CHECKING:
     from gemma_embed.runtimes.ollama.service import OllamaService
@@ -32,15 +32,6 @@ MOST_TEXTS = 128
 
 # Go's time.ParseDuration, which reads it on the server.
 _DURATION = re.compile(r"[+-]?(0|((\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h))+)")
-
-# What other packages call these options.
-_OTHER_NAMES = {
-    "base_url": "host=",
-    "model_name": "model=",
-    "request_timeout": "timeout=",
-    "embed_batch_size": "max_batch=",
-    "client_kwargs": "headers= and timeout=",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +99,8 @@ class OllamaRuntime(RemoteRuntime["OllamaService"]):
         Raises:
             ConfigurationError: If an option has a value that cannot work.
         """
-        reject_unknown("OllamaRuntime", unknown, _OTHER_NAMES)
+        if unknown:
+            reject_unknown(unknown, "OllamaRuntime")
         check_kind("host", host, str, None)
         tag = _checked_tag(model, checked_flag("allow_cloud", allow_cloud))
         url = resolve_host(os.environ.get("OLLAMA_HOST", "") if host is None else host)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gemma_embed.models import EMBEDDINGGEMMA_300M
 from gemma_embed.runtimes.remote.failures import Dialect
 
 DIALECT = Dialect(
@@ -40,7 +41,7 @@ DIALECT = Dialect(
         "busy": "try again later, with a lower concurrency=, or raise OLLAMA_MAX_QUEUE there",
         "not finite": ("use another quantisation of the model, or compute on the CPU (num_gpu 0)"),
         "missing": "run: ollama pull {model}",
-        "unsupported": "run: ollama pull embeddinggemma:300m",
+        "unsupported": f"run: ollama pull {EMBEDDINGGEMMA_300M.ollama_tag}",
         "unknown path": "is host= or OLLAMA_HOST right, its path included?",
     },
 )

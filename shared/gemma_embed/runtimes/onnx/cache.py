@@ -1,4 +1,4 @@
-"""Files made from a checkpoint once, and kept."""
+"""Files made from a checkpoint once and cached: in the user's cache folder, by content."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -15,89 +16,138 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-import gemma_embed
 from gemma_embed.errors import ConfigurationError
+from gemma_embed.files import cache_folder
 from gemma_embed.runtimes.local.checkpoint import Checkpoint
 from gemma_embed.runtimes.local.files import check_unchanged
 
 logger = logging.getLogger("gemma_embed")
 
-_FOLDER = "gemma-embed"
 _CHECKSUM = "crc32"
-# Writing takes a minute at most; what has been unfinished for longer, a killed process left.
+_SOURCE = "source"
+_ENTRY = re.compile(
+    r"(?P<unfinished>\.)?(?P<name>.+-[0-9a-f]{16})-(?P<kind>\w+)-v(?P<version>\d+)"
+    r"(?(unfinished)-.+)"
+)
+# Writing takes a minute at most; what is unfinished for longer, a killed process left.
 _SECONDS_UNFINISHED = 3600
+_SECONDS_UNUSED = 90 * 24 * 3600
 
 
-def kept(checkpoint: Checkpoint, kind: str, version: int, write: Callable[[Path], None]) -> Path:
-    """Return a folder that was made from a checkpoint, and make it if it is not there.
+class Cache:
+    """Folders made from one checkpoint, called ``<model>-<key>-<kind>-v<version>``.
 
-    It lies beside the weights; where nothing can be written there, or the weights are part of this
-    package, in the user's cache folder. It is whole or not there at all, also after a crash and
-    with several processes at once; damaged since, it is made again. What was made from other files
-    of the same checkpoint is removed.
-
-    Args:
-        checkpoint: What it is made from: known by its files' names, sizes, times and places.
-        kind: What it is.
-        version: Of what writes it.
-        write: Fills an empty folder.
-
-    Raises:
-        ConfigurationError: If it can be written nowhere.
-        ModelChanged: If the checkpoint changed while it was made.
+    The key stands for the content of the checkpoint's files, so equal copies of a model share what
+    is made from them. A folder is complete or absent, also after a crash and with several processes
+    at once; a damaged one is recreated. Writing one removes what was made by older versions or from
+    former files of the same checkpoint, and what was not used for three months.
     """
-    name = f"{kind}-{version}-{_stamp(checkpoint)}"
-    places = list(_places(checkpoint.folder))
-    for place in places:
-        _remove_unfinished(place)
-        if (place / name).is_dir():
-            if _is_sound(place / name):
-                return place / name
-            logger.warning("%s is damaged, and not used", place / name)
-            _remove(place / name)
-    refused: OSError | None = None
-    for place in places:
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-            new = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=place))
-        except OSError as error:
-            refused = error
-            continue
+
+    def __init__(self, checkpoint: Checkpoint, place: Path | None) -> None:
+        """Take a checkpoint.
+
+        Args:
+            checkpoint: What the folders are made from.
+            place: Where they are; None for the user's cache folder, which is also used where
+                ``place`` is full or cannot be written to.
+        """
+        self._checkpoint = checkpoint
+        self._places = [folder for folder in (place, cache_folder()) if folder is not None]
+        self._name = f"{checkpoint.model.name}-{_key(checkpoint)}"
+
+    def folder(self, kind: str, version: int, write: Callable[[Path], None]) -> Path:
+        """Return a folder, and create it if it does not exist.
+
+        Args:
+            kind: What is in it.
+            version: Of what writes it.
+            write: Fills an empty folder.
+
+        Raises:
+            ConfigurationError: If it cannot be written anywhere.
+            ModelChanged: If the checkpoint changed while it was written.
+        """
+        failures: list[OSError] = []
+        reasons: list[str] = []
+        for place in self._places:
+            entry = place / f"{self._name}-{kind}-v{version}"
+            try:
+                if not self._has(entry):
+                    self._create(entry, write)
+                    for other in place.iterdir():
+                        if self._is_outdated(other, kind, version):
+                            _remove(other)
+            except OSError as error:
+                failures.append(error)
+                reasons.append(f"{place}: {error.strerror or error}")
+                continue
+            if reasons:
+                logger.warning("%s is used instead (%s)", place, reasons[0])
+            return entry
+        raise ConfigurationError(
+            f"the {kind} files of this model cannot be written ({'; '.join(reasons)}); free some "
+            "space, or name another folder with cache_dir="
+        ) from (failures[-1] if failures else None)
+
+    def _has(self, entry: Path) -> bool:
+        if not entry.is_dir():
+            return False
+        if not _is_valid(entry):
+            logger.warning("%s is damaged, and not used", entry)
+            _remove(entry)
+            return False
+        with suppress(OSError):
+            os.utime(entry)  # In use: see _SECONDS_UNUSED.
+        return True
+
+    def _create(self, entry: Path, write: Callable[[Path], None]) -> None:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        new = Path(tempfile.mkdtemp(prefix=f".{entry.name}-", dir=entry.parent))
         try:
             write(new)
-            # Another model's would be found under this one's name.
-            check_unchanged(checkpoint.files)
+            # Another model's would be found under this one's key.
+            check_unchanged(self._checkpoint.files)
+            (new / _SOURCE).write_text(self._source, encoding="utf-8")
             (new / _CHECKSUM).write_text(_checksum(new))
             new.chmod(0o755)
             _flush(new)
-            _move(new, place / name)
-        except OSError as error:
-            raise ConfigurationError(
-                f"{place} has no room for the {kind} of this model ({error.strerror}); free some "
-                "space, or set XDG_CACHE_HOME to a folder with more and make this one read-only"
-            ) from error
+            _move(new, entry)
         finally:
             shutil.rmtree(new, ignore_errors=True)
-        for old in place.glob(f"{kind}-*"):
-            if old.name != name:
-                shutil.rmtree(old, ignore_errors=True)
-        return place / name
-    raise ConfigurationError(
-        f"the {kind} of this model can be written neither to {' nor to '.join(map(str, places))}; "
-        "set XDG_CACHE_HOME to a folder that can be written to"
-    ) from refused
+
+    @property
+    def _source(self) -> str:
+        return str(self._checkpoint.folder.resolve())
+
+    def _is_outdated(self, other: Path, kind: str, version: int) -> bool:
+        match = _ENTRY.fullmatch(other.name)
+        if match is None:
+            return False
+        try:
+            age = time.time() - other.stat().st_mtime
+            if match["unfinished"]:
+                return age > _SECONDS_UNFINISHED
+            if match["kind"] == kind:
+                if int(match["version"]) < version:
+                    return True
+                source = (other / _SOURCE).read_text(encoding="utf-8")
+                if match["name"] != self._name and source == self._source:
+                    return True
+        except OSError:  # Another process removed it.
+            return False
+        return age > _SECONDS_UNUSED
 
 
-def _move(new: Path, place: Path) -> None:
+def _move(new: Path, entry: Path) -> None:
     try:
-        new.rename(place)
+        new.rename(entry)
     except OSError:
         # Another process was faster: what it wrote is the same.
-        if not _is_sound(place):
+        if not _is_valid(entry):
             raise
 
 
-def _is_sound(folder: Path) -> bool:
+def _is_valid(folder: Path) -> bool:
     try:
         return (folder / _CHECKSUM).read_bytes() == _checksum(folder).encode()
     except OSError:
@@ -105,8 +155,8 @@ def _is_sound(folder: Path) -> bool:
 
 
 def _checksum(folder: Path) -> str:
-    # The fastest there is, 4 GB/s: it is computed at every loading. Read and not mapped, so that
-    # no page of it counts as this process's memory.
+    # The fastest there is, 4 GB/s: it is computed at every load. Read and not mapped, so that no
+    # page of it counts as this process's memory.
     total = 0
     buffer = memoryview(bytearray(1 << 20))
     for path in sorted(folder.iterdir()):
@@ -119,7 +169,7 @@ def _checksum(folder: Path) -> str:
 
 
 def _flush(folder: Path) -> None:
-    """Put all of a folder on the disk, lest a power failure leaves its name with holes in it."""
+    """Flush a folder to the disk: a power failure cannot leave its name with holes in the files."""
     if sys.platform == "win32":
         return  # Cannot flush what is open for reading only; the checksum finds holes, too.
     for path in folder.iterdir():
@@ -137,41 +187,18 @@ def _flush_one(path: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    # Its name goes first, in one step: another process may be about to put a sound one there.
-    gone = folder.with_name(f".{folder.name}-{os.getpid()}")
-    try:
+    # Renamed first, in one step: another process may be about to put a valid one there.
+    gone = folder.with_name(f".{folder.name.lstrip('.')}-{os.getpid()}")
+    with suppress(OSError):
         folder.rename(gone)
-    except OSError:
-        return
-    shutil.rmtree(gone, ignore_errors=True)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
-def _remove_unfinished(place: Path) -> None:
-    for folder in place.glob(".*"):
-        try:
-            age = time.time() - folder.stat().st_mtime
-        except OSError:
-            continue
-        if age > _SECONDS_UNFINISHED:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _places(folder: Path) -> tuple[Path, ...]:
-    folder = folder.resolve()
-    variable = "LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME"
-    base = Path(os.environ.get(variable) or Path.home() / ".cache")
-    owner = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
-    shared = base / _FOLDER / f"{folder.name}-{owner}"
-    if folder.is_relative_to(Path(gemma_embed.__file__).resolve().parent):
-        return (shared,)
-    return (folder / _FOLDER, shared)
-
-
-def _stamp(checkpoint: Checkpoint) -> str:
-    # Instead of a hash of the contents, which takes longer than the loading. The device is left
-    # out: network file systems give it another number each time they are mounted.
-    parts: list[object] = [checkpoint.max_tokens]
-    for file in checkpoint.files:
-        name = file.path.relative_to(checkpoint.folder).as_posix()
-        parts += [name, *file.content, file.identity[1], file.touched]
+def _key(checkpoint: Checkpoint) -> str:
+    parts: list[object] = [checkpoint.max_tokens, checkpoint.revision]
+    if not checkpoint.revision.startswith("sha256:"):
+        # A commit names what was downloaded, and not what somebody wrote over it since.
+        for file in checkpoint.files:
+            name = file.path.relative_to(checkpoint.folder).as_posix()
+            parts += [name, *file.content, file.identity[1], file.touched]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

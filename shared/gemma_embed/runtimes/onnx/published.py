@@ -13,10 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from gemma_embed.errors import WrongModel
-from gemma_embed.runtimes.local.checkpoint import Checkpoint
-from gemma_embed.runtimes.onnx.quantization import Precision
-from gemma_embed.runtimes.onnx.session import Session
 from gemma_embed.vectors import Vectors
+from gemma_fast.onnx_forward import open_session
+from gemma_fast.quantization import Precision
 
 GRAPHS: dict[Precision, str] = {
     "float32": "onnx/model.onnx",
@@ -27,39 +26,41 @@ _INPUTS = {"input_ids", "attention_mask"}
 _OUTPUT = "sentence_embedding"
 
 
-def is_published_graph(source: str) -> bool:
-    """Tell whether a folder holds graphs and no weights, or a hub id is named as such a one."""
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return (folder / "onnx").is_dir() and not any(folder.glob("*.safetensors"))
-    return source.lower().endswith("-onnx")
+def holds_published_graphs(folder: Path) -> bool:
+    """Tell whether a folder is in this layout: ONNX graphs and no safetensors file."""
+    return any(folder.glob("onnx/*.onnx")) and not any(folder.glob("*.safetensors"))
 
 
-class PublishedNetwork:
-    """A whole model in one graph. Safe for several threads."""
+class PublishedForward:
+    """A complete model in one graph. Safe for several threads."""
 
-    def __init__(self, checkpoint: Checkpoint, precision: Precision, threads: int | None) -> None:
+    def __init__(self, path: Path, threads: int | None) -> None:
         """Load it.
 
+        Args:
+            path: The graph.
+            threads: Threads that compute; None for one a processor core.
+
         Raises:
-            ModelCorrupt: If ONNX Runtime cannot read it.
-            WrongModel: If it takes or gives something else.
+            WrongModel: If its inputs or outputs are others.
         """
-        path = checkpoint.folder / GRAPHS[precision]
-        self._session = Session(path, threads, fused=False)
-        if self._session.inputs != _INPUTS or _OUTPUT not in self._session.outputs:
+        self._session = open_session(path, threads, fused=False)
+        inputs = {place.name for place in self._session.get_inputs()}
+        outputs = {place.name for place in self._session.get_outputs()}
+        if inputs != _INPUTS or _OUTPUT not in outputs:
             raise WrongModel(
-                f"{path} takes {sorted(self._session.inputs)} and gives "
-                f"{sorted(self._session.outputs)}; wanted are {sorted(_INPUTS)} and {_OUTPUT!r}, "
-                "the vector after pooling and Dense layers: use onnx-community's graph, or the "
-                "safetensors files"
+                f"{path} takes {sorted(inputs)} and gives {sorted(outputs)}; it must take "
+                f"{sorted(_INPUTS)} and give {_OUTPUT!r}, the vector after pooling and Dense "
+                "layers: use onnx-community's graph, or the safetensors files"
             )
 
-    def forward(self, tokens: Sequence[Sequence[int]]) -> Vectors:
+    def __call__(self, tokens: Sequence[Sequence[int]]) -> Vectors:
         """Compute one batch: float32, shape (len(tokens), width)."""
         ids = np.zeros((len(tokens), max(map(len, tokens))), np.int64)
         mask = np.zeros_like(ids)
         for row, sequence in enumerate(tokens):
             ids[row, : len(sequence)] = sequence
             mask[row, : len(sequence)] = 1
-        return self._session.run({"input_ids": ids, "attention_mask": mask}, _OUTPUT)
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        vectors: Vectors = self._session.run([_OUTPUT], inputs)[0]
+        return vectors

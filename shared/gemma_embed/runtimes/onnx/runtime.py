@@ -4,39 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, Never, get_args
 
-from gemma_embed.errors import ConfigurationError, MissingDependency
+from gemma_embed.files import expanded
 from gemma_embed.identity import Identity
 from gemma_embed.runtimes.local.checkpoint import Checkpoint
 from gemma_embed.runtimes.local.files import check_unchanged
 from gemma_embed.runtimes.local.hub import model_folder
-from gemma_embed.runtimes.local.runtime import LocalRuntime, check_kind
-from gemma_embed.runtimes.onnx.graph import VERSION
-from gemma_embed.runtimes.onnx.network import Network
-from gemma_embed.runtimes.onnx.proof import Forward, prove
-from gemma_embed.runtimes.onnx.published import (
-    GRAPHS,
-    PublishedNetwork,
-    is_published_graph,
-)
-from gemma_embed.runtimes.onnx.quantization import Precision
-from gemma_embed.runtimes.onnx.tokenizer import Tokenizer, open_tokenizer
+from gemma_embed.runtimes.local.loading import loading, require, translated
+from gemma_embed.runtimes.local.runtime import LocalRuntime
+from gemma_embed.runtimes.local.tokenizer import Tokenizer
+from gemma_embed.runtimes.onnx.cache import Cache
+from gemma_embed.runtimes.onnx.published import GRAPHS, PublishedForward, holds_published_graphs
+from gemma_embed.runtimes.onnx.tokenizer import open_tokenizer
+from gemma_embed.runtimes.onnx.verification import Forward, verify
+from gemma_embed.runtimes.options import check_choice, check_kind, checked_count
+from gemma_embed.runtimes.unknown_options import reject_unknown
 from gemma_embed.vectors import Vectors
+from gemma_fast.architecture import Architecture
+from gemma_fast.graph import VERSION, write_graph
+from gemma_fast.onnx_forward import OnnxForward
+from gemma_fast.quantization import Precision
+from gemma_fast.weights import Weights, dense_matrix
+
+Layout = Literal["safetensors", "published"]
 
 # Matrices of 192 rows are as fast as larger ones on two cores; a thousand would take 40 MB more.
 _TOKENS_PER_BATCH = 192
-# Padding is computed for nothing; one part in eight is what a second call would cost.
+# Padding is wasted work; one part in eight is what a second call would cost.
 _PADDING = 1 / 8
 
 
 class OnnxRuntime(LocalRuntime):
     """EmbeddingGemma, or a fine-tune of it, on ONNX Runtime and the CPU; see ``LocalRuntime``.
 
-    The graph is written from the safetensors files on the first use and kept beside them, or in
-    the user's cache folder.
+    On first use the graph is written from the safetensors files into the user's cache folder
+    (``gemma-embed`` in ``XDG_CACHE_HOME`` or ``~/.cache``, on Windows in ``LOCALAPPDATA``): 412 MB
+    for the 300M model in float32, 115 MB in int8, 76 MB in int4. Nothing is written into the
+    model's folder.
     """
 
     _name = "onnx"
@@ -48,33 +54,40 @@ class OnnxRuntime(LocalRuntime):
         revision: str | None = None,
         precision: Precision = "float32",
         threads: int | None = None,
+        layout: Layout | None = None,
+        cache_dir: str | Path | None = None,
         offline: bool = False,
+        **unknown: Never,
     ) -> None:
         """Check the options; nothing is loaded.
 
         Args:
             model: A folder, or a hub id; None for Google's EmbeddingGemma 300M; ``bundled`` for
-                the small demonstration model that comes with this package. A folder without
-                safetensors files, or a hub id that ends in ``-ONNX``, is read in the layout of
-                ``onnx-community/embeddinggemma-300m-ONNX``.
+                the small demonstration model that comes with this package.
             revision: The hub's branch, tag or commit.
             precision: Of the layers' matrices. ``float32`` gives the reference's vectors;
                 ``int8`` is several times faster in a quarter of the memory; ``int4`` is smaller
                 still.
             threads: Threads that compute; None for one a processor core.
+            layout: ``safetensors`` for a checkpoint, of which the graph is written; ``published``
+                for finished graphs, as in ``onnx-community/embeddinggemma-300m-ONNX``. None for
+                what a folder holds; for a hub id ``safetensors``, except for the one named here.
+            cache_dir: Where the graph is written instead of the user's cache folder.
             offline: Never ask the hub.
+            **unknown: Refused, with where they belong.
 
         Raises:
-            ConfigurationError: If an option has a value that cannot work.
+            ConfigurationError: If an option is unknown or has a value that cannot work.
         """
-        if precision not in get_args(Precision):
-            names = ", ".join(map(repr, get_args(Precision)))
-            raise ConfigurationError(f"precision={precision!r} is unknown; use one of {names}")
-        check_kind("threads", threads, int, None)
-        if threads is not None and (isinstance(threads, bool) or threads < 1):
-            raise ConfigurationError(f"threads={threads!r} must be at least 1, or None")
+        if unknown:
+            reject_unknown(unknown, "OnnxRuntime")
+        check_choice("precision", precision, get_args(Precision))
+        check_choice("layout", layout, (*get_args(Layout), None))
+        check_kind("cache_dir", cache_dir, str, Path, None)
         self._kind: Precision = precision
-        self._threads = threads
+        self._threads = None if threads is None else checked_count("threads", threads, 1)
+        self._layout = layout
+        self._cache_dir = None if cache_dir is None else expanded(cache_dir)
         super().__init__(model, revision=revision, precision=precision, offline=offline)
 
     @property
@@ -85,6 +98,8 @@ class OnnxRuntime(LocalRuntime):
             "revision": self._revision,
             "precision": self._precision,
             "threads": self._threads,
+            "layout": self._layout,
+            "cache_dir": None if self._cache_dir is None else str(self._cache_dir),
             "offline": self._offline,
         }
 
@@ -92,33 +107,55 @@ class OnnxRuntime(LocalRuntime):
     def identity(self) -> Identity:
         """What decides the numbers. Reads a local folder's weights once, to name them."""
         identity = super().identity
-        if self._kind == "float32" or is_published_graph(self._source):
+        if self._kind == "float32" or _is_published(self._checkpoint()):
             return identity
-        # How matrices are rounded is decided by who writes the graph.
+        # Whoever writes the graph decides how matrices are rounded.
         return replace(identity, precision=f"{self._kind} v{VERSION}")
 
     def _require_packages(self) -> None:
-        # Looked for and not imported: onnx is only needed where a graph has to be written.
-        missing = [name for name in ("onnxruntime", "onnx", "tokenizers") if not find_spec(name)]
-        if missing:
-            raise MissingDependency(
-                f"runtime='onnx' needs {' and '.join(missing)}: pip install \"gemma-embed[onnx]\""
-            )
+        require("onnxruntime", runtime="onnx")
 
     def _found(self) -> Checkpoint:
-        if not is_published_graph(self._source):
+        # The one place that decides the layout; later the checkpoint tells.
+        published = self._layout == "published"
+        if self._layout is None:
+            published = self._source == self._model.onnx_repository
+            published |= holds_published_graphs(expanded(self._source))
+        if not published:
             return super()._found()
         graph = GRAPHS[self._kind]
         folder = model_folder(self._source, self._revision, offline=self._offline, graph=graph)
         return Checkpoint.of_graph(folder, self._model, graph)
 
     def _open(self, checkpoint: Checkpoint) -> _Loaded:
-        tokenize = open_tokenizer(checkpoint)
-        kind = PublishedNetwork if is_published_graph(self._source) else Network
-        network = kind(checkpoint, self._kind, self._threads)
-        prove(network, checkpoint)
+        cache = Cache(checkpoint, self._cache_dir)
+        tokenize = open_tokenizer(checkpoint, cache)
+        if _is_published(checkpoint):
+            graph = checkpoint.weights[0]
+            with loading(str(graph), _advice("download the model again")):
+                forward: Forward = PublishedForward(graph, self._threads)
+        else:
+            forward = self._written(checkpoint, cache)
+        with translated():
+            verify(forward, checkpoint)
         check_unchanged(checkpoint.files)
-        return _Loaded(tokenize, network)
+        return _Loaded(tokenize, forward)
+
+    def _written(self, checkpoint: Checkpoint, cache: Cache) -> Forward:
+        """Load a checkpoint's graph, and write it if it is not cached."""
+        with translated():
+            sizes = Architecture.of(checkpoint.config, checkpoint.max_tokens)
+            weights = Weights(checkpoint.weights)
+            weights.check(sizes.shapes())
+
+            def write(folder: Path) -> None:
+                require("onnx", runtime="onnx")
+                dense = [dense_matrix(file) for file in checkpoint.dense]
+                write_graph(folder, sizes, weights, dense, self._kind)
+
+            folder = cache.folder(self._kind, VERSION, write)
+        with loading(str(folder), _advice("remove that folder, so that it is recreated")):
+            return OnnxForward(folder, sizes, weights, self._threads)
 
 
 @dataclass(frozen=True)
@@ -127,13 +164,22 @@ class _Loaded:
     network: Forward
 
     def batches(self, lengths: Mapping[int, int]) -> Iterator[list[int]]:
-        return like_long(lengths)
+        return batches_by_length(lengths)
 
     def forward(self, tokens: Sequence[Sequence[int]]) -> Vectors:
-        return self.network.forward(tokens)
+        with translated():
+            return self.network(tokens)
 
 
-def like_long(lengths: Mapping[int, int]) -> Iterator[list[int]]:
+def _is_published(checkpoint: Checkpoint) -> bool:
+    return checkpoint.weights[0].suffix == ".onnx"
+
+
+def _advice(first: str) -> str:
+    return f"{first}, or run: pip install -U onnxruntime"
+
+
+def batches_by_length(lengths: Mapping[int, int]) -> Iterator[list[int]]:
     """Group texts of nearly equal length, longest first, so that little is padding.
 
     Args:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Never, get_args
 
-from gemma_embed.errors import ConfigurationError, MissingDependency
+from gemma_embed.errors import ConfigurationError
 from gemma_embed.runtimes.local.checkpoint import Checkpoint
-from gemma_embed.runtimes.local.runtime import LocalRuntime, check_kind
+from gemma_embed.runtimes.local.loading import require
+from gemma_embed.runtimes.local.runtime import LocalRuntime
+from gemma_embed.runtimes.options import check_kind
 from gemma_embed.runtimes.transformers.forks import check_not_forked
 from gemma_embed.runtimes.transformers.network import DType, Network
+from gemma_embed.runtimes.unknown_options import reject_unknown
 
 
 class TransformersRuntime(LocalRuntime):
     """EmbeddingGemma, or a fine-tune of it, on torch; see ``LocalRuntime``.
 
-    Workers must be spawned, not forked, once torch has computed; see ``forks``.
+    Once torch has computed, workers must be spawned, not forked; see ``forks``.
     """
 
     _name = "transformers"
@@ -28,6 +31,7 @@ class TransformersRuntime(LocalRuntime):
         device: str | None = None,
         dtype: DType = "float32",
         offline: bool = False,
+        **unknown: Never,
     ) -> None:
         """Check the options; nothing is loaded.
 
@@ -39,18 +43,15 @@ class TransformersRuntime(LocalRuntime):
             dtype: ``float32`` gives the reference's vectors on every device; ``bfloat16`` is
                 faster on hardware that has it, and close (cosine >= 0.999).
             offline: Never ask the hub.
+            **unknown: Refused, with where they belong.
 
         Raises:
-            ConfigurationError: If an option has a value that cannot work.
+            ConfigurationError: If an option is unknown or has a value that cannot work.
         """
+        if unknown:
+            reject_unknown(unknown, "TransformersRuntime")
         if dtype not in get_args(DType):
-            reason = (
-                "float16 overflows in this model (activations reach 264,000, it ends at 65,504) "
-                "and gives NaN"
-                if "float16" in str(dtype)
-                else "it is unknown"
-            )
-            raise ConfigurationError(f"dtype={dtype!r}: {reason}; use 'float32' or 'bfloat16'")
+            raise ConfigurationError(f"dtype={dtype!r}: {_refused(dtype)}")
         check_kind("device", device, str, None)
         self._device = device
         self._dtype = dtype
@@ -68,16 +69,21 @@ class TransformersRuntime(LocalRuntime):
         }
 
     def _require_packages(self) -> None:
-        try:
-            import safetensors  # noqa: F401
-            import torch  # noqa: F401
-            import transformers  # noqa: F401
-        except ImportError as error:
-            raise MissingDependency(
-                "runtime='transformers' needs torch, transformers and safetensors: "
-                'pip install "gemma-embed[transformers]"'
-            ) from error
+        require("torch", "transformers", "safetensors", runtime="transformers")
 
     def _open(self, checkpoint: Checkpoint) -> Network:
         check_not_forked()
         return Network(checkpoint, self._device, self._dtype)
+
+
+def _refused(dtype: object) -> str:
+    # torch's own types are printed as torch.bfloat16.
+    name = str(dtype).removeprefix("torch.")
+    if name in ("float16", "half"):
+        return (
+            "float16 overflows in this model (activations reach 264,000, it ends at 65,504) and "
+            "gives NaN; use 'float32' or 'bfloat16'"
+        )
+    if name in get_args(DType):
+        return f"use the string {name!r}"
+    return "it is unknown; use 'float32' or 'bfloat16'"

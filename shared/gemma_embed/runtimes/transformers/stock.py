@@ -41,13 +41,13 @@ class StockForward:
 
     @torch.inference_mode()
     def check_bidirectional(self, model: Model) -> None:
-        """Find out whether tokens see those behind them.
+        """Check that tokens see those after them.
 
         Raises:
             WrongModel: If they do not.
         """
-        # Asked of the numbers rather than of a version: if only the last token differs and the
-        # first one's state does not, attention is causal.
+        # The numbers tell, whatever the version: if only the last token differs and the first
+        # one's state does not, attention is causal.
         bos, eos = model.bos, model.eos
         hidden, _ = self._hidden([[bos, bos, bos, bos], [bos, bos, bos, eos]])
         if torch.equal(hidden[0, 0], hidden[1, 0]):

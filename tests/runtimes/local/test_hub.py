@@ -5,17 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import checkpoints
 import pytest
+from huggingface_hub import constants
 
+from gemma_embed.errors import ModelNotFound
+from gemma_embed.runtimes.local.hub import model_folder
+
+GOOGLE = "google/embeddinggemma-300m"
 COMMIT = "64614b0b8b64f0c6c1e52b07e4e9a4e8fe4d2da2"
 
 MODEL = "/api/models/google/embeddinggemma-300m"
@@ -130,14 +137,12 @@ def run(home: Path, endpoint: str, **options: object) -> str:
     [
         (401, "GatedRepo", "gated: its licence must be accepted"),
         (403, "GatedRepo", "gated: its licence must be accepted"),
-        (401, "RepoNotFound", "the hub knows no google/embeddinggemma-300m"),
-        (404, "RepoNotFound", "the hub knows no google/embeddinggemma-300m"),
+        (401, "RepoNotFound", "the hub does not know google/embeddinggemma-300m"),
+        (404, "RepoNotFound", "the hub does not know google/embeddinggemma-300m"),
         (500, None, "the hub could not be reached"),
     ],
 )
-def test_a_refusal_names_all_three_ways_out(
-    tmp_path: Path, status: int, code: str, message: str
-) -> None:
+def test_a_refusal_names_all_ways_out(tmp_path: Path, status: int, code: str, message: str) -> None:
     with hub(status, code) as (endpoint, asked):
         output = run(tmp_path, endpoint)
     assert output.startswith("ModelNotFound")
@@ -187,4 +192,116 @@ def test_an_interrupted_download_is_not_taken_for_the_model(tmp_path: Path, narr
     with hub(500, None) as (endpoint, asked):
         output = run(tmp_path, endpoint)
     assert output.startswith("ModelNotFound")
+    assert "is not completely on this disk, and the hub could not be reached" in output
     assert asked
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("sharded")
+    return checkpoints.build(place, checkpoints.SHAPES["narrow"], shards=2)
+
+
+@pytest.fixture
+def at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
+    """Sets the hub's address for this process."""
+
+    def set_address(endpoint: str) -> None:
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, endpoint)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return set_address
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "tokenizer.json",
+        "modules.json",
+        "1_Pooling/config.json",
+        "2_Dense/config.json",
+        "2_Dense/model.safetensors",
+        "3_Dense/model.safetensors",
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json",
+    ],
+)
+def test_an_interrupted_download_is_resumed(
+    tmp_path: Path, sharded: Path, at: Callable[[str], None], name: str
+) -> None:
+    snapshot = cached(tmp_path, sharded)
+    (snapshot / name).unlink()
+    with hub_with(sharded) as endpoint:
+        at(endpoint)
+        assert model_folder(GOOGLE, None, offline=False) == snapshot
+    assert (snapshot / name).read_bytes() == (sharded / name).read_bytes()
+    # Complete now: nobody is asked.
+    with hub(500, None) as (endpoint, asked):
+        at(endpoint)
+        assert model_folder(GOOGLE, None, offline=False) == snapshot
+    assert asked == []
+
+
+def test_a_repository_without_a_file_is_told_from_an_unreachable_hub(
+    tmp_path: Path, sharded: Path, at: Callable[[str], None]
+) -> None:
+    less = Path(shutil.copytree(sharded, tmp_path / "less"))
+    (less / "3_Dense/model.safetensors").unlink()
+    with hub_with(less) as endpoint:
+        at(endpoint)
+        with pytest.raises(ModelNotFound, match=r"or has no 3_Dense/model.safetensors of it"):
+            model_folder(GOOGLE, None, offline=False)
+
+
+def advice(model: str, *, offline: bool = True) -> str:
+    with pytest.raises(ModelNotFound) as caught:
+        model_folder(model, None, offline=offline)
+    return str(caught.value)
+
+
+def test_the_ways_out_are_those_of_the_model_that_was_named(at: Callable[[str], None]) -> None:
+    gated = advice(GOOGLE)
+    assert "accept the licence on https://huggingface.co/google/embeddinggemma-300m" in gated
+    assert "ollama pull embeddinggemma:300m" in gated
+    for name in ("someone/fine-tune", "google/embeddinggemma-2", "models/x"):
+        said = advice(name)
+        assert f"hf download {name}" in said
+        assert f"there is no folder {str(Path(name).absolute())!r}" in said
+        assert "licence" not in said
+        assert "ollama" not in said
+
+
+def test_the_reason_why_nobody_is_asked_is_told(
+    at: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "and offline=True" in advice("someone/model")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    said = advice("someone/model", offline=False)
+    assert "someone/model is not on this disk, and HF_HUB_OFFLINE=1 is set" in said
+    assert "could not be reached" not in said
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("./nowhere", "neither an existing folder nor a hub id"),
+        ("embeddinggemma:300m", "a model of an Ollama server, use runtime='ollama'"),
+        ("hf.co/x/y-GGUF:Q8_0", "use runtime='ollama'"),
+        ("embeddinggemma", "use runtime='ollama'"),
+        ("x/model.gguf", r"a GGUF file.*ollama create"),
+        ("Model.GGUF", r"a GGUF file.*ollama create"),
+        ("x/model.safetensors", r"is a file; name the model's folder, 'x'"),
+    ],
+)
+def test_what_is_neither_folder_nor_hub_id_is_told_what_it_is(model: str, message: str) -> None:
+    assert re.search(message, advice(model))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_file_is_told_its_folder(narrow: Path, name: str) -> None:
+    assert f"is a file; name the model's folder, {str(narrow)!r}" in advice(str(narrow / name))

@@ -1,4 +1,4 @@
-"""The weights of one layer, in the form that the graph multiplies with."""
+"""The weights of one layer, in the form that the ONNX graph multiplies with."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gemma_embed.runtimes.local.weights import Tensor
-from gemma_embed.runtimes.onnx.architecture import Architecture
-from gemma_embed.runtimes.onnx.quantization import Floats
+from gemma_fast.architecture import Architecture
+from gemma_fast.weights import Floats, Tensor
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Matrices are (outputs, inputs); norms are the whole factor, 1 + the stored weight.
+    """Matrices are (outputs, inputs); norms are the complete factor, 1 + the stored weight.
 
     Attributes:
         before_attention: Norm of what attention reads.
@@ -63,9 +62,9 @@ class Layer:
     def balanced(self) -> Layer:
         """Return a layer that computes the same and loses less when its numbers are rounded.
 
-        All numbers of a token are rounded in equal steps, so one that is large costs the others
-        their precision, also where the matrix that reads it hardly weighs it. Here what a number
-        counts for moves, in part, from the matrix into the number itself.
+        All numbers of a token are rounded in equal steps, so one large number costs the others
+        their precision, even where the matrix gives it little weight. Here a part of each weight
+        moves from the matrix into the number itself.
         """
         attention = _balance(self.query_key_value)
         feedforward = _balance(self.gate_up)
@@ -84,11 +83,11 @@ class Layer:
 
 
 def _balance(matrix: Floats) -> Floats:
-    """Return for each input what brings the columns nearer to one length, 1 in the geometric mean.
+    """Return a factor for each input that brings the columns closer to one length.
 
-    A quarter of the way, which was tried (training/README.md, Rounding): columns of one length
-    would move all the unevenness into the inputs, which are rounded too (SmoothQuant, arXiv
-    2211.10438, halves it where the inputs' sizes are known).
+    Their geometric mean is 1. A quarter of the way was best (training/README.md, Rounding): columns
+    of one length would move all the unevenness into the inputs, which are rounded too (SmoothQuant,
+    arXiv 2211.10438, halves it where the inputs' sizes are known).
     """
     lengths = np.sqrt(np.square(matrix).mean(0, dtype=np.float64))
     lengths[lengths == 0] = 1

@@ -1,7 +1,7 @@
-"""An ONNX graph of a checkpoint: token states in, unnormalised vectors out.
+"""A network as an ONNX graph: token states in, unnormalised vectors out.
 
-Written node by node from the architecture and the safetensors files; the same files give the same
-bytes. The vocabulary's table stays outside (``Rows``), so that it costs the rows that are read.
+Written node by node from the architecture and the weights; equal weights give equal bytes. The
+embedding table stays outside (``Rows``), so that only the rows that are read cost memory.
 
 Inputs of a batch of B sequences, padded to L tokens:
     states       float32 (B * L, hidden): rows of the table, times the square root of ``hidden``.
@@ -21,15 +21,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from gemma_embed.runtimes.local.weights import Weights
-from gemma_embed.runtimes.onnx.architecture import Architecture
-from gemma_embed.runtimes.onnx.layer import Layer
-from gemma_embed.runtimes.onnx.quantization import BLOCK, Floats, Precision, to_int4, to_int8
+from gemma_fast.architecture import Architecture
+from gemma_fast.layer import Layer
+from gemma_fast.quantization import BLOCK, Precision, to_int4, to_int8
+from gemma_fast.weights import Floats, Weights
 
 if TYPE_CHECKING:
     from onnx import NodeProto, TensorProto
 
-# To be raised with every change of what is written: graphs of another version are written anew.
+# Raise it with every change of what is written: cached graphs of another version are not used.
 VERSION = 3
 
 GRAPH = "model.onnx"
@@ -52,9 +52,13 @@ def write_graph(
     Args:
         folder: Where.
         architecture: Of the network.
-        weights: The layers' tensors.
-        dense: Matrices of the Dense layers, each (outputs, inputs), in order.
+        weights: The network's tensors; checked against ``architecture.shapes()``.
+        dense: Matrices of the Dense layers, each (outputs, inputs), in order; may be empty.
         precision: Of the layers' matrices. Norms, attention and Dense layers are float32.
+
+    Raises:
+        ImportError: If ``onnx`` is not installed.
+        OSError: If the folder cannot be written to.
     """
     import onnx
     from onnx import helper
@@ -64,6 +68,7 @@ def write_graph(
         vectors = _network(writer, architecture, weights, dense)
     writer.node("Identity", [vectors], outputs=["vectors"])
     floats = onnx.TensorProto.FLOAT
+    width = dense[-1].shape[0] if dense else architecture.hidden
     shapes: dict[str, list[str | int]] = {
         "states": ["tokens", architecture.hidden],
         "padding": ["batch", 1, 1, 1, "length"],
@@ -74,7 +79,7 @@ def write_graph(
         writer.nodes,
         "gemma-embed",
         [helper.make_tensor_value_info(name, floats, shape) for name, shape in shapes.items()],
-        [helper.make_tensor_value_info("vectors", floats, ["batch", dense[-1].shape[0]])],
+        [helper.make_tensor_value_info("vectors", floats, ["batch", width])],
         writer.tensors,
     )
     model = helper.make_model(
@@ -96,7 +101,7 @@ class _Writer:
         self._numbers = numbers
         self.precision = precision
         self._constants: dict[tuple[bytes, str], str] = {}
-        # For 8 bits: what stands for zero, once for each token.
+        # For 8 bits: the code of zero, once for each token.
         self._middles = ""
 
     def node(
@@ -150,7 +155,7 @@ class _Writer:
         return self._constants[key]
 
     def norm(self, states: str, weight: Floats, epsilon: float) -> str:
-        # This and the next are ONNX Runtime's own; in the first, the default domain is a habit.
+        # An operator of ONNX Runtime's own, which it looks for in the default domain.
         name = self.tensor(weight)
         return self.call(
             "SimplifiedLayerNormalization", states, name, axis=-1, epsilon=epsilon, stash_type=1
@@ -159,7 +164,7 @@ class _Writer:
     def added_norm(
         self, states: str, change: str, weight: Floats, epsilon: float
     ) -> tuple[str, str]:
-        """Return the sum's norm, and the sum; ``change`` may be empty, for nothing."""
+        """Return the norm of ``states + change``, and the sum; an empty ``change`` is zero."""
         if not change:
             return self.norm(states, weight, epsilon), states
         outputs = self.node(
@@ -195,8 +200,8 @@ class _Writer:
         )
 
     def _linear_int8(self, states: str, matrices: Sequence[Floats]) -> list[str]:
-        # Each token has a step of its own, so that its vector does not depend on its batch, and
-        # a token with large numbers does not take the precision of the others.
+        # Each token has its own step, so that a vector does not depend on its batch, and a token
+        # with large numbers does not cost the others their precision.
         last = self.constant([1], np.int64)
         largest = self.call("ReduceMax", self.call("Abs", states), last, keepdims=1)
         largest = self.call("Max", largest, self.constant(1e-30, np.float32))
@@ -244,11 +249,13 @@ def _network(
     normed, _ = writer.added_norm(states, change, 1 + weights["norm.weight"].read(), sizes.epsilon)
     per_text = _reshape(writer, normed, [sizes.hidden])
     pooled = writer.call("Squeeze", writer.call("MatMul", "mean", per_text), _axes(writer, 1))
-    # One matrix instead of all: nothing stands between them.
-    whole = dense[0].astype(np.float64)
+    if not dense:
+        return pooled
+    # One matrix for all Dense layers: they follow each other without an activation.
+    product = dense[0].astype(np.float64)
     for matrix in dense[1:]:
-        whole = matrix.astype(np.float64) @ whole
-    return writer.call("MatMul", pooled, writer.tensor(whole.T.astype(np.float32)))
+        product = matrix.astype(np.float64) @ product
+    return writer.call("MatMul", pooled, writer.tensor(product.T.astype(np.float32)))
 
 
 def _attention(
@@ -301,7 +308,7 @@ def _feedforward(writer: _Writer, layer: Layer, normed: str) -> str:
 
 
 def _rotation(writer: _Writer, sizes: Architecture, base: float) -> tuple[str, str]:
-    # In float32 throughout, as the reference: at the end of the context it shows.
+    # In float32 throughout, as the reference: at the end of the context the difference shows.
     powers = np.arange(0, sizes.head, 2, dtype=np.float32) / np.float32(sizes.head)
     frequencies = np.float32(1) / np.float32(base) ** powers
     angles = np.arange(sizes.context, dtype=np.float32)[:, None] * frequencies

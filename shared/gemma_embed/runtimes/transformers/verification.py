@@ -1,4 +1,4 @@
-"""The packed forward pass is used where it is proved equal to transformers' own, and only there."""
+"""The packed forward pass is used where its vectors are verified to be transformers' own."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Protocol
 import torch
 
 from gemma_embed.runtimes.local.memory import is_out_of_memory
-from gemma_embed.runtimes.transformers.linear import has_fast_bfloat16
-from gemma_embed.runtimes.transformers.packed import AttentionName, PackedForward, unsupported
 from gemma_embed.runtimes.transformers.stock import StockForward
+from gemma_fast.errors import Unsupported
+from gemma_fast.linear import has_fast_bfloat16
+from gemma_fast.packed import AttentionName, PackedForward
 
 logger = logging.getLogger("gemma_embed")
 
@@ -37,45 +38,39 @@ class Forward(Protocol):
 def fastest_forward(
     load: Callable[[torch.dtype], StockForward], device: torch.device, dtype: torch.dtype
 ) -> Forward:
-    """Return the packed forward pass if it can be proved on these weights, else the stock one.
+    """Return the packed forward pass if it can be verified on these weights, else the stock one.
 
     Args:
-        load: Loads the stock one in a type; called again if the proof fails.
+        load: Loads the stock one in a type; called again if the verification fails.
         device: Where it computes.
         dtype: What the user asked for. A processor without bfloat16 arithmetic computes in
-            float32, faster and closer, and keeps the embedding table in bfloat16.
+            float32, faster and closer, and stores the embedding table in bfloat16.
     """
     arithmetic = dtype if has_fast_bfloat16(device) else torch.float32
-    stock = load(arithmetic)
-    reason = unsupported(stock.backbone)
-    if reason is None:
-        packed = _proved(stock, device, _BOUNDS[arithmetic])
-        if isinstance(packed, PackedForward):
-            packed.keep_table_as(dtype)
-            return packed
-        reason = packed
-        # Its weights are gone; free what is left before they are loaded again. Compilers that
-        # failed leave circles of references.
-        del stock
-        gc.collect()
-        stock = load(dtype)
-    elif arithmetic != dtype:
-        stock = load(dtype)
+    packed = _verified(load(arithmetic), device, _BOUNDS[arithmetic])
+    if isinstance(packed, PackedForward):
+        packed.store_table_as(dtype)
+        return packed
     logger.warning(
         "transformers' own forward pass is used, which is slower: the faster one does not suit "
         "this network (%s)",
-        reason,
+        packed,
     )
-    return stock
+    # Packing took its weights; free what is left before they are loaded again. Compilers that
+    # failed leave cycles of references.
+    gc.collect()
+    return load(dtype)
 
 
-def _proved(stock: StockForward, device: torch.device, bound: float) -> PackedForward | str:
-    """Pack a network, which is of no use any more then; or say why that cannot be used."""
+def _verified(stock: StockForward, device: torch.device, bound: float) -> PackedForward | str:
+    """Pack a network, which cannot be used any more then; or say why that one cannot be used."""
     sequences = _sequences(stock.backbone.config)
     # Short ones and the long one apart: padded together they would take four times as long.
     expected = torch.cat([stock(sequences[:-1]), stock(sequences[-1:])])
     try:
         packed = PackedForward(stock.backbone, stock.dense)
+    except Unsupported as error:
+        return str(error)
     except Exception as error:
         if is_out_of_memory(error):
             raise
@@ -109,7 +104,7 @@ def _difference(
 
 
 def _sequences(config: object) -> list[list[int]]:
-    """Make token sequences: alone, two of a length, two alike, past the window."""
+    """Make token sequences: one alone, two of equal length, two similar, one past the window."""
     size = int(getattr(config, "vocab_size", 0))
     window = int(getattr(config, "sliding_window", 0))
     longest = min(window + 24, int(getattr(config, "max_position_embeddings", 0)))

@@ -7,13 +7,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-Precision = Literal["float32", "int8", "int4"]
+from gemma_fast.weights import Floats
 
-Floats = npt.NDArray[np.float32]
+Precision = Literal["float32", "int8", "int4"]
 
 # Numbers that share a scale at 4 bits: as in GGUF's Q4_0, and the size with the fastest kernels.
 BLOCK = 32
-
 
 # Processors without VNNI add the products of two neighbouring inputs in 16 bits: with 255 for the
 # largest activation, two weights that are 128 together cannot overflow. Rounding adds at most 1.

@@ -1,11 +1,11 @@
-"""Gemma's tokenizer out of memory-mapped arrays: byte-pair encoding in a few megabytes.
+"""Gemma's tokenizer on memory-mapped arrays: byte-pair encoding in a few megabytes.
 
 Hugging Face's ``tokenizers`` takes 250 MB and more for a vocabulary of 262,144 entries, more than
-the rest of a quantised model. Everything that the algorithm needs of it is here in sorted arrays:
-the ids of single characters, and of every pair of ids that may become one, its rank and result.
+the rest of a quantised model. What the algorithm needs is stored in sorted arrays: the ids of
+single characters, and for each pair of ids that can be merged its rank and result.
 
-What it does is what ``tokenizers`` documents for this kind of ``tokenizer.json``: added tokens are
-cut out of the text, blanks become "▁", characters without an entry become their UTF-8 bytes, and
+It follows what ``tokenizers`` documents for this kind of ``tokenizer.json``: added tokens are cut
+out of the text, blanks become "▁", characters without an entry become their UTF-8 bytes, and
 neighbours are merged, the lowest rank first and the leftmost among equals.
 """
 
@@ -23,17 +23,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gemma_fast.errors import Unsupported
+
 _BLANK = "▁"
-# A word with the blanks before it. No entry of the vocabulary reaches into the next word (checked
-# when the arrays are written), so words can be encoded one by one and remembered.
+# A word with the blanks before it. No merge crosses from one word into the next (checked when the
+# arrays are written), so words can be encoded one by one and cached.
 _WORD = re.compile(f"{_BLANK}*[^{_BLANK}]+|{_BLANK}+")
 _CROSSING = re.compile(f"[^{_BLANK}]{_BLANK}")
-_REMEMBERED = 8192
+_CACHED_WORDS = 8192
 _ARRAYS = ("characters", "character_ids", "pairs", "ranks", "results")
 _REST = "tokenizer.json"
 
 
-class PairTokenizer:
+class BpeTokenizer:
     """Byte-pair encoding with byte fallback."""
 
     def __init__(self, folder: Path) -> None:
@@ -47,14 +49,14 @@ class PairTokenizer:
         self._bytes: list[int] = rest["bytes"]
         self._before: list[int] = rest["before"]
         self._after: list[int] = rest["after"]
-        # None for a special token: recognised, so that no other begins inside it, and left as text.
+        # None for a special token: found, so that no other starts inside it, and left as text.
         self._added: dict[str, int | None] = rest["added"]
         self._lengths: dict[str, list[int]] = {}
         for content in sorted(self._added, key=len, reverse=True):
             self._lengths.setdefault(content[0], []).append(len(content))
         firsts = "".join(map(re.escape, self._lengths))
         self._starts = re.compile(f"[{firsts}]") if firsts else None
-        self._remembered = lru_cache(_REMEMBERED)(self._merged)
+        self._cached = lru_cache(_CACHED_WORDS)(self._merged)
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
         """Return each text's token ids, special tokens included, however many."""
@@ -85,8 +87,8 @@ class PairTokenizer:
 
     def _segment(self, text: str) -> Iterator[int]:
         for word in _WORD.findall(text.replace(" ", _BLANK)):
-            # A script without blanks makes words of whole paragraphs, which will not come again.
-            yield from self._remembered(word) if len(word) <= 32 else self._merged(word)
+            # In a script without blanks a word can be a paragraph, which is unlikely to come again.
+            yield from self._cached(word) if len(word) <= 32 else self._merged(word)
 
     def _merged(self, word: str) -> list[int]:
         ids = list(self._symbols(word))
@@ -133,26 +135,27 @@ class PairTokenizer:
                 yield from (self._bytes[byte] for byte in character.encode())
 
 
-def write_arrays(folder: Path, state: Mapping[str, Any]) -> bool:
+def write_arrays(folder: Path, state: Mapping[str, Any]) -> None:
     """Write a tokenizer's arrays.
 
     Args:
         folder: Where; exists.
-        state: A ``tokenizer.json``.
+        state: A parsed ``tokenizer.json``.
 
-    Returns:
-        Whether it is of the kind that ``PairTokenizer`` encodes; if not, nothing is written.
+    Raises:
+        Unsupported: If it is of another kind than ``BpeTokenizer`` encodes; nothing is written.
+        KeyError, TypeError, ValueError: If it is damaged.
     """
     model, added = state["model"], state["added_tokens"]
     around = _around(state.get("post_processor"))
     if around is None or not _is_known(state):
-        return False
+        raise Unsupported("the tokenizer is of another kind than Gemma's")
     vocabulary: dict[str, int] = model["vocab"]
     merges = [
         tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]
     ]
     if any(_CROSSING.search(left + right) for left, right in merges):
-        return False
+        raise Unsupported("the tokenizer merges across words")
     # A pair that is listed twice has its last rank.
     table = {
         vocabulary[left] << 32 | vocabulary[right]: (rank, vocabulary[left + right])
@@ -176,7 +179,6 @@ def write_arrays(folder: Path, state: Mapping[str, Any]) -> bool:
         "added": {token["content"]: None if token["special"] else token["id"] for token in added},
     }
     (folder / _REST).write_text(json.dumps(rest), encoding="utf-8")
-    return True
 
 
 def _is_known(state: Mapping[str, Any]) -> bool:

@@ -13,10 +13,10 @@ from torch.nn.functional import scaled_dot_product_attention
 
 # Queries of one product under a sliding window; each meets that many keys and two windows more.
 _BLOCK = 256
-# Between these lengths two plain products are faster than the kernel that keeps no scores: three
+# Between these lengths two plain products are faster than the kernel that stores no scores: three
 # times in bfloat16. Above, scores would take tens of megabytes.
 _SHORTEST, _LONGEST = 32, 512
-# Texts of other lengths join a group up to this longest one, and to this share of padding: a call
+# Texts of different lengths form a group up to this length, and up to this share of padding: a call
 # for each length costs more.
 _SHORT = 256
 _PADDING = 0.2
@@ -163,7 +163,7 @@ class _Padded:
         places = torch.arange(group.longest)
         real = places < lengths[:, None]
         starts = torch.cumsum(lengths, 0) - lengths
-        # Padding repeats the first token: finite, and seen by nobody.
+        # Padding repeats the first token: finite, and masked.
         rows = torch.where(real, starts[:, None] + places, starts[:, None])
         self._count = len(lengths)
         self._rows = rows.flatten().to(device)
@@ -206,7 +206,7 @@ def _attend(
 
 
 class FlexAttention:
-    """One kernel for the whole batch, whatever its lengths: what a GPU wants."""
+    """One kernel for a batch of any lengths, for GPUs."""
 
     def __init__(self, groups: Sequence[Group], device: torch.device) -> None:
         """Note which token belongs to which text.
@@ -266,5 +266,5 @@ def _flex(compiled: bool) -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import flex_attention
 
     if not compiled:
-        return flex_attention  # Right, and slow: for tests on a CPU.
+        return flex_attention  # Correct but slow: for tests on a CPU.
     return torch.compile(flex_attention, dynamic=True)

@@ -2,8 +2,9 @@
 
 Computes what transformers' ``Gemma3TextModel`` and the Dense layers compute, on the weights that
 transformers loaded, in fewer and larger products: a norm's weight is part of the matrix behind it,
-query, key and value are one product, so are gate and up, and the final norm with both Dense layers
-is one matrix. ``parity`` proves it equal on each checkpoint before it is used.
+query, key and value are one product, gate and up another, and the final norm with all Dense layers
+is one matrix. It relies on private operators of torch, so compare its vectors with those of the
+stock network before you use them.
 """
 
 from __future__ import annotations
@@ -15,50 +16,12 @@ from typing import Any, Literal
 import torch
 from torch.nn.functional import embedding, normalize
 
-from gemma_embed.runtimes.transformers.attention import (
-    Attention,
-    FlexAttention,
-    GroupedAttention,
-    groups_of,
-)
-from gemma_embed.runtimes.transformers.linear import Linear, gated_linear, linear
+from gemma_fast.architecture import LAYER_TENSORS
+from gemma_fast.attention import Attention, FlexAttention, GroupedAttention, groups_of
+from gemma_fast.errors import Unsupported
+from gemma_fast.linear import Linear, gated_linear, linear
 
 AttentionName = Literal["grouped", "flex"]
-
-_LAYER = {
-    "self_attn.q_proj.weight",
-    "self_attn.k_proj.weight",
-    "self_attn.v_proj.weight",
-    "self_attn.o_proj.weight",
-    "self_attn.q_norm.weight",
-    "self_attn.k_norm.weight",
-    "mlp.gate_proj.weight",
-    "mlp.up_proj.weight",
-    "mlp.down_proj.weight",
-    "input_layernorm.weight",
-    "post_attention_layernorm.weight",
-    "pre_feedforward_layernorm.weight",
-    "post_feedforward_layernorm.weight",
-}
-
-
-def unsupported(backbone: torch.nn.Module) -> str | None:
-    """Say why a network cannot be packed; None if it can."""
-    config: Any = backbone.config
-    if type(backbone).__name__ != "Gemma3TextModel":
-        return f"its class is {type(backbone).__name__}"
-    expected = {"embed_tokens.weight", "norm.weight"} | {
-        f"layers.{index}.{name}" for index in range(config.num_hidden_layers) for name in _LAYER
-    }
-    if unknown := expected ^ set(backbone.state_dict()):
-        return f"its tensors differ, {min(unknown)} first"
-    if config.hidden_activation != "gelu_pytorch_tanh":
-        return f"its activation is {config.hidden_activation}"
-    if getattr(config, "attn_logit_softcapping", None) is not None:
-        return "it caps attention scores"
-    if strange := set(config.layer_types) - {"full_attention", "sliding_attention"}:
-        return f"it has layers of {min(strange)}"
-    return None
 
 
 @dataclass(frozen=True)
@@ -106,10 +69,14 @@ class PackedForward:
         """Take the weights out of a network, layer by layer: it cannot be used any more.
 
         Args:
-            backbone: One of which ``unsupported`` says None.
-            dense: Weights of the Dense layers, in order.
+            backbone: A loaded ``Gemma3TextModel``.
+            dense: Weights of the Dense layers, in order; may be empty.
             attention: See the class.
+
+        Raises:
+            Unsupported: If it has a part that is not computed here; it is still usable then.
         """
+        _check_supported(backbone)
         config = backbone.config
         weights = backbone.embed_tokens.weight.detach()
         self._dtype, self._device = weights.dtype, weights.device
@@ -121,24 +88,23 @@ class PackedForward:
         self._window: int = config.sliding_window
         self._scale: float = backbone.embed_tokens.scalar_embed_scale
         self._rotary = dict(self._tables(backbone))
-        head = 1 + backbone.norm.weight.detach().float()
-        self._head = torch.linalg.multi_dot(
-            [weight.float() for weight in reversed(dense)] + [torch.diag(head)]
-        )
+        self._head = torch.diag(1 + backbone.norm.weight.detach().float())
+        if dense:
+            self._head = torch.linalg.multi_dot([w.float() for w in reversed(dense)] + [self._head])
         self._layers = []
         for index, kind in enumerate(config.layer_types):
             self._layers.append(self._folded(backbone.layers[index], kind, config))
-            # Freed one by one: both copies at once would be the process's peak.
+            # Freed one by one: two copies of all would be the process's peak memory.
             backbone.layers[index] = torch.nn.Identity()
         # glibc hands freed memory back beyond twice the largest block ever freed, and asks for it
         # again in the next layer: two million page faults for 8,000 short texts, half of the
-        # time. One block that nobody touches raises that bound.
+        # time. One untouched block raises that bound.
         torch.empty(31 << 20, dtype=torch.uint8, device="cpu")
         self._embeddings = weights
         backbone.embed_tokens = torch.nn.Identity()
 
-    def keep_table_as(self, dtype: torch.dtype) -> None:
-        """Keep the embedding table in a type, be it another than that of the arithmetic."""
+    def store_table_as(self, dtype: torch.dtype) -> None:
+        """Store the embedding table in a type, which may differ from that of the arithmetic."""
         self._embeddings = self._embeddings.to(dtype)
 
     @torch.inference_mode()
@@ -257,10 +223,32 @@ class PackedForward:
         )
 
 
-def _fill(tokens: int) -> int:
-    """Tokens to add, so that batches come in a hundred sizes.
+def _check_supported(backbone: torch.nn.Module) -> None:
+    config: Any = backbone.config
+    expected = {"embed_tokens.weight", "norm.weight"} | {
+        f"layers.{index}.{name}.weight"
+        for index in range(config.num_hidden_layers)
+        for name in LAYER_TENSORS
+    }
+    reason = None
+    if type(backbone).__name__ != "Gemma3TextModel":
+        reason = f"its class is {type(backbone).__name__}"
+    elif unknown := expected ^ set(backbone.state_dict()):
+        reason = f"its tensors differ, {min(unknown)} first"
+    elif config.hidden_activation != "gelu_pytorch_tanh":
+        reason = f"its activation is {config.hidden_activation}"
+    elif getattr(config, "attn_logit_softcapping", None) is not None:
+        reason = "it caps attention scores"
+    elif unknown := set(config.layer_types) - {"full_attention", "sliding_attention"}:
+        reason = f"it has layers of {min(unknown)}"
+    if reason:
+        raise Unsupported(reason)
 
-    oneDNN prepares and keeps a program for each size that it meets, up to a thousand: 400 MB more
+
+def _fill(tokens: int) -> int:
+    """Return how many tokens to add, so that batches come in a hundred sizes.
+
+    oneDNN compiles and caches a program for each size that it meets, up to a thousand: 400 MB more
     after 30,000 texts.
     """
     step = min(64, 1 << tokens.bit_length() - 4) if tokens >= 64 else 1

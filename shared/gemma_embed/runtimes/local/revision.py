@@ -1,0 +1,81 @@
+"""The name of a checkpoint's weights: what tells them from all others."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+from gemma_embed.errors import ModelCorrupt
+from gemma_embed.files import cache_folder
+from gemma_embed.runtimes.local.files import File, check_unchanged
+
+_COMMIT = re.compile("[0-9a-f]{40}")
+_HASH = re.compile("sha256:[0-9a-f]{64}")
+# A file changed twice within a tick of the clock looks unchanged: what is this new is not cached.
+_SETTLED = 2.0
+
+
+def revision_of(folder: Path, files: Sequence[File]) -> str:
+    """Return the hub's commit, or a SHA-256 over the files.
+
+    The hash of a local folder is computed once, 1.2 GB taking seconds, and cached in the user's
+    cache folder until one of the files changes.
+
+    Args:
+        folder: The checkpoint's.
+        files: Those that decide vectors, as they were when they were judged.
+
+    Raises:
+        ModelCorrupt: If one cannot be read any more.
+        ModelChanged: If one changed since.
+    """
+    if folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name):
+        return folder.name
+    check_unchanged(files)
+    names = [file.path.relative_to(folder).as_posix() for file in files]
+    stamp = [
+        [name, file.content, file.identity[1], file.touched]
+        for name, file in zip(names, files, strict=True)
+    ]
+    key = hashlib.sha256(json.dumps([str(folder.resolve()), stamp]).encode()).hexdigest()
+    caches = cache_folder()
+    cached = caches / "revisions" / key if caches is not None else None
+    if cached is not None:
+        with suppress(OSError, ValueError):
+            known = cached.read_text(encoding="utf-8")
+            if _HASH.fullmatch(known):
+                return known
+    digest = hashlib.sha256()
+    for name, file in zip(names, files, strict=True):
+        digest.update(name.encode() + b"\0")
+        _add(file.path, digest)
+    check_unchanged(files)
+    revision = f"sha256:{digest.hexdigest()}"
+    newest = max(file.touched for file in files) / 1e9
+    if cached is not None and time.time() - newest > _SETTLED:
+        _store(cached, revision)
+    return revision
+
+
+def _add(path: Path, digest: hashlib._Hash) -> None:
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise ModelCorrupt(f"{path} cannot be read any more; download the model again") from error
+
+
+def _store(cached: Path, revision: str) -> None:
+    # Complete or absent, also after a crash. A cache that cannot be written is computed again.
+    with suppress(OSError):
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile("w", dir=cached.parent, delete=False) as new:
+            new.write(revision)
+        Path(new.name).replace(cached)

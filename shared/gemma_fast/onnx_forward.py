@@ -1,0 +1,104 @@
+"""A written graph on ONNX Runtime: token ids in, vectors out."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gemma_fast.architecture import Architecture
+from gemma_fast.graph import GRAPH
+from gemma_fast.weights import Floats, Rows, Weights
+
+# Added to attention scores where a token must not look; softmax gives exactly zero there.
+_NEVER = np.float32(-1e9)
+
+
+class OnnxForward:
+    """Embedding table, layers, pooling and Dense layers. Safe for several threads."""
+
+    def __init__(
+        self, folder: Path, sizes: Architecture, weights: Weights, threads: int | None = None
+    ) -> None:
+        """Load a graph.
+
+        Args:
+            folder: What ``write_graph`` wrote for this network.
+            sizes: Of the network.
+            weights: Its tensors; the embedding table is read from them.
+            threads: Threads that compute; None for one a processor core.
+        """
+        self._table = Rows(weights["embed_tokens.weight"])
+        self._session = open_session(folder / GRAPH, threads)
+        self._sizes = sizes
+
+    def __call__(self, tokens: Sequence[Sequence[int]]) -> Floats:
+        """Compute one batch: float32, shape (len(tokens), width), rows not of norm 1 yet.
+
+        Raises:
+            Damaged: If the embedding table has no row for a token.
+        """
+        lengths = np.array([len(sequence) for sequence in tokens])
+        longest = int(lengths.max())
+        states = np.zeros((len(tokens), longest, self._sizes.hidden), np.float32)
+        for row, sequence in enumerate(tokens):
+            states[row, : len(sequence)] = self._table.take(sequence)
+        states *= np.float32(math.sqrt(self._sizes.hidden))
+        positions = np.arange(longest)
+        real = positions < lengths[:, None]
+        far = np.abs(positions[:, None] - positions) >= self._sizes.reach
+        padding = np.where(real, np.float32(0), _NEVER)[:, None, None, None, :]
+        inputs = {
+            "states": states.reshape(-1, self._sizes.hidden),
+            "padding": padding,
+            "window": np.minimum(padding, np.where(far, _NEVER, np.float32(0))),
+            "mean": (real / lengths[:, None]).astype(np.float32)[:, None, :],
+        }
+        vectors: Floats = self._session.run(["vectors"], inputs)[0]
+        return vectors
+
+
+def open_session(path: Path, threads: int | None, *, fused: bool = True) -> Any:
+    """Load a graph; errors are ONNX Runtime's own.
+
+    Args:
+        path: Its file.
+        threads: Threads that compute; None for one a processor core that this process may use.
+        fused: Whether it is written as it runs best, so that ONNX Runtime need not rewrite it.
+
+    Returns:
+        An ``onnxruntime.InferenceSession``.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads or processor_cores()
+    # A thread that waits for work in a loop takes a core from whoever computes next: another
+    # session, or torch. Measured: 30 % of this one's speed with two idle sessions around.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if fused:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    # Shapes differ from batch to batch, so a plan for one is of no use to the next.
+    options.enable_mem_pattern = False
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def processor_cores() -> int:
+    """Count the cores that this process may use, each once however many threads it has.
+
+    Returns:
+        Their number; 0, which lets ONNX Runtime count, where the system does not tell. It then
+        binds its threads to cores, which two sessions in a process must not do to each other.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return 0
+    topology = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+    try:
+        return len({Path(topology.format(n)).read_text() for n in os.sched_getaffinity(0)})
+    except OSError:
+        return 0
