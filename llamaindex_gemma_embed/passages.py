@@ -56,12 +56,11 @@ def _passage(node: BaseNode, ids: Ids, document_key: str | None) -> Passage:
 def _written(node: BaseNode, passage: Passage) -> dict[str, Any]:
     """What ``ChromaVectorStore`` makes the node from; the mark says who embedded it."""
     kept = {name: value for name, value in passage.metadata.items() if not name.startswith(OWN)}
-    hidden = [DOCUMENT] if DOCUMENT in node.excluded_llm_metadata_keys else [DOCUMENT]
     marked = node.model_copy(
         update={
             "metadata": kept | {DOCUMENT: passage.source or ""},
-            "excluded_llm_metadata_keys": [*node.excluded_llm_metadata_keys, *hidden],
-            "excluded_embed_metadata_keys": [*node.excluded_embed_metadata_keys, *hidden],
+            "excluded_llm_metadata_keys": sorted({*node.excluded_llm_metadata_keys, DOCUMENT}),
+            "excluded_embed_metadata_keys": sorted({*node.excluded_embed_metadata_keys, DOCUMENT}),
         }
     )
     try:

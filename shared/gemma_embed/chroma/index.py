@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -22,7 +23,6 @@ from gemma_embed.chroma.client import (
 )
 from gemma_embed.chroma.health import examine, examine_folder
 from gemma_embed.chroma.ingestion import (
-    Counter,
     IngestReport,
     OnError,
     Rows,
@@ -404,7 +404,9 @@ class ChromaIndex:
             yield self.client, name
 
     def _place(self, client: ClientAPI | None) -> Path | str:
-        return self._folder if self._folder is not None or client is None else address_of(client)
+        if self._folder is not None:
+            return self._folder
+        return address_of(self.client if client is None else client)
 
     def _mark(self, name: str) -> Path | None:
         if self._folder is None:
@@ -458,7 +460,7 @@ class ChromaIndex:
                 collection = self._created(client, name, rows.title_key)
                 self._compared(collection)
             done: Counter[str] = Counter()
-            total = len(passages) if hasattr(passages, "__len__") else 0
+            total = len(passages) if isinstance(passages, Sized) else 0
             with reporting(progress, total) as report:
                 taken = 0
                 for batch in chain([first], batches):

@@ -16,7 +16,6 @@ from gemma_embed.chroma.health import PAGE, usable
 from gemma_embed.chroma.passport import SAME
 from gemma_embed.embedder import Embedder
 from gemma_embed.errors import CollectionIncomplete, EmbeddingError, InvalidInput, OutOfMemory
-from gemma_embed.identity import fingerprint
 from gemma_embed.passages import (
     DOCUMENT,
     TITLE,
@@ -27,6 +26,7 @@ from gemma_embed.passages import (
     row_id,
     title_of,
 )
+from gemma_embed.path import Route, prompted
 from gemma_embed.vectors import Vectors, cut
 
 if TYPE_CHECKING:
@@ -298,15 +298,14 @@ def differing(
     store = embedder.store
     if store is None or not parts:
         return set()
-    # As the embedder names what it stores.
-    space = fingerprint(embedder.runtime.identity, {"overlong": embedder.overlong})
+    runtime = embedder.runtime
+    titles = [title if embedder.takes_titles else None for _, title in parts]
+    items = prompted([text for text, _ in parts], titles, embedder.document_task, runtime.prompts)
     places: dict[str, list[int]] = {}
-    for place, (text, title) in enumerate(parts):
-        prompt = embedder.runtime.prompts.prefix(
-            embedder.document_task, title if embedder.takes_titles else None
-        )
-        places.setdefault(prompt + text, []).append(place)
-    found, stored = store.get(space, list(places), embedder.runtime.model.width)
+    for item in items:
+        places.setdefault(item.prompted, []).append(item.index)
+    space = Route(runtime, embedder.overlong, store, embedder.dimensions).space
+    found, stored = store.get(space, list(places), runtime.model.width)
     known = list(places.values())
     array: Vectors = np.asarray(vectors, dtype=np.float32)
     return {
@@ -329,7 +328,7 @@ def differing_rows(collection: Collection, embedder: Embedder) -> Iterator[str]:
         # What others wrote may have been embedded in another form than it is stored in.
         ours = [(place, each) for place, each in enumerate(parts) if each is not None]
         found = differing(
-            embedder, [each for _, each in ours], vectors[[place for place, _ in ours]]
+            embedder, [each for _, each in ours], [vectors[place] for place, _ in ours]
         )
         yield from (got["ids"][ours[each][0]] for each in sorted(found))
 

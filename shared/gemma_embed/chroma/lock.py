@@ -16,6 +16,9 @@ from pathlib import Path
 
 from gemma_embed.errors import CollectionError, CollectionLocked
 
+_MARK = ".unfinished"
+# No state of files is written so.
+_SUSPECT = "suspect"
 # Folders that this process writes to.
 _WRITING: set[Path] = set()
 
@@ -46,7 +49,7 @@ def mark_of(folder: Path, *place: str) -> Path:
         folder: A Chroma folder.
         place: What names the collection in it; hashed, since it may be longer than file names.
     """
-    return folder / f"gemma_embed.{sha256(repr(place).encode()).hexdigest()[:16]}.unfinished"
+    return folder / f"gemma_embed.{sha256(repr(place).encode()).hexdigest()[:16]}{_MARK}"
 
 
 @contextmanager
@@ -84,8 +87,8 @@ def only_writer(mark: Path | None) -> Iterator[Writing]:
         raise CollectionError(f"{folder} cannot be written to: {error}") from error
     _WRITING.add(folder)
     try:
-        left = mark.read_text() if mark.exists() else None
-        writing = Writing(mark, suspect=left is not None and left != _vector_files(folder))
+        suspects = _settled(folder)
+        writing = Writing(mark, suspect=mark in suspects)
         writing.complete()
         finished = False
         try:
@@ -98,6 +101,23 @@ def only_writer(mark: Path | None) -> Iterator[Writing]:
     finally:
         _WRITING.discard(folder)
         lock.release()
+
+
+def _settled(folder: Path) -> set[Path]:
+    """Judge every mark that a killed writer left, before this one changes the files.
+
+    Returns:
+        The marks of writers that may have left vector files half written. They stay as they are
+        judged; the others are removed.
+    """
+    suspects = set()
+    for mark in folder.glob(f"*{_MARK}"):
+        if mark.read_text() == _vector_files(folder):
+            mark.unlink()
+        else:
+            mark.write_text(_SUSPECT)
+            suspects.add(mark)
+    return suspects
 
 
 def _vector_files(folder: Path) -> str:
