@@ -25,6 +25,7 @@ _PROBE = "The quick brown fox jumps over the lazy dog."
 SAME = 0.995
 _NORM_TOLERANCE = 1e-3
 _SAMPLE = 16
+_SAME_DIRECTION = 1e-3
 # Compared apart, or facts for the reader only.
 _NOT_COMPARED = ("schema", "probe", "fingerprint", "source", "title_key")
 
@@ -145,11 +146,18 @@ def compare(collection: Collection, embedder: Embedder) -> None:
 
 
 def _space(collection: Collection) -> str | None:
-    # Chroma 0.4 to 0.6 wrote it into the metadata and still searches by it; the configuration that
-    # a later Chroma reports for such a collection is a default.
-    stated = (collection.metadata or {}).get("hnsw:space")
     configured = (collection.configuration.get("hnsw") or {}).get("space")
-    return str(stated) if stated is not None else configured
+    # Chroma 0.4 to 0.6 wrote it here. A later Chroma may search by it and report a default.
+    stated = (collection.metadata or {}).get("hnsw:space")
+    if stated in (None, configured):
+        return configured
+    held = collection.get(limit=1, include=["embeddings"])["embeddings"]
+    if held is None or not len(held):
+        return str(stated)
+    longer = 3 * np.asarray(held)
+    near = collection.query(query_embeddings=longer, n_results=1, include=["distances"])
+    distance = (near["distances"] or [[np.inf]])[0][0]
+    return "cosine" if abs(distance) < _SAME_DIRECTION else f"{stated} or {configured}"
 
 
 def _compare_rows(collection: Collection, embedder: Embedder) -> None:
