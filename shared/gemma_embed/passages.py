@@ -56,7 +56,7 @@ class Passage:
         if self.document is not None:
             return self.document
         named = (self.metadata.get(key) for key in _DOCUMENT_KEYS)
-        return next((str(value) for value in named if value not in (None, "")), None)
+        return next((str(value) for value in named if value is not None and str(value)), None)
 
 
 def row_id(source: str | None, text: str, occurrence: int) -> str:
@@ -186,7 +186,7 @@ def _checked_metadata(metadata: Metadata | None) -> Metadata:
             )
         _check_unicode(name, "a metadata key")
         value = plain(given)
-        if value is None or value == [] or name.startswith(OWN):
+        if value is None or (isinstance(value, list) and not value) or name.startswith(OWN):
             continue
         values = value if isinstance(value, list) else [value]
         kinds = {type(each) for each in values}

@@ -1,22 +1,21 @@
-"""Collections whose writer was killed: what is left is looked at before anybody opens it."""
+"""Collections whose writer was killed: what is left is judged before anybody opens it."""
 
 from __future__ import annotations
 
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fakes import FakeRuntime
-from notes import documents
+from notes import current, documents
 
 from gemma_embed import Embedder
 from gemma_embed.chroma import ChromaIndex
-from gemma_embed.chroma.client import DEFAULT_PLACE
-from gemma_embed.errors import CollectionDamaged, CollectionMismatch, InvalidInput
+from gemma_embed.errors import CollectionDamaged, InvalidInput
 
 FILES_AT_ONCE = {"sync_threshold": 50, "batch_size": 50}
 
@@ -48,7 +47,8 @@ def marks(folder: Path) -> list[Path]:
 
 
 def kill_a_writer(folder: Path, rows: int = 120) -> None:
-    command = [sys.executable, "-c", KILLED, str(folder), str(Path(__file__).parent), str(rows)]
+    tests = str(Path(__file__).parents[1])
+    command = [sys.executable, "-c", KILLED, str(folder), tests, str(rows)]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
 
 
@@ -68,89 +68,136 @@ def make_deadly(folder: Path) -> None:
 def dies_of(folder: Path) -> bool:
     script = (
         "import chromadb, sys\n"
-        "held = chromadb.PersistentClient(sys.argv[1]).get_collection('notes')\n"
+        "(held,) = chromadb.PersistentClient(sys.argv[1]).list_collections()\n"
         "held.query(query_embeddings=[[1.0] * 768], n_results=5)\n"
     )
     return subprocess.run([sys.executable, "-c", script, folder], check=False).returncode < 0
 
 
-def test_one_that_takes_the_process_down_is_made_anew_unopened(
-    index: ChromaIndex, fake: FakeRuntime, tmp_path: Path, caplog: pytest.LogCaptureFixture
+ASKED: list[Callable[[ChromaIndex], object]] = [
+    lambda index: index.open(),
+    lambda index: index.check(),
+    lambda index: index.namespace(),
+    lambda index: index.ingest(documents(120)),
+]
+
+
+def test_one_that_takes_the_process_down_is_recreated_unopened(
+    index: ChromaIndex, fake: FakeRuntime, tmp_path: Path
 ) -> None:
     kill_a_writer(tmp_path / "db")
     make_deadly(tmp_path / "db")
     assert dies_of(tmp_path / "db")
-    with pytest.raises(CollectionDamaged, match=r"killed.*rebuild\(\)"):
-        index.check()
-    assert len(marks(tmp_path / "db")) == 1
-    calls = fake.calls
-    report = index.ingest(documents(120))
-    # The one call is the passport's.
-    assert (report.unchanged, fake.calls) == (120, calls + 1)
-    assert [record.message for record in caplog.records] == [
-        "the last writer to the collection 'notes' was killed while it wrote vectors; making it "
-        "anew from the embedding store"
-    ]
-    assert index.check() == 120
+    for act in ASKED:
+        with pytest.raises(CollectionDamaged, match=r"killed.*recreate\(passages\) with all"):
+            act(index)
+        assert len(marks(tmp_path / "db")) == 1
+    (generation,) = index.generations()
+    assert (generation.rows, generation.current) == (None, True)
+    fake.texts.clear()
+    report = index.recreate(documents(120))
+    assert (report.added, report.failed) == (120, ())
+    assert not [text for text in fake.texts if "text: text" in text]
     assert marks(tmp_path / "db") == []
+    assert index.check() == 120
+    (generation,) = index.generations()
+    assert generation.rows == 120
 
 
-@pytest.mark.parametrize("way", ["collection", "rebuild"])
-def test_whoever_comes_next_makes_it_anew(index: ChromaIndex, tmp_path: Path, way: str) -> None:
+def test_who_has_all_passages_need_not_ask(
+    index: ChromaIndex, fake: FakeRuntime, tmp_path: Path
+) -> None:
     kill_a_writer(tmp_path / "db")
     make_deadly(tmp_path / "db")
-    rows = index.rebuild() if way == "rebuild" else index.collection.count()
-    assert rows == 120
-    assert index.check() == 120
+    report = index.ingest(documents(130), remove_absent=True)
+    assert (report.added, report.removed, report.absent) == (130, 0, 0)
+    # The others' vectors come from the store.
+    assert len([text for text in fake.texts if "text: text" in text]) == 10
+    assert index.check() == 130
     assert marks(tmp_path / "db") == []
+
+
+def test_a_source_without_passages_deletes_nothing(index: ChromaIndex, tmp_path: Path) -> None:
+    kill_a_writer(tmp_path / "db")
+    make_deadly(tmp_path / "db")
+    for act in (lambda: index.recreate([]), lambda: index.ingest([], remove_absent=True)):
+        with pytest.raises(InvalidInput, match="no passages"):
+            act()
+
+    def broken() -> Iterator[dict[str, object]]:
+        raise ConnectionError("the source is gone")
+        yield {}
+
+    with pytest.raises(ConnectionError):
+        index.recreate(broken())
+    assert len(marks(tmp_path / "db")) == 1
+    with pytest.raises(CollectionDamaged):
+        index.open()
+    assert index.recreate(documents(120)).added == 120
 
 
 @pytest.mark.parametrize("rows", [30, 120], ids=["in Chroma's log only", "in its files"])
-def test_a_kill_between_two_writes_leaves_files_that_are_kept(
+def test_a_kill_between_two_writes_leaves_files_that_are_used(
     index: ChromaIndex, tmp_path: Path, rows: int
 ) -> None:
     kill_a_writer(tmp_path / "db", rows)
     assert len(marks(tmp_path / "db")) == 1
-    before = index.collection.id
+    before = index.open().id
+    assert marks(tmp_path / "db") == []
     assert index.ingest(documents(150)).unchanged == rows
-    assert index.collection.id == before
+    assert index.open().id == before
     assert index.check() == 150
     assert marks(tmp_path / "db") == []
 
 
-def test_a_store_that_lacks_vectors_is_named_and_nothing_is_lost(
-    index: ChromaIndex, tmp_path: Path
+def test_another_generation_is_written_and_the_judgement_stays(
+    index: ChromaIndex, fake: FakeRuntime, tmp_path: Path
+) -> None:
+    kill_a_writer(tmp_path / "db")
+    narrow = Embedder(fake, dimensions=128)
+    with ChromaIndex(tmp_path / "db", "notes", narrow, hnsw=FILES_AT_ONCE) as other:
+        # The vector files change, and the killed writer's were complete.
+        assert other.ingest(documents(120)).added == 120
+    assert marks(tmp_path / "db") == []
+    assert index.ingest(documents(120)).unchanged == 120
+    assert index.check() == 120
+
+
+def test_another_generation_is_written_beside_a_half_written_one(
+    index: ChromaIndex, fake: FakeRuntime, tmp_path: Path
+) -> None:
+    kill_a_writer(tmp_path / "db")
+    make_deadly(tmp_path / "db")
+    narrow = Embedder(fake, dimensions=128)
+    with ChromaIndex(tmp_path / "db", "notes", narrow, hnsw=FILES_AT_ONCE) as other:
+        assert other.ingest(documents(120)).added == 120
+        assert other.check() == 120
+        assert len(marks(tmp_path / "db")) == 1
+        assert {each.rows for each in other.generations()} == {None, 120}
+        (dead,) = (each.name for each in other.generations() if not each.current)
+        with pytest.raises(CollectionDamaged, match="killed"):
+            index.open()
+        other.drop(dead)
+        assert marks(tmp_path / "db") == []
+    assert index.ingest(documents(120)).added == 120
+
+
+def test_a_store_that_lacks_vectors_computes_them(
+    index: ChromaIndex, fake: FakeRuntime, tmp_path: Path
 ) -> None:
     kill_a_writer(tmp_path / "db")
     make_deadly(tmp_path / "db")
     store = index.embedder.store
     assert store is not None
     store.clear()
-    with pytest.raises(CollectionDamaged, match="embed_missing=True"):
-        index.ingest(documents(120))
-    assert len(marks(tmp_path / "db")) == 1
-    assert index.rebuild(embed_missing=True) == 120
+    assert index.recreate(documents(120)).added == 120
+    assert len([text for text in fake.texts if "text: text" in text]) == 120
     assert index.check() == 120
 
 
 def test_a_failure_that_is_no_kill_leaves_no_mark(index: ChromaIndex, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput):
-        index.ingest([*documents(3), {"text": None}])
-    assert marks(tmp_path / "db") == []
-
-
-def test_who_may_not_write_leaves_the_mark(
-    index: ChromaIndex, fake: FakeRuntime, tmp_path: Path
-) -> None:
-    kill_a_writer(tmp_path / "db")
-    make_deadly(tmp_path / "db")
-    with ChromaIndex(tmp_path / "db", "notes", Embedder(fake, dimensions=128)) as narrow:
-        with pytest.raises(CollectionMismatch):
-            narrow.ingest(documents(1))
-        assert len(marks(tmp_path / "db")) == 1
-    index.adopt()
-    assert len(marks(tmp_path / "db")) == 1
-    assert index.ingest(documents(120)).unchanged == 120
+        index.ingest([*documents(3), {"text": None}], on_error="raise")
     assert marks(tmp_path / "db") == []
 
 
@@ -160,7 +207,7 @@ def test_a_reader_beside_a_writer_at_work(index: ChromaIndex, tmp_path: Path) ->
     def looking() -> Iterator[dict[str, object]]:
         yield from documents(10)
         with ChromaIndex(index.client, "notes", index.embedder) as reader:
-            counts.append(reader.collection.count())
+            counts.append(reader.open().count())
         assert len(marks(tmp_path / "db")) == 1
 
     index.ingest(looking(), batch_size=5)
@@ -168,21 +215,16 @@ def test_a_reader_beside_a_writer_at_work(index: ChromaIndex, tmp_path: Path) ->
     assert marks(tmp_path / "db") == []
 
 
-def test_who_examines_for_a_killed_one_ends_with_it(index: ChromaIndex, tmp_path: Path) -> None:
-    index.ingest(documents(1))
-    index.close()
-    slow = (
-        "import sys, time\n"
-        "from gemma_embed.chroma import health\n"
-        "health.examine = lambda *_: (print('begun', flush=True), time.sleep(60))\n"
-        "health.main()\n"
-    )
-    place = [str(tmp_path / "db"), *DEFAULT_PLACE, "notes", "768"]
-    command = [sys.executable, "-c", slow, *place]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
-        assert child.stdin is not None
-        assert child.stdout is not None
-        assert child.stdout.readline() == b"begun\n"
-        assert child.poll() is None
-        child.stdin.close()
-        assert child.wait(10) == 1
+def test_a_recreation_that_is_killed_is_done_again(
+    index: ChromaIndex, fake: FakeRuntime, tmp_path: Path
+) -> None:
+    kill_a_writer(tmp_path / "db")
+    make_deadly(tmp_path / "db")
+    tests = str(Path(__file__).parents[1])
+    again = KILLED.replace(".ingest(", ".recreate(")
+    command = [sys.executable, "-c", again, str(tmp_path / "db"), tests, "70"]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert current(index).count() == 60
+    assert index.ingest(documents(120)).added == 60
+    assert not [text for text in fake.texts if "text: text" in text]
+    assert index.check() == 120

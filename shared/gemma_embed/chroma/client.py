@@ -44,7 +44,7 @@ def folder_client(folder: Path) -> ClientAPI:
         from chromadb.config import Settings
     except ImportError as error:
         raise MissingDependency(
-            'collections need chromadb: pip install "gemma-embed[chroma]"'
+            f'collections need chromadb ({error}): pip install "gemma-embed[chroma]"'
         ) from error
     try:
         # Not inferred from a .env file in the working directory: it could switch things on.
