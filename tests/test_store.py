@@ -258,7 +258,7 @@ def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for store in (EmbeddingStore("~/s"), EmbeddingStore(Path("~") / "s")):
         assert store.path == tmp_path / "s"
         assert store.settings["path"] == str(tmp_path / "s")
-    with pytest.raises(ConfigurationError, match="without ~"):
+    with pytest.raises(ConfigurationError, match="home folder"):
         EmbeddingStore("~nobody-of-this-name/s")
 
 
