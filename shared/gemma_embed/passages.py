@@ -108,6 +108,18 @@ def title_key_of(metadata: Metadata | None) -> str | None:
     return key if isinstance(key, str) else None
 
 
+def split_title(content: str) -> tuple[str, str | None]:
+    """Return the text and the title of a LlamaIndex node's content.
+
+    Args:
+        content: A node in ``MetadataMode.EMBED``. ``GemmaTitles`` leaves the mark ``TITLE`` as the
+            only metadata in it, so it begins with a line of that name.
+    """
+    head, _, text = content.partition("\n\n")
+    title = head.removeprefix(f"{TITLE}: ")
+    return (content, None) if title == head else (text, title)
+
+
 def plain(value: Any) -> Any:
     """Return a value with NumPy scalars as Python's and dates as ISO 8601 strings."""
     if isinstance(value, (list, tuple)):

@@ -12,7 +12,7 @@ import numpy as np
 from gemma_embed.chroma.nodes import embedded_content
 from gemma_embed.embedder import Embedder
 from gemma_embed.errors import CollectionMismatch, ConfigurationError
-from gemma_embed.passages import OWN, embedded_parts
+from gemma_embed.passages import OWN, embedded_parts, split_title
 from gemma_embed.vectors import Vectors
 
 if TYPE_CHECKING:
@@ -170,10 +170,8 @@ def _compare_rows(collection: Collection, embedder: Embedder) -> None:
         metadata = dict(given or {})
         text, title = embedded_parts(metadata, document or "") or (None, None)
         if text is None:
-            text = embedded_content(row, metadata, document or "")
-            if embedder.takes_titles:
-                # As the LlamaIndex adapter does with a title that GemmaTitles put there.
-                title, text = embedder.runtime.prompts.title_and_text(text)
+            # As the LlamaIndex adapter does with a title that GemmaTitles put there.
+            text, title = split_title(embedded_content(row, metadata, document or ""))
         texts.append(text)
         titles.append(title)
     if not texts:
