@@ -65,7 +65,7 @@ class GemmaEmbeddings(Embeddings):
             query_task: Task of ``embed_query``.
             document_task: Task of ``embed_documents``.
             overlong: What to do with a text too long for the model; see ``Embedder``.
-            store: An ``EmbeddingStore`` or the path of its file, which keeps document vectors
+            store: An ``EmbeddingStore`` or the path of its file, which stores document vectors
                 across runs.
             progress: True for a bar, or a function of (texts done, texts in all).
             model_name: Another name of ``model``, as some LangChain classes call it.

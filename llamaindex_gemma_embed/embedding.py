@@ -77,7 +77,7 @@ class GemmaEmbedding(BaseEmbedding):
         description="What to do with a text too long for the model."
     )
     store: Annotated[EmbeddingStore | None, _CHECKED_BY_CORE] = Field(
-        description="Keeps document vectors across runs."
+        description="Stores document vectors across runs."
     )
 
     def __init__(
@@ -110,7 +110,7 @@ class GemmaEmbedding(BaseEmbedding):
             query_task: Task of queries.
             document_task: Task of texts.
             overlong: What to do with a text too long for the model; see ``Embedder``.
-            store: An ``EmbeddingStore`` or the path of its file, which keeps document vectors
+            store: An ``EmbeddingStore`` or the path of its file, which stores document vectors
                 across runs.
             embed_batch_size: Texts handed to the core at a time, which batches them by length.
             num_workers: Batches awaited at once; the core bounds them in any case.

@@ -46,7 +46,7 @@ class MatryoshkaRetriever(BaseRetriever):
 
         Args:
             index: An index of narrow vectors (``dimensions=128`` or ``256``).
-            embed_model: The one that it was filled with, whose ``store`` has held the full-width
+            embed_model: The one that it was filled with, whose ``store`` has had the full-width
                 vectors since then.
             similarity_top_k: Nodes returned.
             candidates: Nodes that the index is asked for.

@@ -18,7 +18,7 @@ from gemma_embed.passages import TITLE, title_of
 
 
 class GemmaTitles(TransformComponent):
-    """Mark each node's title for ``GemmaEmbedding``, and keep other metadata out of vectors.
+    """Mark each node's title for ``GemmaEmbedding``, and leave other metadata out of vectors.
 
     By default LlamaIndex writes all metadata into the text that is embedded. Put this before
     ``GemmaEmbedding``, and before or after any splitter, in

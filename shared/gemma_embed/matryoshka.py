@@ -48,7 +48,7 @@ class TwoStepSearch:
     """What a retriever needs of the core around a search of its own narrow index.
 
     Attributes:
-        embedder: The index's own: narrow, and with the store that kept the full width.
+        embedder: The index's own: narrow, and with the store of its full-width vectors.
         limit: Passages in the end.
         candidates: Passages that the index is asked for.
     """
