@@ -7,22 +7,21 @@ through, everything the index holds is compared with what an uninterrupted run g
 vectors are made from the texts by arithmetic, so that each can be checked: the store's to the last
 bit, Chroma's to its own rounding, since it normalises what it is given.
 
-Where a kill may have left Chroma's vector files half written, the next run makes the collection
-anew from the store, without the model.
+Where a kill may have left Chroma's vector files half written, ``ingest`` says so, and the run
+recreates the collection from the documents and the store, without the model.
 
 With ``--tear``, so many of the kills also cut the index's files short at random places, as a power
-cut may: where that leaves the collection dead, it is made anew from the store.
+cut may: where that leaves the collection dead, it is recreated in the same way.
 
     PYTHONPATH=tests python benchmarks/crash.py --documents 10000 --kills 200
     PYTHONPATH=tests python benchmarks/crash.py --documents 2000 --kills 60 --tear 0.5
 
 Prints a JSON object and saves it, under a name of the seed's; exits with 1 if anything was
-lost, doubled, wrong, or computed too often, or a dead collection was not made anew.
+lost, doubled, wrong, or computed too often, or a dead collection was not recreated.
 """
 
 import argparse
 import json
-import logging
 import multiprocessing
 import os
 import random
@@ -69,7 +68,7 @@ class CountingRuntime(FakeRuntime):
             rows = range(start, min(start + BATCH, len(texts)))
             with self._journal.open("a") as file:
                 file.writelines(f"{texts[row]}\n" for row in rows)
-            yield Batch(rows, np.array([vector_of(texts[row]) for row in rows]), None)
+            yield Batch(rows, np.array([vector_of(texts[row]) for row in rows]))
 
 
 def documents(count: int) -> list[dict[str, Any]]:
@@ -82,47 +81,47 @@ def documents(count: int) -> list[dict[str, Any]]:
 
 def ingest(folder: Path, count: int, sync_threshold: int) -> None:
     """One run, as a user's program would do it; in a process of its own."""
-    logging.getLogger("gemma_embed.chroma").addHandler(_Noting(folder))
     runtime = CountingRuntime(folder / "computed")
     hnsw = {"sync_threshold": sync_threshold, "batch_size": min(100, sync_threshold)}
     index = ChromaIndex(folder / "db", "notes", Embedder(runtime), hnsw=hnsw)
     try:
         index.ingest(documents(count))
     except CollectionDamaged as error:
-        rebuild(folder, index, error)
-        index.ingest(documents(count))
+        recreate(folder, index, count, error)
     note(folder, "finished")
 
 
-class _Noting(logging.Handler):
-    """Leaves word of collections that are made anew because their writer was killed."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        self._folder = folder
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Take note of one."""
-        assert "anew" in record.getMessage()
-        note(self._folder, "half written")
-
-
-def mend(folder: Path) -> None:
+def check(folder: Path, count: int) -> None:
     """What is left to do where Chroma takes the process down; in a process of its own."""
     index = ChromaIndex(folder / "db", "notes", Embedder(CountingRuntime(folder / "computed")))
     try:
         index.check()
     except CollectionDamaged as error:
-        rebuild(folder, index, error)
+        recreate(folder, index, count, error)
 
 
-def rebuild(folder: Path, index: ChromaIndex, error: CollectionDamaged) -> None:
-    """Make a dead collection anew, and leave word of what that cost."""
-    note(folder, f"dead: {error.__cause__ or error}"[:200].replace(str(folder), ""))
-    before = len((folder / "computed").read_text().splitlines())
-    rows = index.rebuild()
-    after = len((folder / "computed").read_text().splitlines())
-    note(folder, f"rebuilt {after - before} {rows}")
+def recreate(folder: Path, index: ChromaIndex, count: int, error: CollectionDamaged) -> None:
+    """Recreate a dead collection, and leave word of what that cost."""
+    kind = "half written: " if "was killed" in str(error) else "dead: "
+    note(folder, f"{kind}{error.__cause__ or error}"[:200].replace(str(folder), ""))
+    before, lacking = len(computed(folder)), count - stored(folder)
+    report = index.recreate(documents(count))
+    # What no run got to, or had stored when it was killed, is computed here.
+    note(folder, f"recreated {len(computed(folder)) - before - lacking} {report.added}")
+
+
+def computed(folder: Path) -> list[str]:
+    """Documents that were computed, each as often as that; without the passports' sentence."""
+    journal = folder / "computed"
+    lines = journal.read_text().splitlines() if journal.exists() else []
+    return [line for line in lines if "text: text" in line]
+
+
+def stored(folder: Path) -> int:
+    """Documents whose vectors are in the store."""
+    with EmbeddingStore(folder / "db.embeddings.sqlite") as store:
+        # The passport's sentence is there before the first of them.
+        return max(0, store.stats().vectors - 1)
 
 
 def compare(folder: Path, count: int) -> None:
@@ -130,12 +129,12 @@ def compare(folder: Path, count: int) -> None:
     texts = documents(count)
     wanted = Embedder(FakeRuntime()).embed([each["text"] for each in texts])
     journal = folder / "computed"
-    before = len(journal.read_text().splitlines())
+    before = len(computed(folder))
     index = ChromaIndex(folder / "db", "notes", Embedder(CountingRuntime(journal)))
     again = index.ingest(texts)
     stored = index.embedder.embed([each["text"] for each in texts])
-    computed_again = len(journal.read_text().splitlines()) - before
-    held = index.collection
+    computed_again = len(computed(folder)) - before
+    held = index.open()
     ids: list[str] = []
     different = int(np.any(stored != wanted, axis=1).sum())
     for start in range(0, held.count() + 1000, 1000):
@@ -145,18 +144,21 @@ def compare(folder: Path, count: int) -> None:
             n = int(row.split()[1])
             same = np.allclose(vector, wanted[n], rtol=0, atol=CHROMA_ROUNDING)
             different += not (same and text == texts[n]["text"])
-    health = index._searched()
-    if health.lost or health.unfound:
-        rebuild(folder, index, CollectionDamaged("rows that a search does not find"))
+    damaged = 0
+    try:
+        found = index.check()
+    except CollectionDamaged as error:
+        damaged = 1
+        recreate(folder, index, count, error)
+        found = index.check()
     result = {
         "lost": count - len(set(ids)),
         "doubled": len(ids) - len(set(ids)),
         "different": different,
-        "not found by a search": len(health.lost) + len(health.unfound),
-        "nor after a rebuilding": count - index.check(),
+        "damaged in the end": damaged,
+        "nor found after recreating": count - found,
         "unchanged in one more run": again.unchanged,
-        # The fixed sentence that shows whose vectors a collection holds.
-        "computed in one more run": computed_again - 1,
+        "computed in one more run": computed_again,
     }
     note(folder, "compared " + json.dumps(result))
 
@@ -218,11 +220,7 @@ def torn(database: Path, draw: random.Random) -> bool:
 
 def unkept(folder: Path) -> int:
     """Texts that were computed and are not in the store."""
-    journal, path = folder / "computed", folder / "db" / "gemma_embed.sqlite"
-    if not journal.exists():
-        return 0
-    with EmbeddingStore(path) as store:
-        return len(set(journal.read_text().splitlines())) - store.stats().vectors
+    return max(0, len(set(computed(folder))) - stored(folder))
 
 
 def size(path: Path) -> int:
@@ -240,9 +238,9 @@ def campaign(
     names = (
         "half written",
         "found dead",
-        "rebuilt",
-        "rebuildings killed",
-        "computed in rebuilding",
+        "recreated",
+        "recreations killed",
+        "computed in recreating",
     )
     total = Counter(dict.fromkeys(names, 0))
     deaths: Counter[str] = Counter()
@@ -251,29 +249,30 @@ def campaign(
         threshold = thresholds[total["ingestions"] % len(thresholds)]
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            kills_here = tears_here = unkept_before = 0
+            kills_here = tears_here = unkept_before = known = 0
             # A run may be killed, and its files cut, between its last word and its end.
             while notes(folder)[-1:] != ["finished"]:
                 run = started(ingest, folder, count, threshold)
                 if total["kills"] < kills and killed(run, folder / "computed", whole, draw):
                     kills_here += 1
                     total["kills"] += 1
-                    # Whoever comes next finds it dead once more.
-                    last = "".join(notes(folder)[-1:])
-                    total["rebuildings killed"] += last.startswith("dead: ")
+                    # The last word of this run, if it had found a dead collection.
+                    last = "".join(notes(folder)[known:][-1:])
+                    total["recreations killed"] += last.startswith(("dead: ", "half written: "))
+                    known = len(notes(folder))
                     unkept_now = unkept(folder)
                     dearest = max(dearest, unkept_now - unkept_before)
                     unkept_before = unkept_now
                     if draw.random() < tear and torn(folder / "db", draw):
                         tears_here += 1
                         note(folder, "torn")
+                        known += 1
                     continue
                 run.join()
                 if run.exitcode != 0 and tears_here:
                     total["taken down by Chroma"] += run.exitcode < 0
-                    mending = started(mend, folder)
-                    mending.join()
-                    run = mending
+                    run = started(check, folder, count)
+                    run.join()
                 if run.exitcode != 0:
                     total["runs that failed"] += 1
                     break
@@ -282,18 +281,17 @@ def campaign(
             comparison.join()
             total["comparisons that failed"] += comparison.exitcode != 0
             for line in notes(folder):
-                if line == "half written":
-                    total[line] += 1
+                if line.startswith("half written: "):
+                    total["half written"] += 1
                 elif line.startswith("dead: "):
                     total["found dead"] += 1
                     deaths[line] += 1
-                elif line.startswith("rebuilt "):
-                    total["rebuilt"] += 1
-                    total["computed in rebuilding"] += int(line.split()[1])
+                elif line.startswith("recreated "):
+                    total["recreated"] += 1
+                    total["computed in recreating"] += int(line.split()[1])
                 elif line.startswith("compared "):
                     total.update(json.loads(line.removeprefix("compared ")))
-            computed = Counter((folder / "computed").read_text().splitlines())
-            repeated = sum(n - 1 for text, n in computed.items() if "text: text" in text)
+            repeated = sum(n - 1 for n in Counter(computed(folder)).values())
             total["texts computed again"] += repeated
             total["texts allowed again"] += kills_here * BATCH
             total["ingestions"] += 1
@@ -320,11 +318,13 @@ def main() -> int:
     print(json.dumps(report, indent=1))
     if not args.no_save:
         save(f"crash{'-torn' if args.tear else ''}-{args.seed}", report)
-    wrong = ("lost", "doubled", "different", "nor after a rebuilding", "computed in one more run")
-    wrong += ("computed in rebuilding", "runs that failed", "comparisons that failed")
+    wrong = ("lost", "doubled", "different", "nor found after recreating")
+    wrong += ("computed in one more run", "computed in recreating")
+    wrong += ("runs that failed", "comparisons that failed")
     fine = (
         not any(report.get(name) for name in wrong)
-        and report["found dead"] == report["rebuilt"] + report["rebuildings killed"]
+        and report["found dead"] + report["half written"]
+        == report["recreated"] + report["recreations killed"]
         and report["texts computed again"] <= report["texts allowed again"]
         and report["most texts lost to one kill"] <= BATCH
     )

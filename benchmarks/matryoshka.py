@@ -138,7 +138,7 @@ def measure(runtime: Table, texts: list[str], questions: list[str]) -> dict[str,
                 index.ingest(rows, batch_size=5000)
                 narrow = cut(wanted, width)
                 of_cut = recall(nearest(cut(documents, width), narrow), exact)
-                chroma = Chroma("notes", embeddings, client=index.client)
+                chroma = Chroma(index.collection_name, embeddings, client=index.client)
                 direct = chroma.as_retriever(search_kwargs={"k": LIMIT})
                 one = timed(direct, questions, exact)
                 found[str(width)] = report(str(width), of_cut, one, folder / str(width))

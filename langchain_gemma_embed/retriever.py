@@ -16,9 +16,10 @@ from pydantic import ConfigDict, Field
 
 from gemma_embed.background import in_background
 from gemma_embed.errors import ConfigurationError
-from gemma_embed.matryoshka import TwoStepSearch
+from gemma_embed.matryoshka import TwoStepSearch, parts_of
 from gemma_embed.vectors import Vectors
 from langchain_gemma_embed.embeddings import GemmaEmbeddings
+from langchain_gemma_embed.errors import langchain_errors
 
 
 class MatryoshkaRetriever(BaseRetriever):
@@ -38,8 +39,8 @@ class MatryoshkaRetriever(BaseRetriever):
         vectorstore: Any that can ``similarity_search_by_vector``.
         k: Documents returned.
         candidates: Documents that the vector store is asked for.
-        title_key: The metadata key of titles, where documents were embedded with them:
-            ``"title"`` for what ``ChromaIndex.ingest`` wrote; None for what LangChain added.
+        title_key: The metadata key of titles, where documents were embedded with them by other
+            means than ``ChromaIndex.ingest``, whose rows say it themselves.
         search_kwargs: More arguments of the vector store's search, a filter say.
     """
 
@@ -91,27 +92,30 @@ class MatryoshkaRetriever(BaseRetriever):
     ) -> list[Document]:
         del run_manager
         steps = self._steps
-        full, narrow = steps.query(query)
-        found = self.vectorstore.similarity_search_by_vector(
-            narrow, k=self.candidates, **self.search_kwargs
-        )
-        return self._ordered(steps, full, found)
+        with langchain_errors():
+            full, narrow = steps.query(query)
+            found = self.vectorstore.similarity_search_by_vector(
+                narrow, k=self.candidates, **self.search_kwargs
+            )
+            return self._ordered(steps, full, found)
 
     async def _aget_relevant_documents(
         self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun
     ) -> list[Document]:
         del run_manager
         steps = self._steps
-        full, narrow = await in_background(steps.query, query)
-        found = await self.vectorstore.asimilarity_search_by_vector(
-            narrow, k=self.candidates, **self.search_kwargs
-        )
-        return await in_background(self._ordered, steps, full, found)
+        with langchain_errors():
+            full, narrow = await in_background(steps.query, query)
+            found = await self.vectorstore.asimilarity_search_by_vector(
+                narrow, k=self.candidates, **self.search_kwargs
+            )
+            return await in_background(self._ordered, steps, full, found)
 
     def _ordered(
         self, steps: TwoStepSearch, query: Vectors, found: list[Document]
     ) -> list[Document]:
-        key = self.title_key
-        titles = None if key is None else [each.metadata.get(key) for each in found]
-        texts = [document.page_content for document in found]
-        return [found[place] for place, _ in steps.best(query, texts, titles)]
+        parts = [
+            parts_of(each.metadata, each.page_content, self.title_key) or (each.page_content, None)
+            for each in found
+        ]
+        return [found[place] for place, _ in steps.best(query, parts)]

@@ -1,48 +1,60 @@
 """LlamaIndex's ``BaseEmbedding`` on the core's ``Embedder``: names are translated, nothing decided.
 
-Events, spans, callbacks and progress bars are the base class's. Beside the underscored methods only
-the two that batch are overridden: they would take a str for a list of characters, and an error's
-index would be that within a batch.
+Events, spans, callbacks and progress bars are the base class's. Of its public methods only those
+that take lists are overridden: they would take a str for a list of characters, and an error's index
+would be that within a batch.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Never
 
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from llama_index.core.bridge.pydantic import ConfigDict, Field, field_serializer
+from llama_index.core.schema import BaseNode
+from pydantic import GetPydanticSchema
 
 from gemma_embed import Embedder, EmbeddingStore, Overlong, Task
-from gemma_embed.errors import ConfigurationError, EmbeddingError
+from gemma_embed.errors import ConfigurationError
 from gemma_embed.inputs import checked_texts
+from gemma_embed.passages import split_title
 from gemma_embed.runtimes import (
     Runtime,
     RuntimeName,
     one_name,
     open_runtime,
+    reject_unknown,
     runtime_settings,
 )
 from gemma_embed.store import open_store
+from llamaindex_gemma_embed.errors import counted, counting_in, naming
+
+logger = logging.getLogger("gemma_embed")
 
 # Without the span that the base class puts round them: an override has its own.
 _BATCH = inspect.unwrap(BaseEmbedding.get_text_embedding_batch)
 _ABATCH = inspect.unwrap(BaseEmbedding.aget_text_embedding_batch)
 
-_whole: ContextVar[list[str] | None] = ContextVar("whole", default=None)
+# For pydantic a field of any type: the core checks these.
+_CHECKED_BY_CORE = GetPydanticSchema(lambda _source, handler: handler(Any))
+
+# Constructor arguments of the core's object, which are fields here.
+_OPTIONS = ("runtime", "dimensions", "query_task", "document_task", "overlong", "store")
 
 
 class GemmaEmbedding(BaseEmbedding):
     """EmbeddingGemma with the prompts, widths and vectors that it was trained for.
 
-    Queries and documents get their prompts by themselves, so do not add any. A document that
-    carries a title in the form of ``GemmaTitles`` keeps it. Every setting that decides a vector is
+    Queries and documents get their prompts by themselves, so do not add any. Titles that
+    ``GemmaTitles`` marked go where the model expects them. Every setting that decides a vector is
     a field, so ``IngestionPipeline``'s cache sees each change, and ``from_dict(to_dict())``
-    rebuilds; a server's secret headers are never written down and must be given again.
+    rebuilds; a server's secret headers are never written down and must be given again. An
+    assignment to a field is checked as in the constructor.
 
     Example:
         ```python
@@ -55,12 +67,18 @@ class GemmaEmbedding(BaseEmbedding):
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=("pydantic_model_",))
 
-    runtime: Any = Field(description="An object of gemma_embed.runtimes.")
+    runtime: Annotated[Runtime, _CHECKED_BY_CORE] = Field(
+        description="An object of gemma_embed.runtimes."
+    )
     dimensions: int = Field(description="Width of the vectors.")
     query_task: str = Field(description="Task of queries.")
     document_task: str = Field(description="Task of texts.")
-    overlong: Any = Field(description="What to do with a text too long for the model.")
-    store: Any = Field(description="Keeps document vectors across runs.")
+    overlong: Annotated[Overlong, _CHECKED_BY_CORE] = Field(
+        description="What to do with a text too long for the model."
+    )
+    store: Annotated[EmbeddingStore | None, _CHECKED_BY_CORE] = Field(
+        description="Stores document vectors across runs."
+    )
 
     def __init__(
         self,
@@ -78,19 +96,21 @@ class GemmaEmbedding(BaseEmbedding):
         callback_manager: Any = None,
         rate_limiter: Any = None,
         embeddings_cache: None = None,
+        class_name: str | None = None,
+        **unknown: Never,
     ) -> None:
         """Check the options; nothing is loaded.
 
         Args:
-            runtime: ``"transformers"``, ``"ollama"``, an object of ``gemma_embed.runtimes``, whose
-                constructor takes host, device, dtype and the like, or the mapping that ``to_dict``
-                made of one.
+            runtime: ``"transformers"``, ``"onnx"`` or ``"ollama"`` with their defaults, an object
+                of ``gemma_embed.runtimes``, whose constructor takes host, device, dtype and the
+                like, or the mapping that ``to_dict`` made of one.
             model: A hub id, a folder, or a server's tag, for a runtime given by name.
-            dimensions: 768, 512, 256 or 128; None for the full width.
+            dimensions: One of the model's widths (768, 512, 256 or 128); None for the full width.
             query_task: Task of queries.
             document_task: Task of texts.
             overlong: What to do with a text too long for the model; see ``Embedder``.
-            store: An ``EmbeddingStore`` or the path of its file, which keeps document vectors
+            store: An ``EmbeddingStore`` or the path of its file, which stores document vectors
                 across runs.
             embed_batch_size: Texts handed to the core at a time, which batches them by length.
             num_workers: Batches awaited at once; the core bounds them in any case.
@@ -98,31 +118,49 @@ class GemmaEmbedding(BaseEmbedding):
             callback_manager: LlamaIndex's own.
             rate_limiter: LlamaIndex's own.
             embeddings_cache: Refused unless None; see the error.
+            class_name: What ``model_dump`` writes, for ``model_validate``.
+            **unknown: Refused; the error says where such an option belongs.
 
         Raises:
-            ConfigurationError: If an option has a value that cannot work.
+            ConfigurationError: If an option has a value that cannot work, or is unknown.
         """
+        if unknown:
+            reject_unknown(unknown, self.class_name())
+        if class_name not in (None, self.class_name()):
+            raise ConfigurationError(f"these are settings of {class_name}, not GemmaEmbedding")
         if isinstance(runtime, str):
             model = one_name(model, model_name)
-        opened = open_runtime(runtime, model)
-        source = str(opened.settings["model"])
-        # A copy and ``from_dict`` hand back the name beside the runtime that it came from.
-        one_name(source, model_name)
-        super().__init__(  # type: ignore[call-arg] # pydantic makes them from the fields
-            runtime=opened,
-            model_name=source,
-            dimensions=opened.model.width if dimensions is None else dimensions,
+        core = Embedder(
+            open_runtime(runtime, model),
+            dimensions=dimensions,
             query_task=query_task,
             document_task=document_task,
             overlong=overlong,
             store=open_store(store),
+        )
+        source = _model_of(core.runtime)
+        # A copy and ``from_dict`` hand back the name with the runtime that it came from.
+        one_name(source, model_name)
+        _refuse_cache(embeddings_cache)
+        super().__init__(
+            **{name: getattr(core, name) for name in _OPTIONS},
+            model_name=source,
             embed_batch_size=embed_batch_size,
             num_workers=num_workers,
             callback_manager=callback_manager,
             rate_limiter=rate_limiter,
-            embeddings_cache=embeddings_cache,
         )
-        _ = self.embedder  # Refuses options that cannot work.
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "model_name":
+            raise ConfigurationError("model_name is the runtime's; assign runtime= instead")
+        if name == "embeddings_cache":
+            _refuse_cache(value)
+        if name in _OPTIONS:
+            core = Embedder(**{each: getattr(self, each) for each in _OPTIONS} | {name: value})
+            value = getattr(core, name)
+            super().__setattr__("model_name", _model_of(core.runtime))
+        super().__setattr__(name, value)
 
     @classmethod
     def class_name(cls) -> str:
@@ -151,45 +189,47 @@ class GemmaEmbedding(BaseEmbedding):
     def embedder(self) -> Embedder:
         """The core's object, which does the work."""
         # Built from the fields each time, which costs microseconds: no hidden state can differ
-        # from what is written down, and an assignment takes effect or is refused.
-        if self.embeddings_cache is not None:
-            raise ConfigurationError(
-                "embeddings_cache keys on the bare text, so a query would be answered with the "
-                "vector of the document of the same words "
-                "(https://github.com/run-llama/llama_index/pull/23181); leave it out"
-            )
-        return Embedder(
-            self.runtime,
-            dimensions=self.dimensions,
-            query_task=self.query_task,
-            document_task=self.document_task,
-            overlong=self.overlong,
-            store=self.store,
-        )
+        # from what is written down.
+        _refuse_cache(self.embeddings_cache)
+        return Embedder(**{name: getattr(self, name) for name in _OPTIONS})
 
     def texts_and_titles(self, texts: list[str]) -> tuple[list[str], list[str | None] | None]:
-        """Take apart what ``GemmaTitles`` put together: the texts, and a title or None for each."""
-        if not self.embedder.takes_titles:
-            return texts, None
-        prompts = self.runtime.model.prompts
-        parts = [prompts.title_and_text(text) for text in checked_texts(texts)]
-        return [text for _, text in parts], [title for title, _ in parts]
+        """Take apart what ``GemmaTitles`` put together: the texts, and a title or None for each.
+
+        Titles for which the checkpoint's prompt has no place are left out, with one warning.
+        """
+        parts = [split_title(text) for text in checked_texts(texts)]
+        titles = [title for _, title in parts]
+        if any(titles) and not self.embedder.takes_titles:
+            _warn_of_titles(self.model_name, self.document_task)
+            titles = []
+        return [text for text, _ in parts], titles if any(titles) else None
 
     def get_text_embedding_batch(
         self, texts: Iterable[str], show_progress: bool = False, **kwargs: Any
     ) -> list[Embedding]:
         """Embed texts, ``embed_batch_size`` at a time; see ``Embedder.embed`` for errors."""
-        whole = checked_texts(texts)
-        with _counting_in(whole):
-            return _BATCH(self, whole, show_progress, **kwargs)  # type: ignore[no-any-return]
+        checked = checked_texts(texts)
+        with counting_in(checked):
+            return _BATCH(self, checked, show_progress, **kwargs)  # type: ignore[no-any-return]
 
     async def aget_text_embedding_batch(
         self, texts: Iterable[str], show_progress: bool = False, **kwargs: Any
     ) -> list[Embedding]:
         """Do what ``get_text_embedding_batch`` does without blocking the event loop."""
-        whole = checked_texts(texts)
-        with _counting_in(whole):
-            return await _ABATCH(self, whole, show_progress, **kwargs)  # type: ignore[no-any-return]
+        checked = checked_texts(texts)
+        with counting_in(checked):
+            return await _ABATCH(self, checked, show_progress, **kwargs)  # type: ignore[no-any-return]
+
+    def __call__(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
+        """Embed nodes in a pipeline; errors name the node and the document that it is from."""
+        with naming(nodes):
+            return super().__call__(nodes, **kwargs)
+
+    async def acall(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
+        """Do what calling it does without blocking the event loop."""
+        with naming(nodes):
+            return await super().acall(nodes, **kwargs)
 
     def _get_query_embedding(self, query: str) -> Embedding:
         return self.embedder.embed_query(query).tolist()  # type: ignore[no-any-return]
@@ -199,7 +239,7 @@ class GemmaEmbedding(BaseEmbedding):
 
     def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
         bare, titles = self.texts_and_titles(texts)
-        with _counted(texts):
+        with counted(texts):
             return self.embedder.embed(bare, titles=titles).tolist()  # type: ignore[no-any-return]
 
     async def _aget_query_embedding(self, query: str) -> Embedding:
@@ -210,27 +250,25 @@ class GemmaEmbedding(BaseEmbedding):
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
         bare, titles = self.texts_and_titles(texts)
-        with _counted(texts):
+        with counted(texts):
             return (await self.embedder.aembed(bare, titles=titles)).tolist()  # type: ignore[no-any-return]
 
 
-@contextmanager
-def _counting_in(texts: list[str]) -> Iterator[None]:
-    """Let errors name texts by their place in the whole list."""
-    token = _whole.set(texts)
-    try:
-        yield
-    finally:
-        _whole.reset(token)
+def _model_of(runtime: Runtime) -> str:
+    return str(runtime.settings.get("model") or runtime.model.name)
 
 
-@contextmanager
-def _counted(batch: list[str]) -> Iterator[None]:
-    try:
-        yield
-    except EmbeddingError as error:
-        whole = _whole.get()
-        if whole is not None and error.index is not None:
-            # Of equal texts the first is named, as the core does.
-            error.index = whole.index(batch[error.index])
-        raise
+def _refuse_cache(embeddings_cache: object) -> None:
+    if embeddings_cache is not None:
+        raise ConfigurationError(
+            "embeddings_cache keys on the bare text, so a query would be answered with the "
+            "vector of the document of the same words "
+            "(https://github.com/run-llama/llama_index/pull/23181); use store= instead"
+        )
+
+
+@cache
+def _warn_of_titles(model: str, task: str) -> None:
+    logger.warning(
+        "the %s prompt of %s has no place for titles: texts are embedded without them", task, model
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from llama_index.core import QueryBundle, VectorStoreIndex
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
@@ -10,7 +12,8 @@ from llama_index.core.vector_stores import MetadataFilters
 
 from gemma_embed.background import in_background
 from gemma_embed.errors import InvalidInput
-from gemma_embed.matryoshka import TwoStepSearch
+from gemma_embed.matryoshka import TwoStepSearch, parts_of
+from gemma_embed.passages import split_title, title_key_of
 from gemma_embed.vectors import Vectors
 from llamaindex_gemma_embed.embedding import GemmaEmbedding
 
@@ -43,12 +46,12 @@ class MatryoshkaRetriever(BaseRetriever):
 
         Args:
             index: An index of narrow vectors (``dimensions=128`` or ``256``).
-            embed_model: The one that it was filled with, whose ``store`` has held the full-width
+            embed_model: The one that it was filled with, whose ``store`` has had the full-width
                 vectors since then.
             similarity_top_k: Nodes returned.
             candidates: Nodes that the index is asked for.
-            title_key: The metadata key of titles, for what ``ChromaIndex.ingest`` wrote; None for
-                nodes that LlamaIndex embedded, ``GemmaTitles`` or not.
+            title_key: The metadata key of titles, where nodes were embedded with them by other
+                means than ``GemmaTitles`` or ``ChromaIndex.ingest``, which say it themselves.
             filters: LlamaIndex's own.
             callback_manager: LlamaIndex's own.
 
@@ -56,8 +59,8 @@ class MatryoshkaRetriever(BaseRetriever):
             ConfigurationError: If they cannot work.
         """
         self._steps = TwoStepSearch(embed_model.embedder, similarity_top_k, candidates)
-        self._embed_model = embed_model
         self._title_key = title_key
+        self._vector_store = index.vector_store
         self._narrow = index.as_retriever(similarity_top_k=candidates, filters=filters)
         super().__init__(callback_manager=callback_manager)
 
@@ -73,15 +76,22 @@ class MatryoshkaRetriever(BaseRetriever):
         return await in_background(self._ordered, full, found)
 
     def _ordered(self, query: Vectors, found: list[NodeWithScore]) -> list[NodeWithScore]:
-        nodes = [each.node for each in found]
-        if self._title_key is None:
-            texts = [node.get_content(MetadataMode.EMBED) for node in nodes]
-            bare, titles = self._embed_model.texts_and_titles(texts)
-        else:
-            bare = [node.get_content(MetadataMode.NONE) for node in nodes]
-            titles = [node.metadata.get(self._title_key) for node in nodes]
-        best = self._steps.best(query, bare, titles)
-        return [NodeWithScore(node=nodes[place], score=score) for place, score in best]
+        stated = _stated_title_key(self._vector_store)
+        parts = []
+        for each in found:
+            text = each.node.get_content(MetadataMode.NONE)
+            own = parts_of(each.node.metadata, text, self._title_key, stated)
+            parts.append(own or split_title(each.node.get_content(MetadataMode.EMBED)))
+        return [
+            NodeWithScore(node=found[place].node, score=score)
+            for place, score in self._steps.best(query, parts)
+        ]
+
+
+def _stated_title_key(vector_store: object) -> str | None:
+    # Chroma's collection, if it is one of ChromaIndex; other clients say nothing there.
+    metadata = getattr(getattr(vector_store, "client", None), "metadata", None)
+    return title_key_of(metadata) if isinstance(metadata, Mapping) else None
 
 
 def _text_of(query: QueryBundle) -> str:

@@ -1,26 +1,34 @@
-"""Titles from metadata, in the place that EmbeddingGemma's document prompt has for them."""
+"""Titles from metadata, in the place that the model's document prompt has for them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from llama_index.core.schema import BaseNode, Document, TextNode, TransformComponent
+from llama_index.core.schema import (
+    DEFAULT_METADATA_TMPL,
+    DEFAULT_TEXT_NODE_TMPL,
+    BaseNode,
+    Node,
+    TextNode,
+    TransformComponent,
+)
 
-from gemma_embed.models import EMBEDDINGGEMMA_300M
+from gemma_embed.passages import TITLE, title_of
 
 
 class GemmaTitles(TransformComponent):
-    """Put each node's title where the model expects it, and keep other metadata out of vectors.
+    """Mark each node's title for ``GemmaEmbedding``, and leave other metadata out of vectors.
 
     By default LlamaIndex writes all metadata into the text that is embedded. Put this before
-    ``GemmaEmbedding``, and after any splitter, in ``IngestionPipeline(transformations=[...])`` or
-    ``VectorStoreIndex.from_documents(..., transformations=[...])``. The generator sees a titled
-    node in the same form.
+    ``GemmaEmbedding``, and before or after any splitter, in
+    ``IngestionPipeline(transformations=[...])`` or
+    ``VectorStoreIndex.from_documents(..., transformations=[...])``. What the generator sees stays
+    as it is, except that a titled node's own templates are replaced by LlamaIndex's defaults.
 
     Attributes:
-        title_key: The metadata key that holds the title; nodes without it are embedded as
-            ``title: none``.
+        title_key: The metadata key of the title: a text, a number or a date. Nodes without it are
+            embedded without a title.
     """
 
     title_key: str = "title"
@@ -35,13 +43,16 @@ class GemmaTitles(TransformComponent):
         nodes: Sequence[BaseNode],
         **kwargs: Any,  # noqa: ARG002 - the base class's signature
     ) -> Sequence[BaseNode]:
-        """Set templates and exclusions; texts and metadata stay as they are."""
-        prompts = EMBEDDINGGEMMA_300M.prompts
+        """Mark nodes in place; texts and metadata stay as they are, but for the mark."""
         for node in nodes:
-            title = str(node.metadata.get(self.title_key) or "")
-            others = [key for key in node.metadata if key != self.title_key or not title]
-            node.excluded_embed_metadata_keys = others
-            if title and isinstance(node, (TextNode, Document)):
-                prefix = prompts.prefix("document", title)
-                node.text_template = prefix.replace("{", "{{").replace("}", "}}") + "{content}"
+            node.metadata.pop(TITLE, None)
+            node.excluded_embed_metadata_keys = list(node.metadata)
+            title = " ".join((title_of(node.metadata, self.title_key) or "").split())
+            if title and isinstance(node, (Node, TextNode)):
+                node.metadata[TITLE] = title
+                hidden = {*node.excluded_llm_metadata_keys, TITLE}
+                node.excluded_llm_metadata_keys = sorted(hidden)
+                # ``split_title`` reads what these make of the mark.
+                node.metadata_template = DEFAULT_METADATA_TMPL
+                node.text_template = DEFAULT_TEXT_NODE_TMPL
         return nodes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from gemma_embed.chroma import ChromaIndex
@@ -14,12 +15,25 @@ def documents(count: int = 60, **changed: Any) -> list[dict[str, Any]]:
     ]
 
 
+def current(index: ChromaIndex) -> Any:
+    """The collection, without a look at its passport."""
+    (generation,) = (each for each in index.generations() if each.current)
+    return index.client.get_collection(generation.name, embedding_function=None)
+
+
 def everything(index: ChromaIndex) -> dict[str, Any]:
-    held = index.client.get_collection(index.name, embedding_function=None)
-    got = held.get(include=["documents", "metadatas", "embeddings"])
+    got = current(index).get(include=["documents", "metadatas", "embeddings"])
     return {
         row: (document, metadata, vector.tobytes())
         for row, document, metadata, vector in zip(
             got["ids"], got["documents"], got["metadatas"], got["embeddings"], strict=True
         )
     }
+
+
+def break_vectors(folder: Path) -> None:
+    """Make the vector files what a killed writer can make of them."""
+    for path in folder.glob("*/*.bin"):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+    for path in folder.glob("*/index_metadata.pickle"):
+        path.write_bytes(b"")

@@ -6,6 +6,9 @@ import asyncio
 import copy
 import json
 import pickle
+import subprocess
+import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,8 @@ import numpy as np
 import pytest
 from fakes import FakeRuntime, vector_of
 from langchain_classic.embeddings import CacheBackedEmbeddings
+from langchain_classic.storage import LocalFileStore
+from langchain_core import exceptions as lc_exceptions
 from langchain_core.documents import Document
 from langchain_core.indexing import InMemoryRecordManager, index
 from langchain_core.load import dumpd
@@ -23,9 +28,11 @@ from langchain_tests.integration_tests import EmbeddingsIntegrationTests
 from langchain_tests.unit_tests import EmbeddingsUnitTests
 from ollama_server import OllamaServer
 
-from gemma_embed.errors import ConfigurationError, InvalidInput
+from gemma_embed import errors
+from gemma_embed.errors import ConfigurationError, EmbeddingError, InvalidInput, TransientError
 from gemma_embed.runtimes import OllamaRuntime, TransformersRuntime
 from langchain_gemma_embed import GemmaEmbeddings
+from langchain_gemma_embed import errors as adapter_errors
 
 DOCUMENT = "title: none | text: "
 QUERY = "task: search result | query: "
@@ -133,10 +140,13 @@ def test_for_task_shares_the_model(embeddings: GemmaEmbeddings, fake: FakeRuntim
     assert embeddings.embedder.query_task == "query"
 
 
-@pytest.mark.parametrize("options", [{"normalize": True}, {"task": "query"}])
-def test_unknown_options_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(TypeError):
-        GemmaEmbeddings("ollama", **options)
+@pytest.mark.parametrize(
+    "name",
+    ["model_kwargs", "encode_kwargs", "show_progress", "base_url", "device", "dtype", "precision"],
+)
+def test_unknown_options_are_refused(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=name):
+        GemmaEmbeddings("ollama", **{name: {}})
 
 
 def test_model_and_model_name_are_one_thing() -> None:
@@ -145,6 +155,21 @@ def test_model_and_model_name_are_one_thing() -> None:
         assert runtime.settings["model"] == "embeddinggemma:x"
     with pytest.raises(ConfigurationError, match="model_name"):
         GemmaEmbeddings("ollama", "a", model_name="b")
+
+
+def test_the_names_that_langchain_applications_look_for(fake: FakeRuntime) -> None:
+    assert GemmaEmbeddings("ollama").model == "embeddinggemma:300m"
+    assert GemmaEmbeddings("ollama").dimensions == 768
+    narrow = GemmaEmbeddings(fake, dimensions=128)
+    assert (narrow.model, narrow.dimensions) == ("fake", 128)
+
+    class Nameless(FakeRuntime):
+        settings = {}
+
+    assert GemmaEmbeddings(Nameless()).model == "embeddinggemma-300m"
+    for name in ("model", "dimensions"):
+        with pytest.raises(AttributeError):
+            setattr(narrow, name, 128)
 
 
 def test_secrets_are_nowhere_to_be_seen() -> None:
@@ -162,7 +187,8 @@ def test_three_event_loops_in_a_row() -> None:
         embeddings = GemmaEmbeddings(OllamaRuntime(host=server.url))
         first, _, third = [asyncio.run(embeddings.aembed_query("x")) for _ in range(3)]
         documents = asyncio.run(embeddings.aembed_documents(["x", "y"]))
-    assert first == third == embeddings_of(server, QUERY + "x")
+    assert first == third
+    assert first == pytest.approx(embeddings_of(server, QUERY + "x"), abs=1e-6)
     assert len(documents) == 2
 
 
@@ -170,7 +196,8 @@ def embeddings_of(server: OllamaServer, prompted: str) -> list[float]:
     """What the served model makes of a prompted text."""
     with server, OllamaServer() as fresh:
         (batch,) = OllamaRuntime(host=fresh.url).embed([prompted])
-        return [float(x) for x in batch.vectors[0]]
+        vector = np.array(batch.vectors[0])
+        return (vector / np.linalg.norm(vector)).tolist()
 
 
 @pytest.mark.parametrize(
@@ -216,6 +243,27 @@ def test_cache_backed_embeddings(fake: FakeRuntime) -> None:
     assert cached.embed_documents(["b", "a"]) == first[::-1]
     assert fake.calls == calls
     assert cached.embed_query("a") == embeddings.embed_query("a") != first[0]
+
+
+def test_queries_cached_as_the_docstring_says(fake: FakeRuntime, tmp_path: Path) -> None:
+    def cached(embeddings: GemmaEmbeddings) -> CacheBackedEmbeddings:
+        queries = LocalFileStore(tmp_path / embeddings.query_cache_namespace)
+        return CacheBackedEmbeddings.from_bytes_store(
+            embeddings,
+            LocalFileStore(tmp_path / "documents"),
+            namespace=embeddings.cache_namespace,
+            query_embedding_cache=queries,
+            key_encoder="sha256",
+        )
+
+    embeddings = GemmaEmbeddings(fake, dimensions=128)
+    for each in (embeddings, embeddings.for_task("fact checking"), embeddings):
+        expected = each.embed_query("a")
+        assert cached(each).embed_documents(["a"]) == embeddings.embed_documents(["a"])
+        assert cached(each).embed_query("a") == expected
+        calls = fake.calls
+        assert cached(each).embed_query("a") == expected
+        assert fake.calls == calls
 
 
 def test_index_embeds_again_when_the_model_changes(fake: FakeRuntime) -> None:
@@ -271,3 +319,82 @@ def test_errors_are_the_cores(embeddings: GemmaEmbeddings) -> None:
         embeddings.embed_documents("one text")
     with pytest.raises(InvalidInput, match="index 0"):
         embeddings.embed_query(None)
+
+
+def _errors_of(kind: type[EmbeddingError]) -> Iterator[type[EmbeddingError]]:
+    yield kind
+    for each in kind.__subclasses__():
+        if each.__module__ == errors.__name__:
+            yield from _errors_of(each)
+
+
+class Failing(FakeRuntime):
+    def __init__(self, error: EmbeddingError) -> None:
+        super().__init__()
+        self.error = error
+
+    def embed(self, texts: Any, *, truncate: bool = False) -> Any:
+        raise self.error
+        yield
+
+
+@pytest.mark.parametrize("kind", list(_errors_of(EmbeddingError)))
+async def test_errors_are_langchains_too(kind: type[EmbeddingError]) -> None:
+    error = kind("it broke", index=1)
+    error.attempts = 3
+    embeddings = GemmaEmbeddings(Failing(error))
+    caught = []
+    with pytest.raises(kind) as sync:
+        embeddings.embed_documents(["a", "b"])
+    caught.append(sync.value)
+    with pytest.raises(kind) as asynchronous:
+        await embeddings.aembed_query("a")
+    caught.append(asynchronous.value)
+    for each in caught:
+        again = pickle.loads(pickle.dumps(each))
+        assert (type(again), str(again), again.attempts) == (type(each), str(each), 3)
+        assert type(each).__name__ == kind.__name__
+        of_a_model = issubclass(kind, (errors.ModelError, errors.InputTooLong, TransientError))
+        if of_a_model and not kind.__subclasses__():
+            assert isinstance(each, lc_exceptions.ModelError)
+        if isinstance(each, lc_exceptions.ModelError):
+            assert each.is_retryable == isinstance(each, TransientError)
+
+
+def test_langchain_retries_what_may_pass() -> None:
+    from langchain_core.runnables import RunnableLambda
+
+    class Busy(FakeRuntime):
+        def embed(self, texts: Any, *, truncate: bool = False) -> Any:
+            if self.calls < 2:
+                self.calls += 1
+                raise errors.ServerBusy("too many requests")
+            return super().embed(texts, truncate=truncate)
+
+    embeddings = GemmaEmbeddings(Busy())
+    patient = RunnableLambda(embeddings.embed_query).with_retry(
+        retry_if_exception_type=(lc_exceptions.ModelRateLimitError,),
+        wait_exponential_jitter=False,
+        stop_after_attempt=3,
+    )
+    assert patient.invoke("a") == GemmaEmbeddings(FakeRuntime()).embed_query("a")
+
+
+def test_an_older_langchain_has_the_cores_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    older = types.ModuleType("langchain_core.exceptions")
+    monkeypatch.setattr(adapter_errors, "exceptions", older)
+    monkeypatch.setattr(adapter_errors, "_CLASSES", adapter_errors._classes())
+    with pytest.raises(errors.ServerBusy) as caught:
+        GemmaEmbeddings(Failing(errors.ServerBusy("too many"))).embed_query("a")
+    assert type(caught.value) is errors.ServerBusy
+
+
+def test_without_langchain_the_install_command_is_named() -> None:
+    script = (
+        "import sys; sys.modules['langchain_core'] = None\n"
+        "from gemma_embed.errors import MissingDependency\n"
+        "try: import langchain_gemma_embed\n"
+        "except MissingDependency as error: print(error)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "pip install 'gemma-embed[langchain]'" in ran.stdout

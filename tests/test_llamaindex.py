@@ -6,8 +6,11 @@ import asyncio
 import copy
 import json
 import pickle
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,8 @@ from llama_index.core.schema import MetadataMode, TextNode
 from llama_index.core.storage.kvstore import SimpleKVStore
 from ollama_server import OllamaServer
 
-from gemma_embed.errors import ConfigurationError, InvalidInput
+from gemma_embed.errors import ConfigurationError, InputTooLong, InvalidInput
+from gemma_embed.prompts import Prompts
 from gemma_embed.runtimes import Batch, OllamaRuntime, TooLong, TransformersRuntime
 from llamaindex_gemma_embed import GemmaEmbedding, GemmaTitles
 
@@ -142,6 +146,16 @@ def test_each_setting_is_in_to_dict_and_comes_back(change: dict[str, Any]) -> No
     assert again.runtime.settings == changed.runtime.settings
 
 
+@pytest.mark.parametrize("change", CHANGES, ids=str)
+def test_pydantic_reads_what_it_wrote(change: dict[str, Any]) -> None:
+    embedding = GemmaEmbedding(**change, store="vectors.sqlite", embed_batch_size=7)
+    again = GemmaEmbedding.model_validate(embedding.model_dump())
+    assert again.to_dict() == embedding.to_dict()
+    again = GemmaEmbedding.model_validate_json(embedding.model_dump_json())
+    assert again.to_dict() == embedding.to_dict()
+    assert "runtime" in GemmaEmbedding.model_json_schema()["properties"]
+
+
 def test_equal_settings_are_equal_dicts() -> None:
     assert GemmaEmbedding().to_dict() == GemmaEmbedding().to_dict()
 
@@ -149,8 +163,11 @@ def test_equal_settings_are_equal_dicts() -> None:
 @pytest.mark.parametrize(
     ("options", "kind"),
     [
-        ({"dimension": 256}, TypeError),
-        ({"normalize": True}, TypeError),
+        ({"dimension": 256}, ConfigurationError),
+        ({"device": "cpu"}, ConfigurationError),
+        ({"base_url": "http://localhost:11434"}, ConfigurationError),
+        ({"query_instruction": "query: "}, ConfigurationError),
+        ({"class_name": "OpenAIEmbedding"}, ConfigurationError),
         ({"dimensions": 100}, ConfigurationError),
         ({"query_task": "search"}, ConfigurationError),
         ({"overlong": "cut"}, ConfigurationError),
@@ -168,19 +185,36 @@ def test_bad_options_are_refused_at_once(options: dict[str, Any], kind: type[Exc
 
 
 def test_the_role_blind_cache_is_refused_later_too(embedding: GemmaEmbedding) -> None:
-    embedding.embeddings_cache = SimpleKVStore()
     with pytest.raises(ConfigurationError, match="pull/23181"):
-        embedding.get_text_embedding("Paris")
+        embedding.embeddings_cache = SimpleKVStore()
+    assert embedding.embeddings_cache is None
+    copied = embedding.model_copy(update={"embeddings_cache": SimpleKVStore()})
+    with pytest.raises(ConfigurationError, match="pull/23181"):
+        copied.get_text_embedding("Paris")
 
 
 def test_an_assignment_takes_effect_or_is_refused(
-    embedding: GemmaEmbedding, fake: FakeRuntime
+    embedding: GemmaEmbedding, fake: FakeRuntime, tmp_path: Path
 ) -> None:
     embedding.dimensions = 128
+    embedding.store = tmp_path / "vectors.sqlite"
     assert len(embedding.get_text_embedding("a")) == 128
-    embedding.dimensions = 100
-    with pytest.raises(ConfigurationError):
-        embedding.get_text_embedding("a")
+    assert (tmp_path / "vectors.sqlite").exists()
+    before = embedding.to_dict()
+    for name, value in {
+        "dimensions": 100,
+        "query_task": "search",
+        "overlong": "cut",
+        "store": 5,
+        "runtime": "torch",
+        "model_name": "other",
+        "typo": 1,
+    }.items():
+        with pytest.raises(ValueError, match=r".+"):
+            setattr(embedding, name, value)
+    assert embedding.to_dict() == before
+    embedding.runtime = "ollama"
+    assert embedding.model_name == embedding.to_payload()["model_name"] == "embeddinggemma:300m"
 
 
 def test_model_name_says_what_runs() -> None:
@@ -251,8 +285,8 @@ def test_ingestion_pipeline_with_workers(narrow: Path) -> None:
     pipeline = IngestionPipeline(transformations=[GemmaTitles(), embedding], disable_cache=True)
     nodes = [TextNode(text=f"text {i}", metadata={"title": f"T{i}"}) for i in range(4)]
     done = pipeline.run(nodes=nodes, num_workers=2)
-    expected = embedding.get_text_embedding_batch(
-        [f"title: T{i} | text: text {i}" for i in range(4)]
+    expected = embedding.embedder.embed(
+        [f"text {i}" for i in range(4)], titles=[f"T{i}" for i in range(4)]
     )
     by_text = {node.text: node.embedding for node in done}
     for i in range(4):
@@ -260,15 +294,64 @@ def test_ingestion_pipeline_with_workers(narrow: Path) -> None:
 
 
 class TestTitles:
-    @pytest.mark.parametrize("title", ["Eiffel Tower", "{braces} {0}", "A | text: forged"])
+    @pytest.mark.parametrize(
+        ("title", "read"),
+        [
+            ("Eiffel Tower", "Eiffel Tower"),
+            ("{braces} {0}", "{braces} {0}"),
+            ("A | text: forged", "A text: forged"),
+            ("two\n\nlines", "two lines"),
+            (1984, "1984"),
+            (date(2024, 5, 1), "2024-05-01"),
+        ],
+    )
+    @pytest.mark.parametrize("kind", [TextNode, Document])
     def test_a_title_takes_its_place(
-        self, embedding: GemmaEmbedding, fake: FakeRuntime, title: str
+        self, embedding: GemmaEmbedding, fake: FakeRuntime, title: Any, read: str, kind: Any
     ) -> None:
-        node = TextNode(text="Body {x}", metadata={"title": title, "file_path": "/a/b", "page": 3})
-        embedding(GemmaTitles()([node]))
-        cleaned = title.replace("A | text:", "A text:")
-        assert fake.texts == [f"title: {cleaned} | text: Body {{x}}"]
+        node = kind(text="Body {x}\n\nmore", metadata={"title": title, "file_path": "/a/b"})
+        embedding(GemmaTitles()(GemmaTitles()([node])))
+        assert fake.texts == [f"title: {read} | text: Body {{x}}\n\nmore"]
         assert node.metadata["title"] == title
+
+    def test_a_title_without_a_text(self, embedding: GemmaEmbedding, fake: FakeRuntime) -> None:
+        embedding(GemmaTitles()([TextNode(text="", metadata={"title": "T"})]))
+        assert fake.texts == ["title: T | text: "]
+
+    def test_a_text_in_the_prompts_form_is_a_text(
+        self, embedding: GemmaEmbedding, fake: FakeRuntime
+    ) -> None:
+        embedding.get_text_embedding("title: T | text: Body")
+        assert fake.texts == [DOCUMENT + "title: T | text: Body"]
+
+    def test_the_checkpoints_prompts_count(
+        self, fake: FakeRuntime, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        own = Prompts(fake.prompts.prefixes, "passage: ", "passage of {title}: ")
+        monkeypatch.setattr(FakeRuntime, "prompts", own)
+        node = TextNode(text="Body", metadata={"title": "T"})
+        GemmaEmbedding(fake)(GemmaTitles()([node]))
+        assert fake.texts == ["passage of T: Body"]
+
+    def test_without_a_place_for_titles_the_text_goes_alone(
+        self,
+        fake: FakeRuntime,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        own = Prompts(fake.prompts.prefixes, "passage: ", None)
+        monkeypatch.setattr(FakeRuntime, "prompts", own)
+        fake.name = "a model without titles"
+        nodes = GemmaTitles()([TextNode(text=f"{n}", metadata={"title": "T"}) for n in range(5)])
+        GemmaEmbedding(fake, embed_batch_size=2)(nodes)
+        assert sorted(fake.texts) == [f"passage: {n}" for n in range(5)]
+        (record,) = caplog.records
+        assert "has no place for titles" in record.getMessage()
+
+    def test_another_task_has_no_titles(self, fake: FakeRuntime) -> None:
+        node = TextNode(text="Body", metadata={"title": "T"})
+        GemmaEmbedding(fake).for_task("clustering")(GemmaTitles()([node]))
+        assert fake.texts == ["task: clustering | query: Body"]
 
     def test_a_node_without_title_is_its_text(
         self, embedding: GemmaEmbedding, fake: FakeRuntime
@@ -297,9 +380,46 @@ class TestTitles:
         VectorStoreIndex.from_documents(list(GemmaTitles()([document])))
         assert fake.texts == ["title: T | text: Body"]
 
-    def test_the_generator_sees_title_and_text(self) -> None:
-        (node,) = GemmaTitles()([TextNode(text="Body", metadata={"title": "T", "page": 3})])
-        assert node.get_content(MetadataMode.LLM) == "title: T | text: Body"
+    @pytest.mark.parametrize("kind", [TextNode, Document])
+    def test_the_generator_sees_what_it_saw(self, kind: Any) -> None:
+        metadata = {"title": "T", "author": "A", "secret": "S", "page": 3}
+        node = kind(text="Body", metadata=metadata, excluded_llm_metadata_keys=["secret"])
+        before = node.get_content(MetadataMode.LLM)
+        GemmaTitles()([node])
+        assert node.get_content(MetadataMode.LLM) == before
+        assert "author: A" in before
+        assert "secret" not in before
+
+    def test_templates_of_its_own_give_way(
+        self, embedding: GemmaEmbedding, fake: FakeRuntime
+    ) -> None:
+        node = TextNode(
+            text="Body",
+            metadata={"title": "T", "author": "A"},
+            text_template="<{metadata_str}>{content}",
+            metadata_template="{key}={value}",
+        )
+        embedding(GemmaTitles()([node]))
+        assert fake.texts == ["title: T | text: Body"]
+        assert node.get_content(MetadataMode.LLM) == "title: T\nauthor: A\n\nBody"
+
+
+class TestWhereAnErrorIs:
+    def long_node(self) -> TextNode:
+        return TextNode(text="long " * 1000, id_="the node", metadata={"file_path": "/notes/a.md"})
+
+    async def test_a_pipeline_names_node_and_file(self, embedding: GemmaEmbedding) -> None:
+        embedding = embedding.model_copy(update={"embed_batch_size": 2})
+        nodes = [*(TextNode(text=f"{n}") for n in range(5)), self.long_node()]
+        words = r"index 5: .*\(node the node of /notes/a\.md\)"
+        with pytest.raises(InputTooLong, match=words):
+            IngestionPipeline(transformations=[embedding]).run(nodes=nodes)
+        with pytest.raises(InputTooLong, match=words):
+            await IngestionPipeline(transformations=[embedding]).arun(nodes=nodes)
+
+    def test_a_node_without_a_file(self, embedding: GemmaEmbedding) -> None:
+        with pytest.raises(InputTooLong, match=r"\(node x\)"):
+            embedding([TextNode(text="long " * 1000, id_="x")])
 
 
 class Events(BaseEventHandler):
@@ -377,3 +497,21 @@ def test_one_call_is_one_span(embedding: GemmaEmbedding) -> None:
         dispatcher.span_handlers.remove(handler)
     batches = [name for name in opened if name.endswith(".get_text_embedding_batch")]
     assert batches == ["GemmaEmbedding.get_text_embedding_batch"]
+
+
+def test_without_llamaindex_the_install_command_is_named() -> None:
+    script = (
+        "import sys; sys.modules['llama_index'] = None\n"
+        "from gemma_embed.errors import MissingDependency\n"
+        "try: import llamaindex_gemma_embed\n"
+        "except MissingDependency as error: print(error)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "pip install 'gemma-embed[llamaindex]'" in ran.stdout
+
+
+def test_a_runtime_without_settings_has_the_models_name() -> None:
+    class Nameless(FakeRuntime):
+        settings = {}
+
+    assert GemmaEmbedding(Nameless()).model_name == "embeddinggemma-300m"

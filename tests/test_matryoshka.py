@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import chromadb
 import numpy as np
 import pytest
+from chromadb.config import Settings
 from fakes import FakeRuntime, vector_of
 from langchain_chroma import Chroma
 from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding
+from langchain_core.exceptions import ModelRateLimitError
 from langchain_core.vectorstores import InMemoryVectorStore
 from llama_index.core import QueryBundle, StorageContext, VectorStoreIndex
 from llama_index.core.schema import TextNode
@@ -20,7 +24,7 @@ from llama_index.vector_stores.chroma import ChromaVectorStore
 import langchain_gemma_embed
 import llamaindex_gemma_embed
 from gemma_embed.chroma import ChromaIndex
-from gemma_embed.errors import ConfigurationError, InvalidInput
+from gemma_embed.errors import ConfigurationError, InvalidInput, ServerBusy
 from gemma_embed.testing import bundled_runtime
 from langchain_gemma_embed import GemmaEmbeddings
 from llamaindex_gemma_embed import GemmaEmbedding, GemmaTitles
@@ -36,6 +40,19 @@ def exact(prompted: list[str], width: int = 768) -> list[int]:
     rows = np.array([vector_of(text)[:width] for text in prompted])
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     return np.argsort(-(rows @ QUERY_VECTOR[:width])).tolist()
+
+
+# What metadata hold: YAML reads some titles as numbers and dates.
+TITLES = {n: f"T{n}" for n in range(300)} | {7: 1984, 8: 3.5, 9: "", 10: True}
+
+
+def documents(title_key: str) -> list[Document]:
+    return [Document(text, metadata={title_key: TITLES[n], "n": n}) for n, text in enumerate(TEXTS)]
+
+
+def prompted_as_ingested() -> list[str]:
+    titles = [TITLES[n] or "none" for n in range(len(TEXTS))]
+    return [f"title: {title} | text: {text}" for title, text in zip(titles, TEXTS, strict=True)]
 
 
 PLAIN = [f"title: none | text: {text}" for text in TEXTS]
@@ -92,23 +109,53 @@ class TestLangChain:
         assert retriever.invoke(QUERY) == expected
         assert len(fake.texts) == 2 + retriever.candidates
 
-    def test_what_an_index_was_filled_with_has_titles(
+    @pytest.mark.parametrize("title_key", [None, "name"])
+    def test_rows_of_an_index_say_their_titles(
+        self, fake: FakeRuntime, tmp_path: Path, title_key: str | None
+    ) -> None:
+        embeddings = GemmaEmbeddings(fake, dimensions=256, store=tmp_path / "vectors.sqlite")
+        with ChromaIndex(tmp_path / "db", "notes", embeddings, title_key=title_key) as index:
+            index.ingest(langchain_gemma_embed.passages(documents(title_key or "title")))
+            vectorstore = Chroma(
+                collection_name=index.collection_name,
+                embedding_function=embeddings,
+                client=index.client,
+            )
+            retriever = langchain_gemma_embed.MatryoshkaRetriever(
+                vectorstore=vectorstore, k=10, candidates=len(TEXTS)
+            )
+            fake.texts.clear()
+            found = [document.metadata["n"] for document in retriever.invoke(QUERY)]
+        assert found == exact(prompted_as_ingested())[:10]
+        assert fake.texts == [f"task: search result | query: {QUERY}"]
+
+    def test_titles_given_by_other_means_need_their_key(
         self, fake: FakeRuntime, tmp_path: Path
     ) -> None:
         embeddings = GemmaEmbeddings(fake, dimensions=256, store=tmp_path / "vectors.sqlite")
-        rows = [Document(text, metadata={"title": f"T{n}", "n": n}) for n, text in enumerate(TEXTS)]
-        with ChromaIndex(tmp_path / "db", "notes", embeddings) as index:
-            index.ingest(langchain_gemma_embed.passages(rows))
-            fake.texts.clear()
-            retriever = langchain_gemma_embed.MatryoshkaRetriever(
-                vectorstore=Chroma("notes", embeddings, client=index.client),
-                k=10,
-                candidates=len(TEXTS),
-                title_key="title",
-            )
-            found = [document.metadata["n"] for document in retriever.invoke(QUERY)]
-        assert found == exact(TITLED)[:10]
-        assert len(fake.texts) == 1
+        embeddings.embed_documents(TEXTS, titles=[str(TITLES[n]) for n in range(len(TEXTS))])
+        vectorstore = InMemoryVectorStore(embeddings)
+        vectorstore.add_documents(documents("title"))
+        retriever = langchain_gemma_embed.MatryoshkaRetriever(
+            vectorstore=vectorstore, k=10, candidates=len(TEXTS), title_key="title"
+        )
+        fake.texts.clear()
+        found = [document.metadata["n"] for document in retriever.invoke(QUERY)]
+        assert found == exact(prompted_as_ingested())[:10]
+        assert fake.texts == [f"task: search result | query: {QUERY}"]
+
+    def test_errors_are_langchains_too(self, filled: InMemoryVectorStore) -> None:
+        class Busy(FakeRuntime):
+            def embed(self, texts: Any, *, truncate: bool = False) -> Any:
+                raise ServerBusy("too many requests")
+                yield
+
+        retriever = langchain_gemma_embed.MatryoshkaRetriever(vectorstore=filled)
+        filled.embedding = GemmaEmbeddings(
+            Busy(), dimensions=128, store=filled.embeddings.embedder.store
+        )
+        with pytest.raises(ModelRateLimitError):
+            retriever.invoke(QUERY)
 
     def test_it_says_what_it_needs(self, fake: FakeRuntime, tmp_path: Path) -> None:
         path = tmp_path / "vectors.sqlite"
@@ -158,41 +205,66 @@ class TestLlamaIndex:
         again = await retriever.aretrieve(QUERY)
         assert [each.node_id for each in again] == [each.node_id for each in found]
 
+    @pytest.mark.parametrize("titled", [False, True])
     def test_nodes_out_of_chroma(
-        self, embed_model: GemmaEmbedding, nodes: list[TextNode], fake: FakeRuntime, tmp_path: Path
+        self,
+        embed_model: GemmaEmbedding,
+        nodes: list[TextNode],
+        fake: FakeRuntime,
+        tmp_path: Path,
+        titled: bool,
     ) -> None:
-        with ChromaIndex(tmp_path / "db", "by LlamaIndex", embed_model) as index:
-            # LlamaIndex's own way in: titles and all other metadata are part of the text.
-            own = index.client.create_collection(
+        # LlamaIndex's own way in: all metadata, or the title alone, are part of the text.
+        nodes = list(GemmaTitles()(nodes)) if titled else nodes
+        with chromadb.PersistentClient(
+            str(tmp_path / "db"), Settings(anonymized_telemetry=False)
+        ) as client:
+            own = client.create_collection(
                 "own", configuration={"hnsw": {"space": "cosine"}}, embedding_function=None
             )
             context = StorageContext.from_defaults(
                 vector_store=ChromaVectorStore(chroma_collection=own)
             )
             stock = VectorStoreIndex(nodes, storage_context=context, embed_model=embed_model)
-            fake.texts.clear()
             retriever = llamaindex_gemma_embed.MatryoshkaRetriever(
-                stock, embed_model, similarity_top_k=5, candidates=50
-            )
-            assert len(retriever.retrieve(QUERY)) == 5
-            assert len(fake.texts) == 1
-
-    def test_what_an_index_was_filled_with_has_titles(
-        self, embed_model: GemmaEmbedding, nodes: list[TextNode], fake: FakeRuntime, tmp_path: Path
-    ) -> None:
-        with ChromaIndex(tmp_path / "db", "notes", embed_model) as index:
-            index.ingest(llamaindex_gemma_embed.passages(nodes))
-            fake.texts.clear()
-            opened = VectorStoreIndex.from_vector_store(
-                ChromaVectorStore(chroma_collection=index.collection), embed_model=embed_model
-            )
-            retriever = llamaindex_gemma_embed.MatryoshkaRetriever(
-                opened, embed_model, similarity_top_k=10, candidates=300, title_key="title"
+                stock, embed_model, similarity_top_k=5, candidates=300
             )
             fake.texts.clear()
             found = [each.node.metadata["n"] for each in retriever.retrieve(QUERY)]
-        assert found == exact(TITLED)[:10]
-        assert len(fake.texts) == 1
+            assert fake.texts == [f"task: search result | query: {QUERY}"]
+        assert not titled or found == exact(TITLED)[:5]
+
+    @pytest.mark.parametrize("title_key", [None, "name"])
+    @pytest.mark.parametrize("marked", [False, True])
+    @pytest.mark.parametrize("through", ["llamaindex", "langchain"])
+    def test_rows_of_an_index_say_their_titles(
+        self,
+        embed_model: GemmaEmbedding,
+        fake: FakeRuntime,
+        tmp_path: Path,
+        title_key: str | None,
+        marked: bool,
+        through: str,
+    ) -> None:
+        rows = documents(title_key or "title")
+        nodes = [TextNode(text=each.page_content, metadata=each.metadata) for each in rows]
+        if marked:
+            nodes = list(GemmaTitles(title_key=title_key or "title")(nodes))
+        with ChromaIndex(tmp_path / "db", "notes", embed_model, title_key=title_key) as index:
+            if through == "llamaindex":
+                index.ingest(llamaindex_gemma_embed.passages(nodes))
+            else:
+                index.ingest(langchain_gemma_embed.passages(rows))
+            opened = VectorStoreIndex.from_vector_store(
+                ChromaVectorStore(chroma_collection=index.open()), embed_model=embed_model
+            )
+            retriever = llamaindex_gemma_embed.MatryoshkaRetriever(
+                opened, embed_model, similarity_top_k=10, candidates=300
+            )
+            fake.texts.clear()
+            found = [each.node.metadata["n"] for each in retriever.retrieve(QUERY)]
+        assert found == exact(prompted_as_ingested())[:10]
+        assert fake.texts == [f"task: search result | query: {QUERY}"]
 
     def test_a_filter_reaches_the_index(
         self, embed_model: GemmaEmbedding, nodes: list[TextNode]
@@ -241,9 +313,11 @@ def test_two_steps_find_what_the_full_width_finds(tmp_path: Path) -> None:
         for index in (narrow, full):
             index.ingest(rows)
         two_steps = langchain_gemma_embed.MatryoshkaRetriever(
-            vectorstore=Chroma("notes", embeddings[128], client=narrow.client), k=3, candidates=20
+            vectorstore=Chroma(narrow.collection_name, embeddings[128], client=narrow.client),
+            k=3,
+            candidates=20,
         )
-        exactly = Chroma("notes", embeddings[768], client=full.client)
+        exactly = Chroma(full.collection_name, embeddings[768], client=full.client)
         for question in questions:
             text = question["question"]
             expected = [each.id for each in exactly.similarity_search(text, k=3)]

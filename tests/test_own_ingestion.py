@@ -19,7 +19,7 @@ from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.vector_stores.chroma import ChromaVectorStore
 
 from gemma_embed.chroma import ChromaIndex
-from gemma_embed.errors import CollectionMismatch, ServerFailed
+from gemma_embed.errors import ServerFailed
 from gemma_embed.runtimes import Batch, TooLong
 from langchain_gemma_embed import GemmaEmbeddings
 from llamaindex_gemma_embed import GemmaEmbedding, GemmaTitles
@@ -29,7 +29,7 @@ DOCUMENTS = [Document(f"text {n}", metadata={"n": n}) for n in range(COUNT)]
 
 
 class Failing(FakeRuntime):
-    """Breaks down after so many texts, until mended."""
+    """Breaks down after so many texts, until it is reset."""
 
     after: int | None = None
 
@@ -52,25 +52,24 @@ def runtime() -> Failing:
 
 class TestLangChainIndex:
     def run(
-        self, folder: Path, runtime: FakeRuntime, name: str = "notes", dimensions: int = 256
+        self, folder: Path, runtime: FakeRuntime, dimensions: int = 256, wiped: bool = False
     ) -> tuple[int, int, int]:
         """One run of a program: added, skipped, and rows in the end."""
         embeddings = GemmaEmbeddings(runtime, dimensions=dimensions, store=folder / "vectors")
-        with ChromaIndex(folder / "db", name, embeddings) as opened:
-            records = SQLRecordManager(opened.namespace, db_url=f"sqlite:///{folder}/records.db")
+        with ChromaIndex(folder / "db", "notes", embeddings) as opened:
+            if wiped:
+                opened.open()
+                opened.drop(opened.collection_name, current=True)
+            records = SQLRecordManager(opened.namespace(), db_url=f"sqlite:///{folder}/records.db")
             records.create_schema()
             result = index(
                 DOCUMENTS,
                 records,
-                Chroma(name, embeddings, client=opened.client),
+                Chroma(opened.collection_name, embeddings, client=opened.client),
                 key_encoder="sha256",
             )
             records.engine.dispose()
-            return result["num_added"], result["num_skipped"], opened.collection.count()
-
-    def wipe(self, folder: Path, runtime: FakeRuntime) -> None:
-        with ChromaIndex(folder / "db", "notes", GemmaEmbeddings(runtime)) as opened:
-            opened.client.delete_collection("notes")
+            return result["num_added"], result["num_skipped"], opened.open().count()
 
     def test_a_second_run_does_nothing(self, tmp_path: Path, runtime: Failing) -> None:
         assert self.run(tmp_path, runtime) == (COUNT, 0, COUNT)
@@ -83,15 +82,14 @@ class TestLangChainIndex:
             self.run(tmp_path, runtime)
         runtime.after = None
         assert sum(self.run(tmp_path, runtime)[:2]) == COUNT
-        # LangChain goes on after its last whole hundred, the store after the last batch of three.
+        # LangChain goes on after its last full hundred, the store after the last batch of three.
         assert COUNT < runtime.documents <= COUNT + 3
 
     def test_a_wiped_collection_is_filled_again_from_the_store(
         self, tmp_path: Path, runtime: Failing
     ) -> None:
         self.run(tmp_path, runtime)
-        self.wipe(tmp_path, runtime)
-        assert self.run(tmp_path, runtime) == (COUNT, 0, COUNT)
+        assert self.run(tmp_path, runtime, wiped=True) == (COUNT, 0, COUNT)
         assert runtime.documents == COUNT
 
     def test_a_wiped_store_costs_nothing_until_it_is_needed(
@@ -101,25 +99,22 @@ class TestLangChainIndex:
         (tmp_path / "vectors").unlink()
         assert self.run(tmp_path, runtime) == (0, COUNT, COUNT)
         assert runtime.documents == COUNT
-        self.wipe(tmp_path, runtime)
-        assert self.run(tmp_path, runtime) == (COUNT, 0, COUNT)
+        assert self.run(tmp_path, runtime, wiped=True) == (COUNT, 0, COUNT)
         assert runtime.documents == 2 * COUNT
 
-    def test_another_model_is_refused_there_and_starts_anew_elsewhere(
+    def test_another_model_fills_its_own_and_leaves_the_first(
         self, tmp_path: Path, runtime: Failing
     ) -> None:
         self.run(tmp_path, runtime)
         other = Failing(max_tokens=512)
-        with pytest.raises(CollectionMismatch, match="512"):
-            self.run(tmp_path, other)
-        assert self.run(tmp_path, other, "more-notes") == (COUNT, 0, COUNT)
+        assert self.run(tmp_path, other) == (COUNT, 0, COUNT)
         assert (other.documents, runtime.documents) == (COUNT, COUNT)
-        # The first is as it was.
-        assert self.run(tmp_path, runtime) == (0, COUNT, COUNT)
+        for each in (runtime, other):
+            assert self.run(tmp_path, each) == (0, COUNT, COUNT)
 
     def test_another_width_needs_no_model(self, tmp_path: Path, runtime: Failing) -> None:
         self.run(tmp_path, runtime)
-        assert self.run(tmp_path, runtime, "narrow", 128) == (COUNT, 0, COUNT)
+        assert self.run(tmp_path, runtime, dimensions=128) == (COUNT, 0, COUNT)
         assert runtime.documents == COUNT
 
 
@@ -147,7 +142,7 @@ class TestCacheNamespace:
         assert self.run(tmp_path, runtime) == (0, COUNT, COUNT)
         assert runtime.documents == COUNT
 
-    def test_another_model_starts_anew_and_leaves_the_first(
+    def test_another_model_fills_its_own_and_leaves_the_first(
         self, tmp_path: Path, runtime: Failing
     ) -> None:
         self.run(tmp_path, runtime)
@@ -184,7 +179,7 @@ class TestCacheNamespace:
         ):
             fingerprint = embeddings.cache_namespace.removeprefix("gemma-embed-")
             with ChromaIndex(tmp_path / str(place), "notes", embeddings) as opened:
-                assert opened.namespace.endswith(fingerprint)
+                assert opened.namespace().endswith(fingerprint)
 
 
 class TestIngestionPipeline:
@@ -201,12 +196,12 @@ class TestIngestionPipeline:
         with ChromaIndex(folder / "db", "notes", embed_model) as opened:
             pipeline = IngestionPipeline(
                 transformations=[GemmaTitles(), embed_model],
-                vector_store=ChromaVectorStore(chroma_collection=opened.collection),
+                vector_store=ChromaVectorStore(chroma_collection=opened.open()),
                 docstore=docstore,
                 docstore_strategy=DocstoreStrategy.UPSERTS,
             )
             pipeline.run(documents=documents)
-            return opened.collection.count()
+            return opened.open().count()
 
     TEXTS = [document.page_content for document in DOCUMENTS]
 

@@ -101,20 +101,6 @@ def test_an_unknown_task_is_refused_with_the_known_ones(task: str) -> None:
         checked_task(task)
 
 
-@pytest.mark.parametrize("title", ["Eiffel Tower", "none", "Ünï {x}"])
-@pytest.mark.parametrize("text", ["body", "", "a | text: b", "two\nlines"])
-def test_a_titled_document_can_be_taken_apart(title: str, text: str) -> None:
-    document = PROMPTS.prompted(text, "document", title)
-    assert PROMPTS.title_and_text(document) == (title, text)
-
-
-@pytest.mark.parametrize(
-    "text", ["", "body", "title: no end", "title:  | text: x", "title: a | b | text: x", "| text: "]
-)
-def test_any_other_text_is_left_whole(text: str) -> None:
-    assert PROMPTS.title_and_text(text) == (None, text)
-
-
 def test_a_checkpoint_that_agrees_changes_nothing() -> None:
     prompts, changed = PROMPTS.overridden(checkpoints.PROMPTS, EMBEDDINGGEMMA_300M.prompt_keys)
     assert prompts is PROMPTS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import itertools
 import random
 import sqlite3
 from collections.abc import Callable
@@ -12,57 +12,65 @@ import numpy as np
 import pytest
 from fakes import vector_of
 
-from gemma_embed import EmbeddingStore, store_file
+from gemma_embed import EmbeddingStore
 from gemma_embed.errors import StoreError
+from gemma_embed.store import database
 
 SPACE = "0123456789abcdef"
 PAGE = 16384
 
 
-class Whole:
+class Sound:
     """A sound store, of which damaged copies are made."""
 
     def __init__(self, path: Path, count: int) -> None:
         self.path = path
         self.texts = [f"text {i}" for i in range(count)]
         self.vectors = np.array([vector_of(text) for text in self.texts])
-        with EmbeddingStore(path) as store:
-            for start in range(0, count, 50):
-                rows = slice(start, start + 50)
-                store.put(SPACE, self.texts[rows], self.vectors[rows])
+        store = EmbeddingStore(path)
+        for start in range(0, count, 50):
+            rows = slice(start, start + 50)
+            store.put(SPACE, self.texts[rows], self.vectors[rows])
         self.bytes = path.read_bytes()
 
-    def kept_by(self, damage: Callable[[bytearray], None]) -> int:
-        """Rows of a damaged copy; checks that all are right, and that the copy works again."""
+    def found_in(self, store: EmbeddingStore) -> list[int]:
+        """Rows that a store finds; checks their vectors."""
+        rows, found = store.get(SPACE, self.texts, 768)
+        assert found.tobytes() == self.vectors[rows].tobytes()
+        assert len(set(rows)) == len(rows)
+        return rows
+
+    def left_by(self, damage: Callable[[bytearray], None]) -> list[int]:
+        """Rows found in a damaged copy; checks that the copy works again."""
         path = self.path.with_name("copy")
         data = bytearray(self.bytes)
         damage(data)
         path.write_bytes(data)
-        with EmbeddingStore(path) as store:
-            kept = self._right(store)
-            lost = sorted(set(range(len(self.texts))) - set(kept))
+        store = EmbeddingStore(path)
+        left = self.found_in(store)
+        lost = sorted(set(range(len(self.texts))) - set(left))
+        # Writing may meet damage that reading did not, and put the file aside.
+        for _ in range(3):
             store.put(SPACE, [self.texts[row] for row in lost], self.vectors[lost])
-            assert len(self._right(store)) == len(self.texts)
-            store.check_writable()
-            store.clear()
-            assert store.stats().vectors == 0
+            lost = sorted(set(range(len(self.texts))) - set(self.found_in(store)))
+            if not lost:
+                break
+        assert not lost
+        store.check_writable()
+        store.clear()
+        assert store.stats().vectors == 0
         assert [each.name for each in path.parent.glob("copy*")] == ["copy"]
-        return len(kept)
-
-    def _right(self, store: EmbeddingStore) -> list[int]:
-        rows, found = store.get(SPACE, self.texts, 768)
-        assert found.tobytes() == self.vectors[rows].tobytes()
-        return rows
+        return left
 
 
 @pytest.fixture(scope="module")
-def few(tmp_path_factory: pytest.TempPathFactory) -> Whole:
-    return Whole(tmp_path_factory.mktemp("few") / "s", 20)
+def few(tmp_path_factory: pytest.TempPathFactory) -> Sound:
+    return Sound(tmp_path_factory.mktemp("few") / "s", 20)
 
 
 @pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory) -> Whole:
-    return Whole(tmp_path_factory.mktemp("many") / "s", 1500)
+def many(tmp_path_factory: pytest.TempPathFactory) -> Sound:
+    return Sound(tmp_path_factory.mktemp("many") / "s", 1500)
 
 
 def flip(*places: int, bit: int = 1) -> Callable[[bytearray], None]:
@@ -73,70 +81,103 @@ def flip(*places: int, bit: int = 1) -> Callable[[bytearray], None]:
     return damage
 
 
-def test_no_bit_of_the_header_costs_a_row(few: Whole) -> None:
+def test_any_bit_of_the_header(few: Sound) -> None:
     # And the first page's own header.
     for place in range(112):
         for bit in range(8):
-            assert few.kept_by(flip(place, bit=1 << bit)) == 20, place
+            assert len(few.left_by(flip(place, bit=1 << bit))) in (0, 20), place
 
 
-def test_no_bit_of_the_schema_costs_a_row(few: Whole) -> None:
+def test_any_byte_of_the_schema(few: Sound) -> None:
     schema = few.bytes[:PAGE].rindex(b"\0" * 64) + 64
     assert few.bytes.index(b"CREATE TABLE") > schema
-    for place in range(schema, PAGE):
-        for bit in range(8):
-            assert few.kept_by(flip(place, bit=1 << bit)) == 20, place
+    # Another letter, and a byte that is not UTF-8.
+    for place, bit in itertools.product(range(schema, PAGE), (1, 128)):
+        assert len(few.left_by(flip(place, bit=bit))) in (0, 20), place
 
 
-def test_a_flipped_bit_costs_a_few_rows_at_most(many: Whole) -> None:
+def test_a_bit_anywhere(many: Sound) -> None:
     draw = random.Random(7)
+    unharmed = 0
     for _ in range(100):
         place = draw.randrange(len(many.bytes))
-        # One of the index's bits can hide the rows that are sorted in beside it.
-        assert many.kept_by(flip(place, bit=1 << draw.randrange(8))) >= 1490, place
+        unharmed += len(many.left_by(flip(place, bit=1 << draw.randrange(8)))) >= 1490
+    # Most bits are a vector's.
+    assert unharmed > 90
 
 
-def test_flips_in_many_places_cost_a_row_each(many: Whole) -> None:
-    places = random.Random(8).sample(range(len(many.bytes)), 200)
-    assert 1300 <= many.kept_by(flip(*places)) < 1500
+def test_bits_in_many_places(many: Sound) -> None:
+    many.left_by(flip(*random.Random(8).sample(range(len(many.bytes)), 200)))
 
 
-def test_row_ids_that_jump_ahead_cost_nothing(many: Whole) -> None:
-    with sqlite3.connect(many.path) as connection:
-        ids = [row for (row,) in connection.execute("SELECT id FROM vectors ORDER BY id")]
-    connection.close()
-    # A row is preceded by its id, in seven bits to a byte.
-    for row in ids[500:1500:333]:
-        before = bytes([row >> 7 | 0x80, row & 0x7F]) + b"\x06\x00\x4c"
-        assert many.bytes.count(before) == 1
-        place = many.bytes.index(before)
-        # Such an id alone makes a row disappear for SQLite; the bookkeeping tells of damage.
-        assert many.kept_by(flip(place, 100, bit=64)) == 1500
-
-
-def test_many_damaged_rows_in_a_row_stop_nothing(many: Whole) -> None:
-    rows = [many.bytes.index(vector.tobytes()) for vector in many.vectors[400:1100]]
-    # And the header, so that the file is salvaged.
-    assert many.kept_by(flip(0, *rows)) == 800
-
-
-def test_a_broken_page_costs_only_its_rows(
-    many: Whole, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_damaged_vectors_are_misses_and_the_others_are_found(
+    many: Sound, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    damaged = range(400, 1100)
     data = bytearray(many.bytes)
-    # Four times the same, of which only the last is kept aside.
-    for place in (10, 20, 30, 40):
-        page = place * PAGE
-        (tmp_path / "s").write_bytes(data := data[:page] + b"\xff" * PAGE + data[page + PAGE :])
-        rows, found = EmbeddingStore(tmp_path / "s").get(SPACE, many.texts, 768)
-        assert 1475 <= len(rows) < 1500
-        assert found.tobytes() == many.vectors[rows].tobytes()
-    assert "damaged" in caplog.text
-    (aside,) = tmp_path.glob("s.*")
-    assert aside.read_bytes() == bytes(data)
+    flip(*(many.bytes.index(many.vectors[row].tobytes()) for row in damaged))(data)
+    (tmp_path / "s").write_bytes(data)
+    store = EmbeddingStore(tmp_path / "s")
+    assert set(range(1500)) - set(many.found_in(store)) == set(damaged)
+    stats = store.stats()
+    assert (stats.vectors, stats.hits, stats.misses, stats.damaged) == (1500, 800, 700, 700)
+    store.put(SPACE, many.texts[400:1100], many.vectors[400:1100])
+    assert len(many.found_in(store)) == 1500
+    assert not caplog.records
 
 
-def test_a_first_page_that_is_gone_is_refused(many: Whole, tmp_path: Path) -> None:
+def test_an_index_that_leads_to_other_rows(few: Sound) -> None:
+    (page,) = (
+        place
+        for place in range(2 * PAGE, len(few.bytes), PAGE)
+        if few.bytes[place] == 10  # A leaf of an index.
+    )
+    # Each entry ends with its row's id, after a header of the lengths of key and id.
+    keys = [
+        place
+        for place in range(page, page + PAGE - 37)
+        if few.bytes[place : place + 4] == b"\x24\x03\x4c\x01"
+    ]
+    assert len(keys) >= 18
+    first, second = (place + 4 + 32 for place in keys[:2])
+    assert few.bytes[first] != few.bytes[second]
+
+    def both_to_one_row(data: bytearray) -> None:
+        data[first] = data[second]
+
+    assert len(few.left_by(both_to_one_row)) == 19
+
+
+def test_a_damaged_file_is_put_aside(
+    many: Sound, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, aside = tmp_path / "s", tmp_path / "s.damaged"
+    # Twice, and the second one takes the place of the first.
+    for number in (1, 2):
+        data = bytearray(many.bytes)
+        data[number * PAGE :] = b"\xff" * (len(data) - number * PAGE)
+        path.write_bytes(data)
+        assert many.found_in(EmbeddingStore(path)) == []
+        assert aside.read_bytes() == data
+        assert len(caplog.records) == number
+        assert "is damaged: it was renamed to s.damaged" in caplog.text
+        EmbeddingStore(path).put(SPACE, many.texts, many.vectors)
+        assert len(many.found_in(EmbeddingStore(path))) == 1500
+        assert path.stat().st_mode & 0o777 == 0o600
+    EmbeddingStore(path).clear()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_truncated_file_is_put_aside(many: Sound, tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    for size in (100, PAGE, PAGE + 1, len(many.bytes) // 2, len(many.bytes) - PAGE):
+        path.write_bytes(many.bytes[:size])
+        many.found_in(EmbeddingStore(path))
+        assert (tmp_path / "s.damaged").read_bytes() == many.bytes[:size]
+        (tmp_path / "s.damaged").unlink()
+
+
+def test_a_first_page_that_is_gone_is_refused(many: Sound, tmp_path: Path) -> None:
     (tmp_path / "s").write_bytes(bytes(PAGE) + many.bytes[PAGE:])
     with pytest.raises(StoreError, match="first page"):
         EmbeddingStore(tmp_path / "s").get(SPACE, many.texts, 768)
@@ -153,50 +194,66 @@ def test_a_store_of_another_version_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="another version"):
         EmbeddingStore(path).stats()
     assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_another_process_writes_meanwhile_is_kept(
-    few: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_written_to_a_file_put_aside_is_written_again(few: Sound, tmp_path: Path) -> None:
     path = tmp_path / "s"
     path.write_bytes(few.bytes)
-    replace = Path.replace
-    # Opened while the file was sound.
-    other = EmbeddingStore(path)
-    other.stats()
-
-    def late(self: Path, target: Path) -> Path:
-        # After the old file was read, before the new one is in its place.
-        other.put(SPACE, ["late"], vector_of("late")[None])
-        return replace(self, target)
-
-    monkeypatch.setattr(Path, "replace", late)
-    store_file.salvage(path)
-    rows, _ = EmbeddingStore(path).get(SPACE, [*few.texts, "late"], 768)
-    assert len(rows) == 21
-    other.close()
-
-
-def test_what_is_written_to_a_file_put_aside_is_written_again(few: Whole, tmp_path: Path) -> None:
-    path = tmp_path / "s"
-    path.write_bytes(few.bytes)
-    store = EmbeddingStore(path)
     runs = 0
 
     def write(connection: sqlite3.Connection) -> None:
         nonlocal runs
         runs += 1
         if runs == 1:
-            store_file.salvage(path)
+            database.put_aside(path)
 
-    store._do(write)
+    EmbeddingStore(path)._run(write)
     assert runs == 2
-    store.close()
 
 
-def test_a_disk_without_hard_links(few: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(*_: object) -> None:
-        raise OSError("no hard links")
+def test_the_new_file_of_another_process_is_not_put_aside(few: Sound, tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    path.write_bytes(few.bytes)
+    store = EmbeddingStore(path)
+    runs = 0
 
-    monkeypatch.setattr(os, "link", refused)
-    assert few.kept_by(flip(0)) == 20
+    def meet_damage(connection: sqlite3.Connection) -> None:
+        nonlocal runs
+        runs += 1
+        if runs == 1:
+            # Another process meets it too, and is faster.
+            database.put_aside(path)
+            path.write_bytes(few.bytes)
+            raise database.Damaged("as a test has it")
+
+    store._run(meet_damage)
+    assert runs == 2
+    assert len(few.found_in(store)) == 20
+
+
+@pytest.mark.timeout(20)
+def test_inode_numbers_that_change_by_themselves(
+    few: Sound, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = itertools.count()
+    monkeypatch.setattr(database, "file_id", lambda _: (0, next(numbers)))
+    path = tmp_path / "s"
+    store = EmbeddingStore(path)
+    store.put(SPACE, few.texts, few.vectors)
+    assert len(few.found_in(store)) == 20
+    path.write_bytes(few.bytes[: len(few.bytes) // 2])
+    assert few.found_in(store) == []
+    store.put(SPACE, few.texts, few.vectors)
+    assert len(few.found_in(store)) == 20
+
+
+def test_damage_that_stays_is_an_error(few: Sound, tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    path.write_bytes(few.bytes)
+
+    def meet_damage(connection: sqlite3.Connection) -> None:
+        raise database.Damaged("as a test has it")
+
+    with pytest.raises(StoreError, match="as a test has it"):
+        EmbeddingStore(path)._run(meet_damage)

@@ -7,14 +7,40 @@ precision comes back, because only the order of the best few has to be right.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from gemma_embed.embedder import Embedder
 from gemma_embed.errors import ConfigurationError
+from gemma_embed.passages import embedded_parts, title_of
 from gemma_embed.vectors import Vectors, cut
+
+
+def parts_of(
+    metadata: Mapping[str, Any],
+    text: str,
+    title_key: str | None,
+    collection_key: str | None = None,
+) -> tuple[str, str | None] | None:
+    """Return the text and the title that a search result was embedded with.
+
+    Args:
+        metadata: Of the result.
+        text: Its text.
+        title_key: The metadata key of titles as the caller states it, for rows that do not say it
+            themselves.
+        collection_key: The same as the collection states it (``title_key_of``).
+
+    Returns:
+        None if neither the row nor the caller says it: it was embedded as the framework does.
+    """
+    parts = embedded_parts(metadata, text, title_key or collection_key)
+    if parts is None and title_key is not None:
+        return text, title_of(metadata, title_key)
+    return parts
 
 
 @dataclass(frozen=True)
@@ -22,7 +48,7 @@ class TwoStepSearch:
     """What a retriever needs of the core around a search of its own narrow index.
 
     Attributes:
-        embedder: The index's own: narrow, and with the store that kept the full width.
+        embedder: The index's own: narrow, and with the store of its full-width vectors.
         limit: Passages in the end.
         candidates: Passages that the index is asked for.
     """
@@ -68,28 +94,25 @@ class TwoStepSearch:
         return full, cut(full[None, :], self.embedder.dimensions)[0].tolist()
 
     def best(
-        self,
-        query: Vectors,
-        texts: Sequence[str],
-        titles: Sequence[str | None] | None = None,
+        self, query: Vectors, candidates: Sequence[tuple[str, str | None]]
     ) -> list[tuple[int, float]]:
         """Put the candidates in order.
 
         Args:
             query: The full-width vector of the query.
-            texts: The candidates, each exactly as the index embedded it; one whose vector the
-                store lacks is computed, and kept.
-            titles: Their titles, likewise.
+            candidates: Text and title of each, exactly as the index embedded them; a vector that
+                the store lacks is computed, and stored.
 
         Returns:
-            Positions in ``texts`` and full-width cosine similarities, best first; at most
+            Positions in ``candidates`` and full-width cosine similarities, best first; at most
             ``limit``. Equals keep their order.
 
         Raises:
             EmbeddingError: As ``Embedder.embed``.
         """
-        titled = titles if self.embedder.takes_titles else None
-        similarities = self._full.embed(texts, titles=titled) @ query
+        texts = [text for text, _ in candidates]
+        titles = [title for _, title in candidates] if self.embedder.takes_titles else None
+        similarities = self._full.embed(texts, titles=titles) @ query
         order = np.argsort(-similarities, kind="stable")[: self.limit]
         return [(int(place), float(similarities[place])) for place in order]
 

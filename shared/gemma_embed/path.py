@@ -53,6 +53,11 @@ class Route:
         """The policy as it stands in a vector space's name."""
         return SPLIT_RULE if self.overlong == "split" else self.overlong
 
+    @property
+    def space(self) -> str:
+        """Name of the vector space in the store, at full width: a cut vector costs nothing."""
+        return fingerprint(self.runtime.identity, {"overlong": self.rule})
+
 
 def embedded(items: Sequence[Prompted], route: Route, done: Callable[[int], object]) -> Vectors:
     """Return the vectors of prompted texts.
@@ -108,10 +113,7 @@ def prompted(
 
 def _resolved(items: Sequence[Prompted], route: Route) -> Iterator[Ready]:
     runtime, store = route.runtime, route.store
-    space = ""
-    if store is not None:
-        # Named for the full width: a cut vector is made from it at no cost.
-        space = fingerprint(runtime.identity, {"overlong": route.rule})
+    space = "" if store is None else route.space
 
     def compute(
         items: Sequence[Prompted], *, truncate: bool = False

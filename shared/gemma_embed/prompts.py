@@ -137,18 +137,6 @@ class Prompts:
         """Return the text as the model reads it; the text itself is never altered."""
         return self.prefix(task, title) + text
 
-    def title_and_text(self, document: str) -> tuple[str | None, str]:
-        """Split a document that already has its title in this model's form.
-
-        Returns:
-            (title, text), or (None, document) for any other text.
-        """
-        before, _, between = (self.titled or "").partition("{title}")
-        title, found, text = document.removeprefix(before).partition(between or "{title}")
-        if not found or not document.startswith(before) or not title.strip() or "|" in title:
-            return None, document
-        return title, text
-
     def overridden(
         self, own: Mapping[str, str], keys: Mapping[str, str]
     ) -> tuple[Prompts, tuple[str, ...]]:

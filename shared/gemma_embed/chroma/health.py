@@ -1,34 +1,41 @@
-"""Proof, row by row, that a collection can be searched.
+"""Evidence, row by row, that a collection can be searched.
 
-In a process of its own on a folder, because a damaged one can take the process down that opens it.
+In a process of its own for a folder, because a damaged one can take the process down that opens it.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gemma_embed.chroma.ingestion import whole_vectors
-from gemma_embed.chroma.rows import ids_of
-from gemma_embed.errors import CollectionDamaged
+from gemma_embed.chroma.client import RECREATE, is_damage
+from gemma_embed.errors import CollectionDamaged, CollectionError
 
 if TYPE_CHECKING:
     from chromadb import Collection
 
+PAGE = 1000
 _MOST_THREADS = 8
 _QUERIES = 100
 _NEIGHBOURS = 5
 _MANY_NEIGHBOURS = 100
 _SAME_PLACE = 1e-5
+_NORM_TOLERANCE = 1e-3
+_CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGFPE}
+_CRASHES |= {signal.SIGBUS} if hasattr(signal, "SIGBUS") else set()
+# Isolated (-I), so that a module in the working directory is never run by mistake.
+_PROGRAM = f"import os, sys; sys.path[:] = sys.argv.pop(1).split(os.pathsep); from {__name__} import main; main()"  # noqa: E501
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ class Health:
     """What was found.
 
     Attributes:
-        rows: Rows looked at: all.
+        rows: Rows searched for: all.
         lost: Ids of rows without a usable vector.
         unfound: Ids of rows that a search for their own vector does not find.
     """
@@ -44,6 +51,16 @@ class Health:
     rows: int
     lost: tuple[str, ...]
     unfound: tuple[str, ...]
+
+
+def usable(vectors: Any, dimensions: int) -> list[bool]:
+    """For each vector of a collection, whether a search could rely on it."""
+    return [
+        vector is not None
+        and len(vector) == dimensions
+        and abs(float(np.linalg.norm(vector)) - 1) < _NORM_TOLERANCE
+        for vector in vectors
+    ]
 
 
 def examine(collection: Collection, dimensions: int) -> Health:
@@ -61,13 +78,13 @@ def examine(collection: Collection, dimensions: int) -> Health:
     unfound: list[str] = []
     # Chroma searches on one thread a call, a millisecond and more for each row.
     with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
-        for page in ids_of(collection):
+        while page := collection.get(limit=PAGE, offset=rows, include=[])["ids"]:
             rows += len(page)
             got = collection.get(ids=page, include=["embeddings"])
             vectors = got["embeddings"] if got["embeddings"] is not None else np.empty((0, 0))
-            whole = dict(zip(got["ids"], whole_vectors(vectors, dimensions), strict=True))
-            lost += [row for row in page if not whole.get(row)]
-            sound = [(row, v) for row, v in zip(got["ids"], vectors, strict=True) if whole[row]]
+            fine = dict(zip(got["ids"], usable(vectors, dimensions), strict=True))
+            lost += [row for row in page if not fine.get(row)]
+            sound = [(row, v) for row, v in zip(got["ids"], vectors, strict=True) if fine[row]]
             parts = (sound[start : start + _QUERIES] for start in range(0, len(sound), _QUERIES))
             for found in pool.map(lambda part: _unfound(collection, part, _NEIGHBOURS), parts):
                 unfound += found
@@ -96,32 +113,56 @@ def _unfound(
     return [row for row, _ in failed]
 
 
-def examine_folder(folder: Path, tenant: str, database: str, name: str, dimensions: int) -> Health:
+def examine_folder(
+    folder: Path, tenant: str, database: str, name: str, dimensions: int, timeout: float | None
+) -> Health:
     """Examine a collection in a process of its own.
 
     Raises:
-        CollectionDamaged: If that process fails or dies.
+        CollectionDamaged: If Chroma fails on it there, or takes the process down.
+        CollectionError: If that process fails for another reason, or takes too long.
     """
-    program = f"from {__name__} import main; main()"
-    place = (str(folder), tenant, database, name)
-    command = [sys.executable, "-c", program, *place, str(dimensions)]
+    what = f"the collection {name!r} in {folder}"
     # Never written to: it closes when this process dies.
     alive, ours = os.pipe()
-    try:
-        run = subprocess.run(  # noqa: S603 - ours
-            command, stdin=alive, capture_output=True, text=True, check=False
-        )
-    finally:
-        os.close(alive)
-        os.close(ours)
-    if run.returncode == 0:
-        found = json.loads(run.stdout)
+    with tempfile.TemporaryDirectory() as place:
+        # Not standard output, which libraries print to.
+        result = Path(place) / "result"
+        command = [sys.executable, "-I", "-c", _PROGRAM, os.pathsep.join(_import_paths())]
+        command += [str(result), str(folder), tenant, database, name, str(dimensions)]
+        try:
+            run = subprocess.run(  # noqa: S603 - this package's own program
+                command, stdin=alive, capture_output=True, check=False, timeout=timeout
+            )
+        except subprocess.TimeoutExpired as error:
+            raise CollectionError(
+                f"checking {what} took more than {timeout:g} s: allow more by timeout="
+            ) from error
+        finally:
+            os.close(alive)
+            os.close(ours)
+        found = json.loads(result.read_text()) if run.returncode == 0 else {}
+    if "rows" in found:
         return Health(found["rows"], tuple(found["lost"]), tuple(found["unfound"]))
-    died = f"was killed by signal {-run.returncode}" if run.returncode < 0 else "failed"
-    reason = run.stderr.strip().splitlines()[-1:] or ["without a word"]
-    raise CollectionDamaged(
-        f"reading the collection {name!r} in {folder} {died}: {reason[0]}; call rebuild()"
+    if "damage" in found:
+        raise CollectionDamaged(f"reading {what} failed ({found['damage']}); {RECREATE}")
+    if -run.returncode in _CRASHES:
+        died = signal.Signals(-run.returncode).name
+        raise CollectionDamaged(f"reading {what} took a process down ({died}); {RECREATE}")
+    said = run.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
+    raise CollectionError(
+        f"{what} could not be checked: the process that reads it ended with {run.returncode} "
+        f"({said[0]})"
     )
+
+
+def _import_paths() -> list[str]:
+    """The caller's import paths without the working directory."""
+    here = Path.cwd()
+    paths = [path for path in sys.path if path and Path(path).resolve() != here]
+    root = str(Path(__file__).resolve().parents[2])
+    # Last, in case it is the working directory.
+    return paths if root in paths else [*paths, root]
 
 
 def _end_with_the_caller() -> None:
@@ -131,12 +172,18 @@ def _end_with_the_caller() -> None:
 
 
 def main() -> None:
-    """Examine the collection that the command line names, and print a JSON object."""
+    """Examine the collection that the command line names, and write a JSON file."""
     from gemma_embed.chroma.client import folder_client
 
     threading.Thread(target=_end_with_the_caller, daemon=True).start()
-    folder, tenant, database, name, dimensions = sys.argv[1:]
-    client = folder_client(Path(folder))
-    client.set_tenant(tenant, database)
-    health = examine(client.get_collection(name, embedding_function=None), int(dimensions))
-    sys.stdout.write(json.dumps(asdict(health)))
+    result, folder, tenant, database, name, dimensions = sys.argv[1:]
+    try:
+        client = folder_client(Path(folder))
+        client.set_tenant(tenant, database)
+        collection = client.get_collection(name, embedding_function=None)
+        found = asdict(examine(collection, int(dimensions)))
+    except BaseException as error:
+        if not is_damage(error):
+            raise
+        found = {"damage": f"{type(error).__name__}: {error}"}
+    Path(result).write_text(json.dumps(found))

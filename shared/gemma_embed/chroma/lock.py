@@ -1,9 +1,9 @@
-"""One writer to a folder: two corrupt a Chroma folder without a word.
+"""One writer to a folder: two corrupt a Chroma folder silently.
 
-A writer leaves a mark while it is at work, and in it how the vector files were when they were last
-whole: Chroma writes them before a call returns. Where a mark is still there once the lock is free,
-and the files are others, a killed writer may have left them half written. Chroma cannot tell: such
-files may be searched, and take the process down at the next write.
+A writer leaves a mark while it is at work, with the state of the vector files when they were last
+complete: Chroma writes them before a call returns. If the mark is still there once the lock is
+free, and the files differ, a killed writer may have left them half written. Chroma cannot tell:
+such files may be searched, and take the process down at the next write.
 """
 
 from __future__ import annotations
@@ -14,24 +14,30 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from gemma_embed.errors import CollectionLocked
+from gemma_embed.errors import CollectionError, CollectionLocked
+
+_MARK = ".unfinished"
+# No state of files is written so.
+_SUSPECT = "suspect"
+# Folders that this process writes to.
+_WRITING: set[Path] = set()
 
 
 @dataclass
 class Writing:
-    """What the only writer knows of the one before, and leaves for the next.
+    """What the only writer knows of the last one, and leaves for the next.
 
     Attributes:
-        mark: Its mark; None where there is none.
-        suspect: Whether the one before may have left the vector files half written. Whoever makes
-            them anew sets it to False; until then the next writer is told the same.
+        mark: Its mark; None for a server's collection.
+        suspect: Whether the last one may have left the vector files half written. Who deletes the
+            collection sets it to False; until then the next writer is told the same.
     """
 
     mark: Path | None
     suspect: bool
 
-    def whole(self) -> None:
-        """Note that the vector files are whole as they are, between two calls of Chroma's."""
+    def complete(self) -> None:
+        """Note that the vector files are complete as they are, between two calls of Chroma's."""
         if self.mark is not None and not self.suspect:
             self.mark.write_text(_vector_files(self.mark.parent))
 
@@ -41,17 +47,17 @@ def mark_of(folder: Path, *place: str) -> Path:
 
     Args:
         folder: A Chroma folder.
-        place: What names the collection in it; hashed, since such names may be longer than files'.
+        place: What names the collection in it; hashed, since it may be longer than file names.
     """
-    return folder / f"gemma_embed.{sha256(repr(place).encode()).hexdigest()[:16]}.unfinished"
+    return folder / f"gemma_embed.{sha256(repr(place).encode()).hexdigest()[:16]}{_MARK}"
 
 
 @contextmanager
 def only_writer(mark: Path | None) -> Iterator[Writing]:
-    """Hold a folder's lock; the system lets go of it even if the process is killed.
+    """Hold a folder's lock; the system releases it even if the process is killed.
 
     Args:
-        mark: Where to leave word of unfinished writing, in the folder; None where a server is the
+        mark: The file for word of unfinished writing, in the folder; None where a server is the
             only writer.
 
     Yields:
@@ -59,6 +65,7 @@ def only_writer(mark: Path | None) -> Iterator[Writing]:
 
     Raises:
         CollectionLocked: If another process, or another thread, holds it.
+        CollectionError: If the folder cannot be written to.
     """
     if mark is None:
         yield Writing(None, suspect=False)
@@ -66,35 +73,57 @@ def only_writer(mark: Path | None) -> Iterator[Writing]:
     from filelock import FileLock, Timeout
 
     folder = mark.parent
-    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "gemma_embed.lock", timeout=0, thread_local=False)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as error:
+        who = "another thread of this process" if folder in _WRITING else "another process"
         raise CollectionLocked(
-            f"another process is writing to {folder}, and two at once would corrupt it; wait for "
-            "it, or let several processes share a Chroma server (chroma run)"
+            f"{who} is writing to {folder}, and two at once would corrupt it; wait for it, or let "
+            "several processes share a Chroma server (chroma run)"
         ) from error
+    except OSError as error:
+        raise CollectionError(f"{folder} cannot be written to: {error}") from error
+    _WRITING.add(folder)
     try:
-        left = mark.read_text() if mark.exists() else None
-        writing = Writing(mark, suspect=left is not None and left != _vector_files(folder))
-        writing.whole()
+        suspects = _settled(folder)
+        writing = Writing(mark, suspect=mark in suspects)
+        writing.complete()
         finished = False
         try:
             yield writing
             finished = True
         finally:
-            # An error of Chroma's may come in the midst of its writing.
+            # An error of Chroma's may come in the middle of its writing.
             if not writing.suspect and (finished or mark.read_text() == _vector_files(folder)):
                 mark.unlink()
     finally:
+        _WRITING.discard(folder)
         lock.release()
+
+
+def _settled(folder: Path) -> set[Path]:
+    """Judge every mark that a killed writer left, before this one changes the files.
+
+    Returns:
+        The marks of writers that may have left vector files half written. They stay as they are
+        judged; the others are removed.
+    """
+    suspects = set()
+    for mark in folder.glob(f"*{_MARK}"):
+        if mark.read_text() == _vector_files(folder):
+            mark.unlink()
+        else:
+            mark.write_text(_SUSPECT)
+            suspects.add(mark)
+    return suspects
 
 
 def _vector_files(folder: Path) -> str:
     """The state of all, as far as a later look can tell it from another."""
     files = {path: path.stat() for path in sorted(folder.glob("*/*.bin"))}
     return "".join(
-        f"{path.relative_to(folder)} {held.st_size} {held.st_mtime_ns}\n"
-        for path, held in files.items()
+        f"{path.relative_to(folder)} {stat.st_size} {stat.st_mtime_ns}\n"
+        for path, stat in files.items()
     )

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from gemma_embed.errors import CollectionDamaged
+from gemma_embed.errors import CollectionMismatch
 
 _NODE = "_node_content"
 
@@ -24,7 +24,7 @@ def embedded_content(row: str, metadata: Mapping[str, Any], text: str) -> str:
         text: Its document.
 
     Raises:
-        CollectionDamaged: If the node cannot be read.
+        CollectionMismatch: If the node cannot be read.
     """
     if _NODE not in metadata:
         return text
@@ -46,7 +46,7 @@ def embedded_content(row: str, metadata: Mapping[str, Any], text: str) -> str:
             return text
         return str(node["text_template"].format(content=text, metadata_str=written).strip())
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise CollectionDamaged(
+        raise CollectionMismatch(
             f"the metadata {_NODE!r} of the row {row!r} is not as LlamaIndex writes it "
             f"({type(error).__name__}), so the text that was embedded is not known: run the "
             "pipeline again on another collection"

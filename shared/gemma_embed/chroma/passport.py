@@ -1,0 +1,201 @@
+"""What a collection says of its vectors, so that no others are ever mixed in."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from gemma_embed.chroma.nodes import embedded_content
+from gemma_embed.embedder import Embedder
+from gemma_embed.errors import CollectionMismatch, ConfigurationError
+from gemma_embed.passages import OWN, embedded_parts, split_title
+from gemma_embed.vectors import Vectors
+
+if TYPE_CHECKING:
+    from chromadb import Collection
+
+_SCHEMA = 2
+_PROBE = "The quick brown fox jumps over the lazy dog."
+# Below this two vectors of one text are not rounding apart, but two models: bfloat16 on another
+# device stays above 0.999, another quantisation of the same weights may not.
+SAME = 0.995
+_NORM_TOLERANCE = 1e-3
+_SAMPLE = 16
+_SAME_DIRECTION = 1e-3
+# Compared apart, or facts for the reader only.
+_NOT_COMPARED = ("schema", "probe", "fingerprint", "source", "title_key")
+
+
+class HasEmbedder(Protocol):
+    """What both adapters are: something that has an ``Embedder``."""
+
+    @property
+    def embedder(self) -> Embedder:
+        """The core's object."""
+
+
+def embedder_of(given: Embedder | HasEmbedder) -> Embedder:
+    """Return the embedder itself, or an adapter's.
+
+    Raises:
+        ConfigurationError: If it is neither.
+    """
+    own = given if isinstance(given, Embedder) else getattr(given, "embedder", None)
+    if not isinstance(own, Embedder):
+        raise ConfigurationError(
+            f"the embedder is {type(given).__name__}: pass an Embedder, a GemmaEmbeddings or a "
+            "GemmaEmbedding"
+        )
+    return own
+
+
+def passport(embedder: Embedder, title_key: str) -> dict[str, str | int]:
+    """Return flat metadata for a collection of an embedder's document vectors.
+
+    Args:
+        embedder: Makes the document vectors.
+        title_key: The metadata key of titles in it.
+
+    Returns:
+        The fingerprint, what it was made of in readable form, and the vector of a fixed sentence,
+        from the store if it is there. Without secrets and addresses.
+    """
+    prompts, task = embedder.runtime.prompts, embedder.document_task
+    probe = embedder.embed([_PROBE])[0]
+    stated: dict[str, str | int] = {
+        "schema": _SCHEMA,
+        "fingerprint": embedder.fingerprint,
+        **asdict(embedder.runtime.identity),
+        "dimensions": embedder.dimensions,
+        "prompt": prompts.prefix(task),
+        "titled_prompt": (prompts.titled or "") if task == "document" else "",
+        "overlong": embedder.overlong,
+        "title_key": title_key,
+        "probe": base64.b64encode(probe.astype("<f4").tobytes()).decode(),
+    }
+    return {OWN + name: value for name, value in stated.items()}
+
+
+def stated_facts(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what a collection's passport states, by name; empty without a passport."""
+    return {k.removeprefix(OWN): v for k, v in (metadata or {}).items() if k.startswith(OWN)}
+
+
+def verify(collection: Collection, embedder: Embedder | HasEmbedder) -> None:
+    """Refuse a collection that an embedder does not belong to.
+
+    For collections that were opened or filled by LangChain's, LlamaIndex's or Chroma's classes,
+    too. Embeds one sentence past any store, so other weights under an old name are found out. Of
+    a collection without a passport up to 16 rows are embedded again and compared.
+
+    Raises:
+        CollectionMismatch: If it holds vectors of another space, or its distance is not cosine.
+    """
+    own = embedder_of(embedder)
+    space = _space(collection)
+    if space != "cosine":
+        raise CollectionMismatch(
+            f"the collection {collection.name!r} measures {space!r}, not 'cosine', which both "
+            "frameworks' scores are made for: create it with configuration="
+            "{'hnsw': {'space': 'cosine'}}, or let ChromaIndex create it"
+        )
+    if "fingerprint" in stated_facts(collection.metadata):
+        compare(collection, own)
+    else:
+        _compare_rows(collection, own)
+
+
+def compare(collection: Collection, embedder: Embedder) -> None:
+    """Compare a collection's passport with an embedder; embeds one sentence.
+
+    Raises:
+        CollectionMismatch: If it differs or lacks a field; names each difference.
+    """
+    there = stated_facts(collection.metadata)
+    here = stated_facts(passport(embedder.replaced(store=None), ""))
+    differences = [
+        f"{name} is {there[name]!r} there and {value!r} here"
+        if name in there
+        else f"{name} is not stated there"
+        for name, value in here.items()
+        if name not in _NOT_COMPARED and there.get(name) != value
+    ]
+    if not differences and there["fingerprint"] != here["fingerprint"]:
+        differences = ["its fingerprint differs"]
+    if differences:
+        raise CollectionMismatch(
+            f"the collection {collection.name!r} holds other vectors than this embedder makes: "
+            f"{'; '.join(differences)}; use the embedder that filled it, or another collection"
+        )
+    theirs, ours = _decoded(there.get("probe")), _decoded(here["probe"])
+    if theirs is None or ours is None or theirs.shape != ours.shape:
+        raise CollectionMismatch(
+            f"the collection {collection.name!r} has a damaged passport (the vector of its fixed "
+            "sentence): call recreate(passages)"
+        )
+    if (likeness := float(theirs @ ours)) < SAME:
+        raise CollectionMismatch(
+            f"the same sentence has another vector in the collection {collection.name!r} (cosine "
+            f"{likeness:.4f}): the weights behind the name have changed. Clear the embedding store "
+            "(its clear()), which has the old vectors too, and call recreate(passages)"
+        )
+
+
+def _space(collection: Collection) -> str | None:
+    configured = (collection.configuration.get("hnsw") or {}).get("space")
+    # Chroma 0.4 to 0.6 wrote it here. A later Chroma may search by it and report a default.
+    stated = (collection.metadata or {}).get("hnsw:space")
+    if stated in (None, configured):
+        return configured
+    held = collection.get(limit=1, include=["embeddings"])["embeddings"]
+    if held is None or not len(held):
+        return str(stated)
+    longer = 3 * np.asarray(held)
+    near = collection.query(query_embeddings=longer, n_results=1, include=["distances"])
+    distance = (near["distances"] or [[np.inf]])[0][0]
+    return "cosine" if abs(distance) < _SAME_DIRECTION else f"{stated} or {configured}"
+
+
+def _compare_rows(collection: Collection, embedder: Embedder) -> None:
+    got = collection.get(limit=_SAMPLE, include=["documents", "metadatas", "embeddings"])
+    texts: list[str] = []
+    titles: list[str | None] = []
+    for row, document, given in zip(
+        got["ids"], got["documents"] or [], got["metadatas"] or [], strict=True
+    ):
+        metadata = dict(given or {})
+        text, title = embedded_parts(metadata, document or "") or (None, None)
+        if text is None:
+            # As the LlamaIndex adapter does with a title that GemmaTitles put there.
+            text, title = split_title(embedded_content(row, metadata, document or ""))
+        texts.append(text)
+        titles.append(title)
+    if not texts:
+        return
+    ours = embedder.replaced(store=None).embed(
+        texts, titles=titles if embedder.takes_titles else None
+    )
+    theirs = np.asarray(got["embeddings"], dtype=np.float32)
+    likeness = -1.0
+    if theirs.shape == ours.shape:
+        norms = np.maximum(np.linalg.norm(theirs, axis=1), 1e-12)
+        likeness = float((np.sum(theirs * ours, axis=1) / norms).min())
+    if not likeness >= SAME:
+        raise CollectionMismatch(
+            f"the collection {collection.name!r} does not say whose vectors it holds, and of "
+            f"{len(texts)} rows, embedded again, one has a cosine of {likeness:.3f} to its vector: "
+            "other weights, prompt or width; ingest the documents into a ChromaIndex"
+        )
+
+
+def _decoded(probe: object) -> Vectors | None:
+    try:
+        vector = np.frombuffer(base64.b64decode(str(probe), validate=True), dtype="<f4")
+    except ValueError:
+        return None
+    # A damaged number could be NaN, which compares as like as any.
+    return vector if abs(np.linalg.norm(vector) - 1) < _NORM_TOLERANCE else None

@@ -1,0 +1,260 @@
+"""What a check finds in a collection, and what it never takes for damage."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import chromadb
+import numpy as np
+import pytest
+from chromadb.config import Settings
+from fakes import FakeRuntime, vector_of
+from notes import break_vectors, current, documents, everything
+
+from gemma_embed import Embedder
+from gemma_embed.chroma import ChromaIndex, health
+from gemma_embed.errors import CollectionDamaged, CollectionError
+
+PLACE = ["default_tenant", "default_database"]
+
+
+@pytest.fixture
+def index(fake: FakeRuntime, tmp_path: Path) -> Iterator[ChromaIndex]:
+    with ChromaIndex(tmp_path / "db", "notes", Embedder(fake)) as opened:
+        yield opened
+
+
+# Damage
+
+
+def test_a_dead_collection_is_named_and_recreated_without_the_model(
+    tmp_path: Path, fake: FakeRuntime
+) -> None:
+    rows = documents(450)
+    rows[0]["metadata"] |= {"list": ["x", "y"], "flag": False, "share": 0.25}
+    hnsw = {"sync_threshold": 100}
+    with ChromaIndex(tmp_path / "db", "notes", Embedder(fake), hnsw=hnsw) as index:
+        index.ingest(rows, batch_size=75)
+        before = everything(index)
+    break_vectors(tmp_path / "db")
+    # Fresh clients, as a user's next run would have.
+    with ChromaIndex(tmp_path / "db", "notes", Embedder(fake)) as index:
+        for act in (index.check, lambda: index.ingest(rows)):
+            with pytest.raises(CollectionDamaged, match=r"recreate\(passages\).*store"):
+                act()
+        (generation,) = index.generations()
+        assert generation.rows is None
+        fake.texts.clear()
+        assert index.recreate(rows).added == 450
+        assert not [text for text in fake.texts if "text: text" in text]
+        assert everything(index) == before
+        assert index.check() == 450
+        assert index.ingest(rows).unchanged == 450
+        assert [each.name for each in index.client.list_collections()] == [index.collection_name]
+
+
+def test_who_has_all_passages_recreates_an_unreadable_one_by_ingesting(
+    tmp_path: Path, fake: FakeRuntime
+) -> None:
+    hnsw = {"sync_threshold": 100}
+    with ChromaIndex(tmp_path / "db", "notes", Embedder(fake), hnsw=hnsw) as index:
+        index.ingest(documents(450), batch_size=75)
+    break_vectors(tmp_path / "db")
+    with ChromaIndex(tmp_path / "db", "notes", Embedder(fake)) as index:
+        fake.texts.clear()
+        assert index.ingest(documents(450), remove_absent=True).added == 450
+        assert not [text for text in fake.texts if "text: text" in text]
+        assert index.check() == 450
+
+
+def test_a_collection_that_lost_its_vectors_silently(tmp_path: Path, fake: FakeRuntime) -> None:
+    index = ChromaIndex(tmp_path / "db", "notes", Embedder(fake), hnsw={"sync_threshold": 100})
+    index.ingest(documents(450), batch_size=75)
+    index.close()
+    for path in (tmp_path / "db").glob("*/header.bin"):
+        shutil.rmtree(path.parent)
+    with pytest.raises(CollectionDamaged):
+        index.check()
+    assert index.recreate(documents(450)).added == 450
+    assert index.check() == 450
+    index.close()
+
+
+def test_a_client_that_was_handed_over_is_not_risked(fake: FakeRuntime, tmp_path: Path) -> None:
+    client = chromadb.PersistentClient(str(tmp_path / "db"), Settings(anonymized_telemetry=False))
+    embedder = Embedder(fake, store=tmp_path / "s")
+    index = ChromaIndex(client, "notes", embedder, hnsw={"sync_threshold": 100})
+    index.ingest(documents(450), batch_size=75)
+    # What the process has in memory is complete; the next one's would not be.
+    for path in (tmp_path / "db").glob("*/*.bin"):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+    with pytest.raises(CollectionDamaged, match=r"recreate\(passages\)"):
+        index.check()
+    assert index.recreate(documents(450)).added == 450
+    assert index.check() == 450
+    client.close()
+
+
+@pytest.mark.parametrize("vector", [np.zeros(768), 2 * np.ones(768)])
+def test_a_vector_that_no_search_could_rely_on(index: ChromaIndex, vector: Any) -> None:
+    class Column:
+        """A collection whose rows Chroma did not normalise, as a server of another kind may."""
+
+        def __init__(self, held: Any) -> None:
+            self._held = held
+
+        def get(self, **arguments: Any) -> Any:
+            got = self._held.get(**arguments)
+            if got["embeddings"] is not None:
+                got["embeddings"][got["ids"].index("id 2")] = vector
+            return got
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._held, name)
+
+    index.ingest(documents(5))
+    held: Any = Column(current(index))
+    assert health.examine(held, 768) == health.Health(5, ("id 2",), ())
+
+
+def test_equal_vectors_are_all_found(index: ChromaIndex) -> None:
+    index.ingest([{"text": "same", "id": f"id {n}"} for n in range(250)])
+    assert index.check() == 250
+
+
+# What is not damage
+
+
+def test_modules_of_the_working_directory_are_not_run(
+    index: ChromaIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index.ingest(documents(3))
+    trap = tmp_path / "work"
+    trap.mkdir()
+    for name in ("queue", "json", "filelock", "numpy", "chromadb", "gemma_embed", "sitecustomize"):
+        (trap / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
+    monkeypatch.chdir(trap)
+    # As in an interactive session, and as PYTHONPATH=. gives it.
+    monkeypatch.setattr(sys, "path", ["", str(trap), *sys.path])
+    monkeypatch.setenv("PYTHONPATH", str(trap))
+    assert index.check() == 3
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_program_that_has_the_package_on_its_path_only(
+    index: ChromaIndex, tmp_path: Path
+) -> None:
+    index.ingest(documents(3))
+    index.close()
+    script = (
+        "import sys; sys.path[:0] = sys.argv[2:]\n"
+        "from fakes import FakeRuntime\n"
+        "from gemma_embed import Embedder\n"
+        "from gemma_embed.chroma import ChromaIndex\n"
+        "print(ChromaIndex(sys.argv[1], 'notes', Embedder(FakeRuntime())).check())\n"
+    )
+    command = [sys.executable, "-I", "-c", script, str(tmp_path / "db"), *filter(None, sys.path)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (run.returncode, run.stdout) == (0, "3\n"), run.stderr
+
+
+def noisy(folder: Path, code: str) -> str:
+    """A folder for sys.path whose numpy does something first, and is then the real one."""
+    folder.mkdir()
+    (folder / "httpx.py").write_text(
+        f"{code}\n"
+        "import importlib, os, sys\n"
+        f"sys.path.remove({str(folder)!r})\n"
+        "del sys.modules['httpx']\n"
+        "sys.modules['httpx'] = importlib.import_module('httpx')\n"
+    )
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "print('Welcome to a library that likes to talk')",
+        "import sys; sys.stderr.write('x' * 1_000_000)",
+        "import os; os.write(1, b'\\xff' * 1_000_000)",
+        "import os; os.close(1)",
+    ],
+)
+def test_a_library_may_print(
+    index: ChromaIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    index.ingest(documents(3))
+    monkeypatch.setattr(sys, "path", [noisy(tmp_path / "noisy", code), *sys.path])
+    assert index.check() == 3
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("raise ImportError('no such library')", "ended with 1 .*no such library"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "ended with -9"),
+        ("import os; os._exit(3)", r"ended with 3 \(no message\)"),
+        ("raise MemoryError", "MemoryError"),
+    ],
+)
+def test_a_process_that_fails_says_nothing_of_the_collection(
+    index: ChromaIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, message: str
+) -> None:
+    index.ingest(documents(3))
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "path", [noisy(tmp_path / "noisy", code), *sys.path])
+        with pytest.raises(CollectionError, match=f"could not be checked.*{message}") as caught:
+            index.check()
+    assert not isinstance(caught.value, CollectionDamaged)
+    assert index.check() == 3
+
+
+def test_a_check_may_have_a_time_limit(
+    index: ChromaIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index.ingest(documents(3))
+    with monkeypatch.context() as patch:
+        code = "import time; time.sleep(60)"
+        patch.setattr(sys, "path", [noisy(tmp_path / "noisy", code), *sys.path])
+        with pytest.raises(CollectionError, match=r"more than 0\.5 s.*timeout=") as caught:
+            index.check(timeout=0.5)
+    assert not isinstance(caught.value, CollectionDamaged)
+    assert index.check(timeout=60) == 3
+
+
+def test_who_examines_for_a_killed_one_ends_with_it(index: ChromaIndex, tmp_path: Path) -> None:
+    index.ingest(documents(1))
+    index.close()
+    slow = (
+        "import sys, time\n"
+        "from gemma_embed.chroma import health\n"
+        "health.examine = lambda *_: (print('begun', flush=True), time.sleep(60))\n"
+        "health.main()\n"
+    )
+    place = [str(tmp_path / "result"), str(tmp_path / "db"), *PLACE, index.collection_name, "768"]
+    command = [sys.executable, "-c", slow, *place]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"begun\n"
+        assert child.poll() is None
+        child.stdin.close()
+        assert child.wait(10) == 1
+
+
+def test_vectors_that_are_near_each_other_are_told_apart() -> None:
+    assert health.usable([vector_of("a"), None, np.ones(3), np.full(768, np.nan)], 768) == [
+        True,
+        False,
+        False,
+        False,
+    ]
