@@ -207,7 +207,7 @@ def index(names: object) -> Callable[[Path], None]:
 
 
 REFUSED: dict[str, tuple[Callable[[Path], None], type[ModelError], str]] = {
-    "adapter beside weights": (adapter, WrongModel, r"LoRA adapter.*merge_and_unload.*empty"),
+    "adapter next to weights": (adapter, WrongModel, r"LoRA adapter.*merge_and_unload.*empty"),
     "adapter alone": (only_an_adapter, ModelNotFound, r"LoRA adapter and no model.*merge_and"),
     **{
         method: (quantised(method), WrongModel, rf"quantised \({method}\).*precision='int8'")

@@ -2,19 +2,19 @@
 
 | Row | Fault | Right |
 | --- | --- | --- |
-| L1 | no weights, offline | ``ModelNotFound`` with place and command; nobody is asked |
+| L1 | no weights, offline | ``ModelNotFound`` with place and command; the hub is not asked |
 | L2 | a gated repository | ``ModelNotFound`` with licence and login; the token is never shown |
-| L3 | any file gone, cut, a pointer, a page, no JSON | ``ModelError``; mended, it works |
-| L4 | pickled weights | refused unread; beside safetensors never opened |
+| L3 | any file gone, cut, a pointer, a page, no JSON | ``ModelError``; fixed, it works |
+| L4 | pickled weights | refused unread; next to safetensors never opened |
 | L5 | float16 | refused with the reason; a checkpoint stored so is computed in float32 |
 | L6 | a device that is not there | ``ConfigurationError`` at first use, never another device |
 | L7 | memory exhausted | halved down to one text, then ``OutOfMemory`` with its tokens |
-| L8 | Ctrl-C in mid batch | at once; what was finished is kept; the object stays usable |
+| L8 | Ctrl-C in mid batch | at once; what was finished is stored; the object stays usable |
 | L9 | fork, spawn, pickle, deepcopy, joblib | the same vectors or ``ConfigurationError``, no wait |
 | L10 | eight threads | the vectors that one would get, without a word on standard error |
 | L11 | folder changed or gone, full disk, cache not writable, no home | a clear error, no crash |
 | L12 | another model at the path | ``WrongModel`` |
-| L13 | NaN | ``BadResponse`` with the index; the sound rows of its batch are stored |
+| L13 | NaN | ``BadResponse`` with the index; the good rows of its batch are stored |
 | L14 | an event loop | never blocked, not by loading either; cancelled at once |
 
 Single cases of L3, L4, L12 and L13 are in ``test_transformers_runtime``, L1 and L2 against more of
@@ -133,7 +133,7 @@ def hub_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str],
 
 def test_l1_no_weights_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     def denied(*arguments: object) -> None:
-        raise AssertionError("somebody was asked")
+        raise AssertionError("the hub was asked")
 
     monkeypatch.setattr(socket.socket, "connect", denied)
     monkeypatch.setattr(socket, "getaddrinfo", denied)
@@ -197,7 +197,7 @@ OPTIONAL = {
 @pytest.mark.parametrize("name", FILES)
 def test_l3_damaged(folder: Path, right: np.ndarray, name: str) -> None:
     file = folder / name
-    sound = file.read_bytes()
+    original = file.read_bytes()
     for damage, strike in DAMAGES.items():
         strike(file)
         embedder = Embedder(runtime(folder))
@@ -207,16 +207,16 @@ def test_l3_damaged(folder: Path, right: np.ndarray, name: str) -> None:
             with pytest.raises(ModelError) as caught:
                 embedder.embed(TEXTS)
             assert str(folder) in str(caught.value), damage
-        # Mended, the same object works: nothing half read is kept.
+        # Fixed, the same folder works: nothing half read is remembered.
         if file.is_dir():
             file.rmdir()
         file.unlink(missing_ok=True)
-        file.write_bytes(sound)
+        file.write_bytes(original)
         embedder = Embedder(runtime(folder))
     np.testing.assert_allclose(embedder.embed(TEXTS), right, atol=1e-6)
 
 
-def test_l3_mended_the_same_object_works(folder: Path, right: np.ndarray) -> None:
+def test_l3_fixed_the_same_object_works(folder: Path, right: np.ndarray) -> None:
     embedder = Embedder(runtime(folder))
     for name in ("model.safetensors", "config.json"):
         (folder / name).rename(folder / "aside")
@@ -685,7 +685,7 @@ def test_l13_nan(folder: Path, tmp_path: Path) -> None:
         with pytest.raises(BadResponse, match="NaN or infinity") as caught:
             embedder.embed(texts)
         assert caught.value.index == 2
-        # The long ones, computed first, and the sound one of the last batch.
+        # The long ones, computed first, and the good one of the last batch.
         assert store.stats().vectors == 3
         assert embedder.embed(["short"]).shape == (1, 768)
 

@@ -163,7 +163,7 @@ def test_a_missing_revision_is_named(tmp_path: Path) -> None:
     assert "has no revision 'v9'" in output
 
 
-def test_offline_asks_nobody(tmp_path: Path) -> None:
+def test_offline_the_hub_is_not_asked(tmp_path: Path) -> None:
     with hub(401, "GatedRepo") as (endpoint, asked):
         output = run(tmp_path, endpoint, offline=True)
     assert "not on this disk, and offline=True" in output
@@ -240,7 +240,7 @@ def test_an_interrupted_download_is_resumed(
         at(endpoint)
         assert model_folder(GOOGLE, None, offline=False) == snapshot
     assert (snapshot / name).read_bytes() == (sharded / name).read_bytes()
-    # Complete now: nobody is asked.
+    # Complete now: the hub is not asked.
     with hub(500, None) as (endpoint, asked):
         at(endpoint)
         assert model_folder(GOOGLE, None, offline=False) == snapshot
@@ -276,7 +276,7 @@ def test_the_ways_out_are_those_of_the_model_that_was_named(at: Callable[[str], 
         assert "ollama" not in said
 
 
-def test_the_reason_why_nobody_is_asked_is_told(
+def test_the_reason_for_not_asking_the_hub_is_told(
     at: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "and offline=True" in advice("someone/model")

@@ -139,7 +139,7 @@ def _judged_config(folder: Path, model: Model) -> dict[str, Any]:
     if model != BUNDLED and found != model:
         raise WrongModel(
             f"{folder} holds {found.name}, and this runtime was made for {model.name}, going by "
-            f"its name or by what the folder held; make a new one with model={str(folder)!r}"
+            f"its name or an earlier config.json; create a new one with model={str(folder)!r}"
         )
     return config
 

@@ -149,7 +149,7 @@ def _modules(folder: Path, model: Model) -> tuple[Path, tuple[Path, ...]]:
         raise WrongModel(
             f"{path} lists {kinds.count('Dense')} Dense layers, {model.name} has "
             f"{model.dense_layers}: without them vectors lie in another space; "
-            "use a copy of the model that kept them"
+            "use a copy of the model that has them"
         )
     if kinds != expected:
         raise WrongModel(f"{path} chains {kinds}, {model.name} is {expected}; use that layout")
