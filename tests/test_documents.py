@@ -1,7 +1,6 @@
 """The documents: their code runs as it is pasted, and their links lead somewhere.
 
-What a block of Python prints stands in it as comments that begin with ``# ->``. A block after
-``<!-- compiled only: reason -->`` needs more than this machine has, and is not run.
+What a block of Python prints stands in it, in comments that begin with ``# ->``.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -26,15 +24,12 @@ PAGES = [
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 URL = PROJECT["urls"]["Homepage"]
 
-FENCED = re.compile(
-    r"^(?P<compiled_only><!-- compiled only: .+ -->\n)?```python\n(?P<code>.*?)^```$",
-    re.DOTALL | re.MULTILINE,
-)
+FENCED = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 PRINTED = re.compile(r"^# -> (.*\n)", re.MULTILINE)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)|<(https?://[^>\s]+)>")
 
-# Every block has names and a folder of its own, as in a new file; the page's blocks share a process,
-# because importing the frameworks takes most of the time.
+# Every block has names and a folder of its own, as in a new file. A page's blocks share a process:
+# importing the frameworks takes most of the time.
 RUN = """
 import contextlib, io, json, os, sys
 
@@ -50,60 +45,29 @@ for line, code, expected in json.loads(sys.argv[1]):
 """
 
 
-@dataclass(frozen=True)
-class Block:
-    page: str
-    line: int
-    code: str
-    compiled_only: bool
-
-
 def text_of(page: str) -> str:
     return (ROOT / page).read_text(encoding="utf-8")
 
 
-def blocks(page: str) -> list[Block]:
-    text = text_of(page)
-    return [
-        Block(
-            page,
-            text.count("\n", 0, found.start("code")),
-            found["code"],
-            found["compiled_only"] is not None,
-        )
-        for found in FENCED.finditer(text)
-    ]
-
-
-WITH_CODE = [page for page in PAGES if any(not each.compiled_only for each in blocks(page))]
-COMPILED_ONLY = [each for page in PAGES for each in blocks(page) if each.compiled_only]
+WITH_CODE = [page for page in PAGES if "```python" in text_of(page)]
 
 
 @pytest.mark.parametrize("page", WITH_CODE)
 def test_the_code_of_a_page_runs_as_it_is_pasted(page: str, tmp_path: Path) -> None:
-    runs = [
-        (each.line, each.code, "".join(PRINTED.findall(each.code)))
-        for each in blocks(page)
-        if not each.compiled_only
+    text = text_of(page)
+    blocks = [
+        (text.count("\n", 0, found.start(1)), found[1], "".join(PRINTED.findall(found[1])))
+        for found in FENCED.finditer(text)
     ]
+    assert len(blocks) == text.count("```python")
     with OllamaServer() as server:
         done = watch.run(
-            [RUN, json.dumps(runs), page],
+            [RUN, json.dumps(blocks), page],
             tmp_path,
             OLLAMA_HOST=server.url,
             XDG_CACHE_HOME=str(tmp_path / "cache"),
         )
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-@pytest.mark.parametrize("block", COMPILED_ONLY, ids=lambda each: f"{each.page}:{each.line}")
-def test_code_that_is_not_run_compiles(block: Block) -> None:
-    compile(block.code, block.page, "exec")
-
-
-def test_no_block_of_python_is_missed() -> None:
-    for page in PAGES:
-        assert len(blocks(page)) == text_of(page).count("```python"), page
 
 
 def anchors(page: Path) -> set[str]:
