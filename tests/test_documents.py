@@ -97,6 +97,12 @@ def test_links_lead_somewhere(page: str) -> None:
         assert not anchor or anchor in anchors(target), link
 
 
+@pytest.mark.parametrize("page", [*PAGES, "Makefile"])
+def test_files_that_are_named_exist(page: str) -> None:
+    for name in re.findall(r"(?:tests|benchmarks|examples)/[\w./-]*\w|test_\w+\.py", text_of(page)):
+        assert (ROOT / name).exists() or list((ROOT / "tests").rglob(name)), name
+
+
 def test_the_projects_urls_are_of_one_repository() -> None:
     assert all(url.startswith(URL) for url in PROJECT["urls"].values())
     for url in PROJECT["urls"].values():
