@@ -11,8 +11,8 @@ test:
 quick:
 	python -m pytest tests/test_prompts.py tests/test_vectors.py tests/test_gate.py \
 		tests/test_models.py tests/test_long_texts.py tests/test_embedder.py tests/test_errors.py \
-		tests/test_store.py tests/test_open_runtime.py tests/runtimes/remote \
-		tests/runtimes/test_options.py
+		tests/test_store.py tests/runtimes/test_options.py tests/runtimes/test_open_runtime.py \
+		tests/runtimes/remote
 
 lint:
 	ruff check .
