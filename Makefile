@@ -1,4 +1,4 @@
-.PHONY: install test lint format types check bench
+.PHONY: install test quick lint format types check bench
 
 install:
 	python -m pip install torch==2.13.0
@@ -6,6 +6,13 @@ install:
 
 test:
 	python -m pytest
+
+# The core's rules: no checkpoint is loaded, no index is filled.
+quick:
+	python -m pytest tests/test_prompts.py tests/test_vectors.py tests/test_gate.py \
+		tests/test_models.py tests/test_long_texts.py tests/test_embedder.py tests/test_errors.py \
+		tests/test_store.py tests/runtimes/test_options.py tests/runtimes/test_open_runtime.py \
+		tests/runtimes/remote
 
 lint:
 	ruff check .

@@ -1,7 +1,7 @@
 """Nothing leaves the device: the stack as users run it, with every way out watched.
 
-Both examples, with and without a server, and the README's code run under the same watch in
-``test_examples``.
+Both examples, with and without a server, and the code of the documents run under the same watch in
+``test_examples`` and ``test_documents``.
 """
 
 from __future__ import annotations

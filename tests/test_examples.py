@@ -1,6 +1,4 @@
-"""The examples as a user runs them, and the README's code as it stands: all without a word to
-another machine.
-"""
+"""The examples as a user runs them: no connection to another machine."""
 
 from __future__ import annotations
 
@@ -161,15 +159,3 @@ def test_a_folder_without_texts_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     output = ask("rag_langchain.py", "x", tmp_path, "--folder", "empty", fails=True)
     assert "empty holds no .md" in output
-
-
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-
-
-@pytest.mark.parametrize("number", range(len(BLOCKS)))
-def test_the_readmes_code_runs_as_it_stands(number: int, tmp_path: Path) -> None:
-    with OllamaServer() as server:
-        output = run([BLOCKS[number]], tmp_path, server=server.url)
-    assert "Traceback" not in output
-    if "print(" in BLOCKS[number]:
-        assert output == "Mars is called the Red Planet.\n"

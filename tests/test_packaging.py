@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -68,6 +69,25 @@ def test_the_sdist_can_be_tested(built: Path) -> None:
         names = {name.partition("/")[2] for name in archive.getnames()}
     for name in ("tests/checkpoints.py", "examples/notes", "pyproject.toml", "LICENSE"):
         assert any(found.startswith(name) for found in names), name
+
+
+def test_the_sdist_has_every_document_that_is_linked(built: Path) -> None:
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    pages = {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")}
+    assert pages
+    assert names >= pages | {"CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "README.md"}
+    assert names >= {"training/README.md", "training/MODEL_CARD.md"}
+
+
+def test_the_metadata_links_the_project(built: Path) -> None:
+    (wheel,) = built.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (n for n in archive.namelist() if n.endswith("METADATA"))
+        metadata = archive.read(name).decode()
+    labels = re.findall(r"^Project-URL: (\w+), https://", metadata, re.MULTILINE)
+    assert {"Homepage", "Documentation", "Issues", "Changelog"} <= set(labels)
 
 
 def top_level(python: Path) -> set[str]:
