@@ -20,13 +20,13 @@ from langchain_gemma_embed import GemmaEmbeddings, passages
 def open_store(folder: Path, notes: Iterable[Passage], runtime: Runtime) -> Chroma:
     """Return a vector store that holds exactly these notes; only new ones are embedded."""
     embeddings = GemmaEmbeddings(runtime, overlong="split")
-    # Named after the vector space: each model that you try keeps an index of its own.
-    index = ChromaIndex(folder, embeddings.cache_namespace, embeddings)
+    # Each model that you try keeps a collection of its own.
+    index = ChromaIndex(folder, "langchain", embeddings)
     documents = (
         Document(note.text, metadata={"title": note.title, "source": note.source}) for note in notes
     )
     tell(folder, index.ingest(passages(documents), remove_absent=True))
-    return Chroma(index.name, embeddings, client=index.client)
+    return Chroma(index.collection_name, embeddings, client=index.client)
 
 
 def search(store: Chroma, question: str, count: int = 3) -> list[Passage]:

@@ -21,16 +21,15 @@ from llamaindex_gemma_embed import GemmaEmbedding, passages
 def open_index(folder: Path, notes: Iterable[Passage], runtime: Runtime) -> VectorStoreIndex:
     """Return an index that holds exactly these notes; only new ones are embedded."""
     embed_model = GemmaEmbedding(runtime, overlong="split")
-    # Named after the vector space: each model that you try keeps an index of its own.
-    name = f"llamaindex-{embed_model.embedder.fingerprint}"
-    index = ChromaIndex(folder, name, embed_model)
+    # Each model that you try keeps a collection of its own.
+    index = ChromaIndex(folder, "llamaindex", embed_model)
     nodes = (
         TextNode(text=note.text, metadata={"title": note.title, "source": note.source})
         for note in notes
     )
     tell(folder, index.ingest(passages(nodes), remove_absent=True))
     return VectorStoreIndex.from_vector_store(
-        ChromaVectorStore.from_collection(index.collection), embed_model=embed_model
+        ChromaVectorStore.from_collection(index.open()), embed_model=embed_model
     )
 
 

@@ -21,8 +21,8 @@ from ollama_server import OllamaServer
 
 from gemma_embed import Embedder
 from gemma_embed.chroma import ChromaIndex
+from gemma_embed.chroma.passport import passport
 from gemma_embed.errors import ConfigurationError, EmbeddingError
-from gemma_embed.passport import passport
 from gemma_embed.runtimes import EnvironmentVariable, OllamaRuntime, runtime_settings
 from gemma_embed.runtimes.remote import retry
 from langchain_gemma_embed import GemmaEmbeddings
@@ -74,7 +74,7 @@ SHOWN: dict[str, Callable[[OllamaRuntime], Any]] = {
     "fingerprints": lambda runtime: (
         Embedder(runtime).fingerprint,
         Embedder(runtime).fingerprint_for("query"),
-        passport(Embedder(runtime)),
+        passport(Embedder(runtime), "title"),
     ),
     "LangChain": lambda runtime: (
         GemmaEmbeddings(runtime),
@@ -291,9 +291,9 @@ def test_it_is_in_no_file(runtime: OllamaRuntime, tmp_path: Path) -> None:
     embedder = Embedder(runtime, store=tmp_path / "vectors")
     index = ChromaIndex(tmp_path / "index", "notes", embedder)
     index.ingest([{"text": "Mars is red.", "metadata": {"title": "Mars"}}])
-    assert index.collection.count() == 1
-    assert CANARY not in str(index.collection.metadata)
-    assert CANARY not in str(index.collection.get())
+    assert index.open().count() == 1
+    assert CANARY not in str(index.open().metadata)
+    assert CANARY not in str(index.open().get())
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 3
     for path in files:

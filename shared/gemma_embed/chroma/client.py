@@ -132,35 +132,28 @@ def explained(name: str, place: Path | str) -> Iterator[None]:
 def _explanation(error: Exception, name: str, place: Path | str) -> EmbeddingError:
     from chromadb.errors import ChromaError, InvalidArgumentError, NotFoundError
 
-    reason = f"{type(error).__name__}: {error}"
+    what, said = f"the collection {name!r} in {place}", f"{type(error).__name__}: {error}"
     if not isinstance(error, ChromaError):
         return ConnectionFailed(
-            f"{place} cannot be reached ({reason}): start it (chroma run), or check host and port"
+            f"{place} cannot be reached ({said}): start it (chroma run), or check host and port"
         )
     if isinstance(error, InvalidArgumentError):
-        return ConfigurationError(
-            f"Chroma does not take these arguments for the collection {name!r}: {error}"
-        )
+        return ConfigurationError(f"Chroma does not take these arguments for {what}: {error}")
     if isinstance(error, NotFoundError):
-        return CollectionError(
-            f"the collection {name!r} in {place} was deleted meanwhile ({error}): open() again"
-        )
+        return CollectionError(f"{what} was deleted meanwhile ({error}): open() again")
     if isinstance(place, Path) and _matches(error, _READ_ONLY):
         return _read_only(place)
     if isinstance(place, Path) and _matches(error, _NOT_A_DATABASE):
         return _lost(place, str(error))
     if _matches(error, _NO_SPACE):
-        return CollectionError(f"the disk is full, says Chroma of {place}: free some space")
+        return CollectionError(f"the disk is full, says Chroma of {what}: free some space")
     if _matches(error, _BUSY):
         return CollectionLocked(
-            f"another program has {place} open ({error}): close it, or share a Chroma server"
+            f"another program has {what} open ({error}): close it, or share a Chroma server"
         )
     if is_damage(error):
-        return CollectionDamaged(
-            f"Chroma failed on the collection {name!r} in {place} ({reason}); if it fails again, "
-            + RECREATE
-        )
-    return CollectionError(f"Chroma failed on the collection {name!r} in {place}: {reason}")
+        return CollectionDamaged(f"Chroma failed on {what} ({said}); if it fails again, {RECREATE}")
+    return CollectionError(f"Chroma failed on {what}: {said}")
 
 
 RECREATE = (

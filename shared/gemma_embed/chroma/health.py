@@ -15,23 +15,23 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gemma_embed.chroma.client import RECREATE, is_damage
+from gemma_embed.chroma.rows import ids_of, vectors_of
 from gemma_embed.errors import CollectionDamaged, CollectionError
+from gemma_embed.vectors import Vectors
 
 if TYPE_CHECKING:
     from chromadb import Collection
 
-PAGE = 1000
 _MOST_THREADS = 8
 _QUERIES = 100
 _NEIGHBOURS = 5
 _MANY_NEIGHBOURS = 100
 _SAME_PLACE = 1e-5
-_NORM_TOLERANCE = 1e-3
 _CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGFPE}
 _CRASHES |= {signal.SIGBUS} if hasattr(signal, "SIGBUS") else set()
 # Isolated (-I), so that a module in the working directory is never run by mistake.
@@ -53,16 +53,6 @@ class Health:
     unfound: tuple[str, ...]
 
 
-def usable(vectors: Any, dimensions: int) -> list[bool]:
-    """For each vector of a collection, whether a search could rely on it."""
-    return [
-        vector is not None
-        and len(vector) == dimensions
-        and abs(float(np.linalg.norm(vector)) - 1) < _NORM_TOLERANCE
-        for vector in vectors
-    ]
-
-
 def examine(collection: Collection, dimensions: int) -> Health:
     """Read every vector and search for it.
 
@@ -78,28 +68,26 @@ def examine(collection: Collection, dimensions: int) -> Health:
     unfound: list[str] = []
     # Chroma searches on one thread a call, a millisecond and more for each row.
     with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
-        while page := collection.get(limit=PAGE, offset=rows, include=[])["ids"]:
+        for page in ids_of(collection):
             rows += len(page)
-            got = collection.get(ids=page, include=["embeddings"])
-            vectors = got["embeddings"] if got["embeddings"] is not None else np.empty((0, 0))
-            fine = dict(zip(got["ids"], usable(vectors, dimensions), strict=True))
-            lost += [row for row in page if not fine.get(row)]
-            sound = [(row, v) for row, v in zip(got["ids"], vectors, strict=True) if fine[row]]
-            parts = (sound[start : start + _QUERIES] for start in range(0, len(sound), _QUERIES))
-            for found in pool.map(lambda part: _unfound(collection, part, _NEIGHBOURS), parts):
-                unfound += found
+            vectors = vectors_of(collection, page, dimensions)
+            lost += [row for row in page if row not in vectors]
+            found = list(vectors.items())
+            parts = (found[start : start + _QUERIES] for start in range(0, len(found), _QUERIES))
+            for missed in pool.map(lambda part: _unfound(collection, part, _NEIGHBOURS), parts):
+                unfound += missed
     if rows != collection.count():
         raise CollectionDamaged(f"lists {rows} rows and counts {collection.count()}")
     return Health(rows, tuple(lost), tuple(unfound))
 
 
-def _unfound(
-    collection: Collection, rows: list[tuple[str, np.ndarray]], neighbours: int
-) -> list[str]:
+def _unfound(collection: Collection, rows: list[tuple[str, Vectors]], neighbours: int) -> list[str]:
     if not rows:
         return []
     answer = collection.query(
-        query_embeddings=[vector for _, vector in rows], n_results=neighbours, include=["distances"]
+        query_embeddings=np.array([vector for _, vector in rows]),
+        n_results=neighbours,
+        include=["distances"],
     )
     distances = answer["distances"] or []
     # Where more rows than were asked for have one and the same vector, any of them will do.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sized
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -415,10 +415,8 @@ class ChromaIndex:
         place = _DEFAULT_PLACE if client is None else (client.tenant, client.database)
         return mark_of(self._folder, *place, name)
 
-    @contextmanager
-    def _writing(self, name: str) -> Iterator[Writing]:
-        with only_writer(self._mark(name)) as writing:
-            yield writing
+    def _writing(self, name: str) -> AbstractContextManager[Writing]:
+        return only_writer(self._mark(name))
 
     def _filled(
         self,
@@ -499,14 +497,14 @@ class ChromaIndex:
         return collection
 
     def _siblings(self, client: ClientAPI) -> list[Collection]:
-        pattern = re.compile(rf"{re.escape(self.name)}-[0-9a-f]{{{_DIGITS}}}")
-        found = [each for each in client.list_collections() if pattern.fullmatch(each.name)]
-        ours = [
-            each
-            for each in found
-            if each.name[-_DIGITS:] == str(stated_facts(each.metadata).get("fingerprint"))[:_DIGITS]
-        ]
-        return sorted(ours, key=lambda each: each.name)
+        pattern = re.compile(rf"{re.escape(self.name)}-([0-9a-f]{{{_DIGITS}}})")
+        found = []
+        for each in client.list_collections():
+            match = pattern.fullmatch(each.name)
+            fingerprint = str(stated_facts(each.metadata).get("fingerprint"))
+            if match is not None and fingerprint.startswith(match[1]):
+                found.append(each)
+        return sorted(found, key=lambda each: each.name)
 
     def _generation(self, collection: Collection, current: str) -> Generation:
         facts = stated_facts(collection.metadata)
@@ -543,12 +541,10 @@ def _damage(collection: Collection | None, writing: Writing) -> CollectionDamage
     except Exception as error:
         if not is_damage(error):
             raise
-        damaged = CollectionDamaged(
-            f"Chroma cannot read the collection {collection.name!r} ({type(error).__name__}: "
-            f"{error}); {RECREATE}"
+        reason = f"{type(error).__name__}: {error}"
+        return CollectionDamaged(
+            f"Chroma cannot read the collection {collection.name!r} ({reason}); {RECREATE}"
         )
-        damaged.__cause__ = error
-        return damaged
     return None
 
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from gemma_embed.chroma.client import RECREATE
-from gemma_embed.chroma.health import PAGE, usable
 from gemma_embed.chroma.passport import SAME
+from gemma_embed.chroma.rows import PAGE, ids_of, texts_of, vectors_of
 from gemma_embed.embedder import Embedder
 from gemma_embed.errors import CollectionIncomplete, EmbeddingError, InvalidInput, OutOfMemory
 from gemma_embed.passages import (
@@ -209,29 +207,18 @@ def write(collection: Collection, embedder: Embedder, batch: list[Row], rows: Ro
     Returns:
         How many were ``added``, ``updated`` and ``unchanged``.
     """
-    got = collection.get(
-        ids=[row.id for row in batch], include=["documents", "metadatas", "embeddings"]
-    )
-    vectors = got["embeddings"] if got["embeddings"] is not None else []
-    fine = usable(vectors, embedder.dimensions)
-    old = {
-        row: (text, dict(metadata or {}), vector if good else None)
-        for row, text, metadata, vector, good in zip(
-            got["ids"], got["documents"] or [], got["metadatas"] or [], vectors, fine, strict=True
-        )
-    }
+    ids = [row.id for row in batch]
+    old = texts_of(collection, ids)
+    vectors = vectors_of(collection, ids, embedder.dimensions)
     sound = [
         row
         for row in batch
-        if row.id in old
-        and old[row.id][2] is not None
+        if row.id in vectors
         and (old[row.id][0], old[row.id][1].get(TITLE)) == (row.text, row.title)
     ]
     # Who updates a row by other means leaves the rest of it as it is.
-    other = differing(
-        embedder, [(row.text, row.title) for row in sound], [old[row.id][2] for row in sound]
-    )
-    sound = [row for place, row in enumerate(sound) if place not in other]
+    other = differing(embedder, {r.id: (r.text, r.title) for r in sound}, vectors)
+    sound = [row for row in sound if row.id not in other]
     known = {row.id for row in sound}
     written, computed = _embedded(embedder, [row for row in batch if row.id not in known], rows)
     if written:
@@ -259,17 +246,19 @@ def finish(
     Raises:
         CollectionIncomplete: If rows are missing; has the report.
     """
-    removed = 0
-    for page in _stale(collection, rows, remove_absent):
-        collection.delete(ids=page)
-        removed += len(page)
-    missing = tuple(_missing(collection, list(rows.seen), embedder.dimensions))
+    stale, ids = _stale(collection, rows, remove_absent), list(rows.seen)
+    for start in range(0, len(stale), PAGE):
+        collection.delete(ids=stale[start : start + PAGE])
+    there: set[str] = set()
+    for start in range(0, len(ids), PAGE):
+        there |= vectors_of(collection, ids[start : start + PAGE], embedder.dimensions).keys()
+    missing = tuple(row for row in ids if row not in there)
     report = IngestReport(
         added=done["added"],
         unchanged=done["unchanged"],
         updated=done["updated"],
-        removed=removed,
-        absent=collection.count() - (len(rows.seen) - len(missing)),
+        removed=len(stale),
+        absent=collection.count() - len(there),
         failed=tuple(rows.failed),
         missing=missing,
     )
@@ -283,62 +272,51 @@ def finish(
 
 
 def differing(
-    embedder: Embedder, parts: Sequence[tuple[str, str | None]], vectors: Sequence[Any]
-) -> set[int]:
+    embedder: Embedder,
+    parts: Mapping[str, tuple[str, str | None]],
+    vectors: Mapping[str, Vectors],
+) -> set[str]:
     """Find vectors that are other texts' or another model's, without the model.
 
     Args:
         embedder: Has the store.
-        parts: The text and the title that each vector is said to be of.
-        vectors: Shape (len(parts), dimensions).
+        parts: By row, the text and the title that its vector is said to be of.
+        vectors: By row, at least for these.
 
     Returns:
-        Positions of vectors that differ from the store's. One that it lacks is not judged.
+        Ids of rows whose vectors differ from the store's. One that it lacks is not judged.
     """
-    store = embedder.store
+    store, runtime = embedder.store, embedder.runtime
     if store is None or not parts:
         return set()
-    runtime = embedder.runtime
-    titles = [title if embedder.takes_titles else None for _, title in parts]
-    items = prompted([text for text, _ in parts], titles, embedder.document_task, runtime.prompts)
-    places: dict[str, list[int]] = {}
-    for item in items:
-        places.setdefault(item.prompted, []).append(item.index)
+    titles = [title if embedder.takes_titles else None for _, title in parts.values()]
+    texts = [text for text, _ in parts.values()]
+    items = prompted(texts, titles, embedder.document_task, runtime.prompts)
+    rows_of: dict[str, list[str]] = {}
+    for row, item in zip(parts, items, strict=True):
+        rows_of.setdefault(item.prompted, []).append(row)
     space = Route(runtime, embedder.overlong, store, embedder.dimensions).space
-    found, stored = store.get(space, list(places), runtime.model.width)
-    known = list(places.values())
-    array: Vectors = np.asarray(vectors, dtype=np.float32)
+    found, stored = store.get(space, list(rows_of), runtime.model.width)
+    known = list(rows_of.values())
     return {
-        place
-        for row, vector in zip(found, cut(stored, array.shape[1]), strict=True)
-        for place in known[row]
-        if not array[place] @ vector >= SAME
+        row
+        for place, vector in zip(found, cut(stored, embedder.dimensions), strict=True)
+        for row in known[place]
+        if not vectors[row] @ vector >= SAME
     }
 
 
 def differing_rows(collection: Collection, embedder: Embedder) -> Iterator[str]:
     """Ids of ingested rows whose vectors differ from the store's."""
-    for ids in pages(collection):
-        got = collection.get(ids=ids, include=["documents", "metadatas", "embeddings"])
-        parts = [
-            embedded_parts(metadata or {}, text or "")
-            for text, metadata in zip(got["documents"] or [], got["metadatas"] or [], strict=True)
-        ]
-        vectors = np.asarray(got["embeddings"], dtype=np.float32)
-        # What others wrote may have been embedded in another form than it is stored in.
-        ours = [(place, each) for place, each in enumerate(parts) if each is not None]
-        found = differing(
-            embedder, [each for _, each in ours], [vectors[place] for place, _ in ours]
-        )
-        yield from (got["ids"][ours[each][0]] for each in sorted(found))
-
-
-def pages(collection: Collection) -> Iterator[list[str]]:
-    """All ids, page by page."""
-    offset = 0
-    while page := collection.get(limit=PAGE, offset=offset, include=[])["ids"]:
-        yield page
-        offset += len(page)
+    for ids in ids_of(collection):
+        vectors = vectors_of(collection, ids, embedder.dimensions)
+        parts = {
+            row: each
+            for row, (text, metadata) in texts_of(collection, ids).items()
+            # What others wrote may have been embedded in another form than it is stored in.
+            if row in vectors and (each := embedded_parts(metadata, text or "")) is not None
+        }
+        yield from sorted(differing(embedder, parts, vectors))
 
 
 def _embedded(
@@ -368,46 +346,36 @@ def _embedded(
     return [], None
 
 
-def _replacing(row: Row, old: Mapping[str, tuple[Any, dict[str, Any], Any]]) -> dict[str, Any]:
+def _replacing(row: Row, old: Mapping[str, tuple[Any, Mapping[str, Any]]]) -> dict[str, Any]:
     # Chroma joins metadata to what is there; None takes a value away.
     before = old[row.id][1] if row.id in old else {}
     return {name: None for name in before if name not in row.metadata} | row.metadata
 
 
-def _stale(collection: Collection, rows: Rows, remove_absent: bool) -> Iterator[list[str]]:
-    if remove_absent and not rows.unknown:
-        # All of them first: deleting moves the pages.
-        absent = [row for page in pages(collection) for row in page if row not in rows.seen]
-        for start in range(0, len(absent), PAGE):
-            page = absent[start : start + PAGE]
-            got = collection.get(ids=page, include=["metadatas"])
-            yield from _nonempty(
-                row
-                for row, metadata in zip(got["ids"], got["metadatas"] or [], strict=True)
-                if not rows.kept & {row, (metadata or {}).get(DOCUMENT)}
-            )
-        return
+def _stale(collection: Collection, rows: Rows, remove_absent: bool) -> list[str]:
+    """Ids of rows that are not among the passages and go."""
     sources = sorted(rows.sources - rows.kept)
-    for start in range(0, len(sources), _DOCUMENTS):
-        where: Any = {DOCUMENT: {"$in": sources[start : start + _DOCUMENTS]}}
-        there = collection.get(where=where, include=[])["ids"]
-        yield from _nonempty(row for row in there if row not in rows.seen and row not in rows.kept)
-
-
-def _nonempty(ids: Iterable[str]) -> Iterator[list[str]]:
-    found = list(ids)
-    for start in range(0, len(found), PAGE):
-        yield found[start : start + PAGE]
-
-
-def _missing(collection: Collection, ids: list[str], dimensions: int) -> Iterator[str]:
-    for start in range(0, len(ids), PAGE):
-        page = ids[start : start + PAGE]
-        got = collection.get(ids=page, include=["embeddings"])
-        vectors = got["embeddings"] if got["embeddings"] is not None else []
-        fine = usable(vectors, dimensions)
-        there = {row for row, good in zip(got["ids"], fine, strict=True) if good}
-        yield from (row for row in page if row not in there)
+    filters: list[Any] = [
+        {DOCUMENT: {"$in": sources[start : start + _DOCUMENTS]}}
+        for start in range(0, len(sources), _DOCUMENTS)
+    ]
+    if remove_absent and not rows.unknown:
+        filters = [None]
+    absent = [
+        row
+        for where in filters
+        for ids in ids_of(collection, where)
+        for row in ids
+        if row not in rows.seen and row not in rows.kept
+    ]
+    if not rows.kept:
+        return absent
+    return [
+        row
+        for start in range(0, len(absent), PAGE)
+        for row, (_, metadata) in texts_of(collection, absent[start : start + PAGE]).items()
+        if metadata.get(DOCUMENT) not in rows.kept
+    ]
 
 
 def _canonical(value: Any) -> str:
