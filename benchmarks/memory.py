@@ -1,8 +1,8 @@
-"""Peak resident memory of a whole process: import, load, and embed 100 mixed texts.
+"""Peak resident memory of a process: import, load, and embed 100 mixed texts.
 
 Each engine runs in a fresh process on the full-size checkpoint; numbers are MB (10^6 bytes) of
-VmHWM, which counts pages of files too, after each stage. What is kept between processes (a graph,
-a tokenizer) is there already; the process that makes it takes more.
+VmHWM, which counts pages of files too, after each stage. What is cached between processes (a
+graph, a tokenizer) is there already; the process that makes it takes more.
 
 Run: PYTHONPATH=tests python benchmarks/memory.py
 """
@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-# What only the parent needs is imported by it: the measured process shall hold the pack's memory,
+# What only the parent needs is imported by it: the measured process must hold the pack's memory,
 # not the benchmark's.
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -111,7 +111,7 @@ def main() -> None:
     folder = str(full_size.build(options.checkpoint))
     for name in options.engines:
         if name.startswith("OnnxRuntime"):
-            # Makes what is kept.
+            # Makes what is cached.
             in_own_process("--alone", name, folder)
     found = {name: in_own_process("--alone", name, folder) for name in options.engines}
     print(f"{machine()}\n\n| | peak | after each stage | ready |\n| --- | --- | --- | --- |")

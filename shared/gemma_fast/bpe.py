@@ -26,11 +26,12 @@ import numpy.typing as npt
 from gemma_fast.errors import Unsupported
 
 _BLANK = "▁"
-# A word with the blanks before it. No merge crosses from one word into the next (checked when the
-# arrays are written), so words can be encoded one by one and cached.
-_WORD = re.compile(f"{_BLANK}*[^{_BLANK}]+|{_BLANK}+")
-_CROSSING = re.compile(f"[^{_BLANK}]{_BLANK}")
+# Where one word, with the blanks before it, ends and the next one starts. Words are encoded one by
+# one and cached, because almost no merge crosses from one into the next: Gemma has one, ">▁</".
+_BOUNDARY = re.compile(f"(?<=[^{_BLANK}])(?={_BLANK})")
 _CACHED_WORDS = 8192
+# The words of a text are found with a pattern of all merges that cross.
+_MOST_CROSSING = 100
 _ARRAYS = ("characters", "character_ids", "pairs", "ranks", "results")
 _REST = "tokenizer.json"
 
@@ -56,6 +57,7 @@ class BpeTokenizer:
             self._lengths.setdefault(content[0], []).append(len(content))
         firsts = "".join(map(re.escape, self._lengths))
         self._starts = re.compile(f"[{firsts}]") if firsts else None
+        self._words = _words(rest["crossing"])
         self._cached = lru_cache(_CACHED_WORDS)(self._merged)
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
@@ -86,7 +88,7 @@ class BpeTokenizer:
                     break
 
     def _segment(self, text: str) -> Iterator[int]:
-        for word in _WORD.findall(text.replace(" ", _BLANK)):
+        for word in self._words.findall(text.replace(" ", _BLANK)):
             # In a script without blanks a word can be a paragraph, which is unlikely to come again.
             yield from self._cached(word) if len(word) <= 32 else self._merged(word)
 
@@ -154,7 +156,8 @@ def write_arrays(folder: Path, state: Mapping[str, Any]) -> None:
     merges = [
         tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]
     ]
-    if any(_CROSSING.search(left + right) for left, right in merges):
+    crossing = sorted({a + b for a, b in merges if _BOUNDARY.search(a + b)})
+    if len(crossing) > _MOST_CROSSING:
         raise Unsupported("the tokenizer merges across words")
     # A pair that is listed twice has its last rank.
     table = {
@@ -177,8 +180,24 @@ def write_arrays(folder: Path, state: Mapping[str, Any]) -> None:
         "before": around[0],
         "after": around[1],
         "added": {token["content"]: None if token["special"] else token["id"] for token in added},
+        "crossing": crossing,
     }
     (folder / _REST).write_text(json.dumps(rest), encoding="utf-8")
+
+
+def _words(crossing: Sequence[str]) -> re.Pattern[str]:
+    """Return the pattern of a word with the blanks before it.
+
+    Words between which one of the entries in ``crossing`` lies are found as one: whatever merges
+    across that boundary ends up within such an entry.
+    """
+    joints = "|".join(
+        f"(?<={re.escape(entry[: place.start()])})(?={re.escape(entry[place.start() :])})"
+        for entry in crossing
+        for place in _BOUNDARY.finditer(entry)
+    )
+    more = f"(?:(?:{joints}){_BLANK}+[^{_BLANK}]*)*" if joints else ""
+    return re.compile(f"{_BLANK}*[^{_BLANK}]+{more}|{_BLANK}+")
 
 
 def _is_known(state: Mapping[str, Any]) -> bool:

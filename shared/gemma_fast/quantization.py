@@ -53,8 +53,8 @@ def to_int4(matrix: Floats) -> tuple[npt.NDArray[np.uint8], Floats]:
     padded[:, :inputs] = matrix
     cut = padded.reshape(outputs, blocks, BLOCK)
     furthest = np.take_along_axis(cut, np.abs(cut).argmax(2)[..., None], 2)[..., 0]
-    # -8 to 7: the number furthest from zero takes the side that reaches further. A little less
-    # than its whole length often rounds the others better.
+    # -8 to 7: the number furthest from zero takes the side that reaches further. A slightly
+    # smaller scale often rounds the others better.
     best = _nonzero(furthest / -8)
     error = np.full(best.shape, np.inf, np.float32)
     for share in (1.0, 0.95, 0.9, 0.85, 0.8):

@@ -6,12 +6,14 @@ GEMMA_EMBED_WEIGHTS=google/embeddinggemma-300m pytest -m weights tests/live
 from __future__ import annotations
 
 import os
+import random
 
 import numpy as np
 import pytest
 
 from gemma_embed import Embedder
-from gemma_embed.runtimes import TransformersRuntime
+from gemma_embed.runtimes import OnnxRuntime, TransformersRuntime
+from gemma_fast.bpe import BpeTokenizer
 
 pytestmark = [
     pytest.mark.weights,
@@ -57,3 +59,13 @@ def test_an_independent_export_starts_the_same(runtime: TransformersRuntime) -> 
         embedder.embed_documents(["hello world"])[0, :5], document, atol=1e-3
     )
     np.testing.assert_allclose(embedder.embed_query("hello world")[:5], query, atol=1e-3)
+
+
+def test_the_lean_tokenizer_reads_gemmas_own(runtime: TransformersRuntime) -> None:
+    lean = OnnxRuntime(os.environ["GEMMA_EMBED_WEIGHTS"], precision="int8")._load().tokenize
+    assert isinstance(lean, BpeTokenizer)
+    # The entry that crosses from one word into the next is ">▁</".
+    pieces = [">", " ", "</", "<", "/", "  ", "▁", "p", "> </", "</p>", "\n\n", "<b>", "é", "中"]
+    source = random.Random(0)
+    texts = ["".join(source.choices(pieces, k=source.randint(1, 30))) for _ in range(3000)]
+    assert lean(texts) == runtime._load().tokenize(texts)

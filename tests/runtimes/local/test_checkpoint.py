@@ -246,6 +246,21 @@ def test_what_would_be_loaded_otherwise_is_refused(folder: Path, name: str, kind
     assert str(folder) in str(caught.value)
 
 
+def test_transformers_sees_no_file_that_was_not_judged(
+    folder: Path, other: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = TransformersRuntime(folder, device="cpu")
+    expected = vectors_of(TransformersRuntime, folder)
+    assert runtime.prompts  # Judged.
+    # After that an adapter appears, where peft is installed, and a config.json that names weights.
+    monkeypatch.setattr("transformers.integrations.peft.is_peft_available", lambda: True)
+    adapter(folder)
+    put(folder, "model_old.safetensors", other)
+    config = runtime._checkpoint().config
+    monkeypatch.setitem(config, "transformers_weights", "model_old.safetensors")
+    np.testing.assert_array_equal(Embedder(runtime).embed(TEXTS), expected)
+
+
 def test_a_gguf_folder_is_told_from_an_empty_one(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").touch()
     with pytest.raises(ModelNotFound, match=r"GGUF.*ollama create"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Never, get_args
@@ -21,7 +21,6 @@ from gemma_embed.runtimes.onnx.tokenizer import open_tokenizer
 from gemma_embed.runtimes.onnx.verification import Forward, verify
 from gemma_embed.runtimes.options import check_choice, check_kind, checked_count
 from gemma_embed.runtimes.unknown_options import reject_unknown
-from gemma_embed.vectors import Vectors
 from gemma_fast.architecture import Architecture
 from gemma_fast.graph import VERSION, write_graph
 from gemma_fast.onnx_forward import OnnxForward
@@ -136,10 +135,10 @@ class OnnxRuntime(LocalRuntime):
                 forward: Forward = PublishedForward(graph, self._threads)
         else:
             forward = self._written(checkpoint, cache)
-        with translated():
-            verify(forward, checkpoint)
+        forward = translated()(forward)
+        verify(forward, checkpoint)
         check_unchanged(checkpoint.files)
-        return _Loaded(tokenize, forward)
+        return _Loaded(tokenize, batches_by_length, forward)
 
     def _written(self, checkpoint: Checkpoint, cache: Cache) -> Forward:
         """Load a checkpoint's graph, and write it if it is not cached."""
@@ -161,14 +160,8 @@ class OnnxRuntime(LocalRuntime):
 @dataclass(frozen=True)
 class _Loaded:
     tokenize: Tokenizer
-    network: Forward
-
-    def batches(self, lengths: Mapping[int, int]) -> Iterator[list[int]]:
-        return batches_by_length(lengths)
-
-    def forward(self, tokens: Sequence[Sequence[int]]) -> Vectors:
-        with translated():
-            return self.network(tokens)
+    batches: Callable[[Mapping[int, int]], Iterator[list[int]]]
+    forward: Forward
 
 
 def _is_published(checkpoint: Checkpoint) -> bool:

@@ -18,7 +18,7 @@ from gemma_fast.bpe import BpeTokenizer, write_arrays
 from gemma_fast.errors import Unsupported
 
 # Raise it with every change of what is written.
-_VERSION = 2
+_VERSION = 3
 _VERIFIED = "verified"
 _PROBES = (
     "",

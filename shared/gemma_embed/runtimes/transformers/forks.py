@@ -1,6 +1,6 @@
-"""Whether this process was forked from one that had computed, and would stand still.
+"""Whether this process was forked from one that had computed, and would hang.
 
-OpenMP's threads do not survive a fork, and the child waits for them without end: measured with
+OpenMP's threads do not survive a fork, and the child waits for them for ever: measured with
 torch 2.13 on Linux, for a model loaded before the fork and for one loaded after it.
 """
 
@@ -28,6 +28,6 @@ def check_not_forked() -> None:
         if torch.get_num_threads() > 1:
             raise ConfigurationError(
                 "this process was forked from one in which torch had computed, and would wait for "
-                "its threads for ever; start workers with multiprocessing's 'spawn' method, or "
-                "call torch.set_num_threads(1) in each first"
+                "its threads for ever; call multiprocessing.set_start_method('spawn') before any "
+                "workers are started, or torch.set_num_threads(1) in each worker first"
             )

@@ -1,10 +1,10 @@
-"""Computing on another thread what oneDNN cannot on this one any more.
+"""Computing on a new thread what oneDNN can no longer compute on this one.
 
-oneDNN writes its programs when they are first needed. Once memory was refused it for one, it can
-write no other on that thread, however much is free again: the code generator below it (Xbyak) keeps
-its first error, a thread local, for good. Measured with torch 2.13 under a limit of address space:
-without the limit the same batch fails again, and succeeds on a new thread. Programs once written
-serve all threads.
+oneDNN compiles its programs when they are first needed. Once that failed for lack of memory, it
+cannot compile another one on that thread, however much is free later: the code generator below it
+(Xbyak) stores its first error in a thread local for good. Measured with torch 2.13 under a limit of
+address space: without the limit the same batch fails again, and succeeds on a new thread. Compiled
+programs serve all threads.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _BYTES_OF_A_THREAD = 128 << 20
 
 
 def on_sound_thread(compute: Callable[[], _Result]) -> _Result:
-    """Compute here, and on a new thread if oneDNN can write no program here.
+    """Compute here, or on a new thread if oneDNN cannot compile here.
 
     Nothing else is tried while memory is short: glibc ends a process that cannot set up a thread.
 

@@ -120,9 +120,23 @@ def _normalised(state: dict[str, Any]) -> None:
     state["added_tokens"].append(state["added_tokens"][-1] | {"content": "x", "normalized": True})
 
 
-def _crossing(state: dict[str, Any]) -> None:
-    state["model"]["vocab"]["e▁"] = len(state["model"]["vocab"])
-    state["model"]["merges"].append(["e", "▁"])
+def _merging(state: dict[str, Any], merges: list[tuple[str, str]], *, first: bool) -> None:
+    """Add merges, before or after all others."""
+    vocabulary, known = state["model"]["vocab"], state["model"]["merges"]
+    for left, right in merges:
+        for entry in (left, right, left + right):
+            vocabulary.setdefault(entry, len(vocabulary))
+    # The library numbers added tokens after the vocabulary, whatever the file says.
+    later = [token for token in state["added_tokens"] if token["content"] not in vocabulary]
+    for number, token in enumerate(later, len(vocabulary)):
+        token["id"] = number
+    new = [list(merge) for merge in merges]
+    state["model"]["merges"] = [*new, *known] if first else [*known, *new]
+
+
+def _often_crossing(state: dict[str, Any]) -> None:
+    words = [entry for entry in state["model"]["vocab"] if entry.isalpha()][:150]
+    _merging(state, [(word, "▁") for word in words], first=False)
 
 
 OTHER_KINDS: dict[str, Callable[[dict[str, Any]], object]] = {
@@ -138,8 +152,42 @@ OTHER_KINDS: dict[str, Callable[[dict[str, Any]], object]] = {
     "whole words before merges": lambda state: state["model"].update(ignore_merges=True),
     "no bytes": lambda state: state["model"].update(byte_fallback=False),
     "added tokens in normalised text": _normalised,
-    "entries that reach into the next word": _crossing,
+    "many merges across words": _often_crossing,
 }
+
+
+# Merges from one word into the next: Gemma's own, chains, into blanks alone, over several words.
+CROSSING = [
+    [("▁", "<"), ("▁<", "/"), (">", "▁</")],
+    [("e", "▁"), ("e▁", "t"), ("e▁t", "h")],
+    [("▁", "▁"), ("s", "▁▁"), ("s▁▁", "a")],
+    [("a", "▁"), ("a▁", "b▁"), ("b", "▁"), ("a▁b▁", "c")],
+    [("▁", "▁"), ("▁▁", "x"), ("x", "▁▁"), ("▁", "x▁▁")],
+]
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first", "last"])
+@pytest.mark.parametrize("merges", CROSSING, ids=lambda merges: "".join(merges[-1]))
+def test_merges_across_words(
+    folder: Path, tmp_path: Path, merges: list[tuple[str, str]], first: bool
+) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    state = json.loads((copy / "tokenizer.json").read_text())
+    _merging(state, merges, first=first)
+    (copy / "tokenizer.json").write_text(json.dumps(state))
+    tokenizer = opened(copy, tmp_path / "arrays")
+    assert isinstance(tokenizer, BpeTokenizer)
+    reference = HuggingFaceTokenizer(copy / "tokenizer.json")
+    pieces = sorted({piece for merge in merges for piece in (*merge, "".join(merge))})
+    pieces += ["a", "b", "c", "e", "x", "the", "s", ">", "</", "<", "▁", "▁▁", "\n\n", "é", "中"]
+    pieces = [piece.replace("▁", " ") for piece in pieces] + pieces
+    texts = [one + two + three for one in pieces for two in pieces for three in ("", *pieces[:6])]
+    source = random.Random(0)
+    texts += ["".join(source.choices(pieces, k=source.randint(1, 40))) for _ in range(1000)]
+    ids = reference(texts)
+    assert tokenizer(texts) == ids
+    crossed = {state["model"]["vocab"]["".join(merge)] for merge in merges}
+    assert crossed & {number for sequence in ids for number in sequence}
 
 
 @pytest.mark.parametrize("kind", OTHER_KINDS)
