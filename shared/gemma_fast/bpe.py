@@ -52,9 +52,10 @@ class BpeTokenizer:
         self._after: list[int] = rest["after"]
         # None for a special token: found, so that no other starts inside it, and left as text.
         self._added: dict[str, int | None] = rest["added"]
+        # By first character the lengths, longest first: thousands of tokens have a dozen lengths.
         self._lengths: dict[str, list[int]] = {}
-        for content in sorted(self._added, key=len, reverse=True):
-            self._lengths.setdefault(content[0], []).append(len(content))
+        for first, length in sorted({(text[0], len(text)) for text in self._added}, reverse=True):
+            self._lengths.setdefault(first, []).append(length)
         firsts = "".join(map(re.escape, self._lengths))
         self._starts = re.compile(f"[{firsts}]") if firsts else None
         self._words = _words(rest["crossing"])

@@ -156,6 +156,21 @@ OTHER_KINDS: dict[str, Callable[[dict[str, Any]], object]] = {
 }
 
 
+def test_thousands_of_added_tokens_do_not_slow_it_down(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    state = json.loads((copy / "tokenizer.json").read_text())
+    last = state["added_tokens"][-1]
+    state["added_tokens"] += [
+        last | {"id": last["id"] + n, "content": f"<unused_{n}>"} for n in range(1, 6000)
+    ]
+    (copy / "tokenizer.json").write_text(json.dumps(state))
+    tokenizer = opened(copy, tmp_path / "arrays")
+    assert isinstance(tokenizer, BpeTokenizer)
+    assert max(map(len, tokenizer._lengths.values())) < 20
+    text = "<p> a < b </p> <unused_77> <unused_77777> <unused_5999>" * 20
+    assert tokenizer([text]) == HuggingFaceTokenizer(copy / "tokenizer.json")([text])
+
+
 # Merges from one word into the next: Gemma's own, chains, into blanks alone, over several words.
 CROSSING = [
     [("▁", "<"), ("▁<", "/"), (">", "▁</")],
