@@ -117,7 +117,7 @@ class ChromaIndex:
         Args:
             location: A folder, or a client of Chroma's own.
             name: The first part of the collections' names.
-            embedder: An ``Embedder`` or an adapter. Without a store it gets one in a file beside
+            embedder: An ``Embedder`` or an adapter. Without a store it gets one in a file next to
                 the folder, ``<folder>.embeddings.sqlite``.
             title_key: The metadata key of a passage's title; None for the collection's own,
                 ``"title"`` for a new one.

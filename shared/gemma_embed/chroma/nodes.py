@@ -1,4 +1,4 @@
-"""The text that LlamaIndex embedded, from what it keeps of a node beside it.
+"""The text that LlamaIndex embedded, from what it stores of a node with it.
 
 LlamaIndex embeds a node's text and metadata in one (``MetadataMode.EMBED``), and a vector store
 gets the bare text, with the node's settings as JSON.

@@ -151,10 +151,10 @@ def _space(collection: Collection) -> str | None:
     stated = (collection.metadata or {}).get("hnsw:space")
     if stated in (None, configured):
         return configured
-    held = collection.get(limit=1, include=["embeddings"])["embeddings"]
-    if held is None or not len(held):
+    one = collection.get(limit=1, include=["embeddings"])["embeddings"]
+    if one is None or not len(one):
         return str(stated)
-    longer = 3 * np.asarray(held)
+    longer = 3 * np.asarray(one)
     near = collection.query(query_embeddings=longer, n_results=1, include=["distances"])
     distance = (near["distances"] or [[np.inf]])[0][0]
     return "cosine" if abs(distance) < _SAME_DIRECTION else f"{stated} or {configured}"
