@@ -1,7 +1,7 @@
-"""What the framework classes cost beyond the core, at the batch sizes that the frameworks use.
+"""What the framework classes add to the core, at the batch sizes that the frameworks use.
 
-The runtime here computes nothing, so that only this package's own work is timed; what that means is
-told by the speed of the full-size model in ``results/local-float32.json``.
+The runtime here computes nothing, so only this package's own work is timed. The speed of the
+full-size model in ``results/local-float32.json`` puts it in proportion.
 
 Run: PYTHONPATH=tests python benchmarks/adapters.py
 """
@@ -26,20 +26,20 @@ from llamaindex_gemma_embed import GemmaEmbedding
 
 TEXTS = 2048
 # LangChain: a query; HuggingFaceEmbeddings' batch; index()'s batch; add_documents' all at once.
-# LlamaIndex: a query; the base class's default; this package's default; the most allowed.
+# LlamaIndex: a query; the base class's default; this package's default; the maximum allowed.
 BATCHES = {"LangChain": (1, 32, 100, TEXTS), "LlamaIndex": (1, 10, 256, TEXTS)}
 BAR = 0.02
 
 
 class Instant(fakes.FakeRuntime):
-    """Hands out vectors that were there before."""
+    """Returns vectors that were computed in advance."""
 
     _vectors = np.random.default_rng(0).normal(size=(TEXTS, 768)).astype(np.float32)
 
     def embed(self, texts: Sequence[str], *, truncate: bool = False) -> Iterator[Batch]:
         """Return as many vectors as there are texts."""
         del truncate
-        yield Batch(range(len(texts)), self._vectors[: len(texts)], None)
+        yield Batch(range(len(texts)), self._vectors[: len(texts)])
 
 
 def main() -> None:
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     Settings.callback_manager.set_handlers([])
-    texts = [f"Note number {i}: a few words more about a thing." for i in range(TEXTS)]
+    texts = [f"Note number {i}: a few more words about a thing." for i in range(TEXTS)]
     found = {
         framework: {size: beyond(framework, texts, size, options.rounds) for size in sizes}
         for framework, sizes in BATCHES.items()
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def beyond(framework: str, texts: list[str], size: int, rounds: int) -> float:
-    """Microseconds a text that the adapter takes beyond the core, median of rounds."""
+    """Microseconds a text that the adapter adds to the core, median of the rounds."""
     runtime: Any = Instant()
     embedder = Embedder(runtime)
     if framework == "LangChain":
@@ -78,7 +78,7 @@ def beyond(framework: str, texts: list[str], size: int, rounds: int) -> float:
 
 
 def model_microseconds() -> float:
-    """Microseconds a text of the full-size model here, as ``local.py`` found."""
+    """Microseconds a text of the full-size model here, as ``local.py`` measured."""
     local = json.loads((RESULTS / "local-float32.json").read_text())
     return statistics.median(local["seconds"]["gemma-embed"]) / local["texts"] * 1e6
 

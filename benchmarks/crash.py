@@ -1,23 +1,23 @@
-"""Kill an ingestion again and again, at random moments, and look at what is left.
+"""Kill an ingestion repeatedly, at random moments, and check what is left.
 
-Each kill is a SIGKILL of the process that ingests; the next run goes on where it was. One kill in
-four comes at a random moment after the start, which mostly is while the run looks at what is there;
-the others at a random moment after a random number of new texts, while it writes. When a run comes
-through, everything the index holds is compared with what an uninterrupted run gives. The
-vectors are made from the texts by arithmetic, so that each can be checked: the store's to the last
-bit, Chroma's to its own rounding, since it normalises what it is given.
+Each kill is a SIGKILL of the process that ingests; the next run continues. One kill in four comes
+at a random moment after the start, usually while the run reads the existing rows; the others come
+at a random moment after a random number of new texts, while it writes. When a run finishes, all
+rows of the index are compared with the result of an uninterrupted run. The vectors are computed
+from the texts by arithmetic, so each can be checked: the store's bit for bit, Chroma's up to its
+rounding, because Chroma normalises them.
 
-Where a kill may have left Chroma's vector files half written, ``ingest`` says so, and the run
+If a kill may have left Chroma's vector files half written, ``ingest`` raises an error, and the run
 recreates the collection from the documents and the store, without the model.
 
-With ``--tear``, so many of the kills also cut the index's files short at random places, as a power
-cut may: where that leaves the collection dead, it is recreated in the same way.
+``--tear`` is the share of kills that also truncate the index's files at random places, as a power
+failure can. If that damages the collection, it is recreated in the same way.
 
     PYTHONPATH=tests python benchmarks/crash.py --documents 10000 --kills 200
     PYTHONPATH=tests python benchmarks/crash.py --documents 2000 --kills 60 --tear 0.5
 
-Prints a JSON object and saves it, under a name of the seed's; exits with 1 if anything was
-lost, doubled, wrong, or computed too often, or a dead collection was not recreated.
+Prints a JSON object and saves it under a name with the seed. Exits with 1 if anything was lost,
+doubled, wrong or computed too often, or if a damaged collection was not recreated.
 """
 
 import argparse
@@ -55,14 +55,14 @@ POLL_SECONDS = 0.002
 
 
 class CountingRuntime(FakeRuntime):
-    """Writes down every text that it computes, where a kill cannot take it back."""
+    """Logs every text that it computes to a file, which survives a kill."""
 
     def __init__(self, journal: Path) -> None:
         super().__init__()
         self._journal = journal
 
     def embed(self, texts: Sequence[str], *, truncate: bool = False) -> Iterator[Batch | TooLong]:
-        """Compute vectors of texts, none of which is too long."""
+        """Compute vectors of texts that fit into the context."""
         assert not truncate
         for start in range(0, len(texts), BATCH):
             rows = range(start, min(start + BATCH, len(texts)))
@@ -80,7 +80,7 @@ def documents(count: int) -> list[dict[str, Any]]:
 
 
 def ingest(folder: Path, count: int, sync_threshold: int) -> None:
-    """One run, as a user's program would do it; in a process of its own."""
+    """One run, as a user's program would do it, in its own process."""
     runtime = CountingRuntime(folder / "computed")
     hnsw = {"sync_threshold": sync_threshold, "batch_size": min(100, sync_threshold)}
     index = ChromaIndex(folder / "db", "notes", Embedder(runtime), hnsw=hnsw)
@@ -92,7 +92,7 @@ def ingest(folder: Path, count: int, sync_threshold: int) -> None:
 
 
 def check(folder: Path, count: int) -> None:
-    """What is left to do where Chroma takes the process down; in a process of its own."""
+    """Check and recreate after Chroma crashed the process; runs in its own process."""
     index = ChromaIndex(folder / "db", "notes", Embedder(CountingRuntime(folder / "computed")))
     try:
         index.check()
@@ -101,17 +101,17 @@ def check(folder: Path, count: int) -> None:
 
 
 def recreate(folder: Path, index: ChromaIndex, count: int, error: CollectionDamaged) -> None:
-    """Recreate a dead collection, and leave word of what that cost."""
-    kind = "half written: " if "was killed" in str(error) else "dead: "
+    """Recreate a damaged collection, and log what that cost."""
+    kind = "half written: " if "was killed" in str(error) else "damaged: "
     note(folder, f"{kind}{error.__cause__ or error}"[:200].replace(str(folder), ""))
     before, lacking = len(computed(folder)), count - stored(folder)
     report = index.recreate(documents(count))
-    # What no run got to, or had stored when it was killed, is computed here.
+    # Texts that were not yet stored when the runs were killed are computed here.
     note(folder, f"recreated {len(computed(folder)) - before - lacking} {report.added}")
 
 
 def computed(folder: Path) -> list[str]:
-    """Documents that were computed, each as often as that; without the passports' sentence."""
+    """All computed documents, with repetitions, without the passport's sentence."""
     journal = folder / "computed"
     lines = journal.read_text().splitlines() if journal.exists() else []
     return [line for line in lines if "text: text" in line]
@@ -120,12 +120,12 @@ def computed(folder: Path) -> list[str]:
 def stored(folder: Path) -> int:
     """Documents whose vectors are in the store."""
     with EmbeddingStore(folder / "db.embeddings.sqlite") as store:
-        # The passport's sentence is there before the first of them.
+        # The passport's sentence is stored before the first document.
         return max(0, store.stats().vectors - 1)
 
 
 def compare(folder: Path, count: int) -> None:
-    """Compare what is there with what an uninterrupted run gives; in a process of its own."""
+    """Compare the index with the result of an uninterrupted run, in its own process."""
     texts = documents(count)
     wanted = Embedder(FakeRuntime()).embed([each["text"] for each in texts])
     journal = folder / "computed"
@@ -134,11 +134,11 @@ def compare(folder: Path, count: int) -> None:
     again = index.ingest(texts)
     stored = index.embedder.embed([each["text"] for each in texts])
     computed_again = len(computed(folder)) - before
-    held = index.open()
+    collection = index.open()
     ids: list[str] = []
     different = int(np.any(stored != wanted, axis=1).sum())
-    for start in range(0, held.count() + 1000, 1000):
-        got = held.get(limit=1000, offset=start, include=["documents", "embeddings"])
+    for start in range(0, collection.count() + 1000, 1000):
+        got = collection.get(limit=1000, offset=start, include=["documents", "embeddings"])
         ids += got["ids"]
         for row, text, vector in zip(got["ids"], got["documents"], got["embeddings"], strict=True):
             n = int(row.split()[1])
@@ -156,7 +156,7 @@ def compare(folder: Path, count: int) -> None:
         "doubled": len(ids) - len(set(ids)),
         "different": different,
         "damaged in the end": damaged,
-        "nor found after recreating": count - found,
+        "missing after recreating": count - found,
         "unchanged in one more run": again.unchanged,
         "computed in one more run": computed_again,
     }
@@ -164,7 +164,7 @@ def compare(folder: Path, count: int) -> None:
 
 
 def note(folder: Path, line: str) -> None:
-    """Leave word for the process that kills."""
+    """Log a line for the process that kills."""
     with (folder / "notes").open("a") as file:
         file.write(line + "\n")
         file.flush()
@@ -172,26 +172,26 @@ def note(folder: Path, line: str) -> None:
 
 
 def notes(folder: Path) -> list[str]:
-    """What runs left word of."""
+    """Lines that the runs logged."""
     path = folder / "notes"
     return path.read_text().splitlines() if path.exists() else []
 
 
 def started(target: Any, *values: Any) -> BaseProcess:
-    """A process that does something, with everything imported."""
+    """Start a function in a process in which everything is already imported."""
     process = multiprocessing.get_context("fork").Process(target=target, args=values)
     process.start()
     return process
 
 
-def killed(run: BaseProcess, journal: Path, whole: int, draw: random.Random) -> bool:
-    """Kill a run at a random point, unless it is through before that.
+def killed(run: BaseProcess, journal: Path, total_bytes: int, draw: random.Random) -> bool:
+    """Kill a run at a random point, unless it finishes before that.
 
     Args:
         run: The process.
-        journal: What it computes.
-        whole: Bytes of the journal of an uninterrupted run.
-        draw: Decides.
+        journal: Log of the texts that it computes.
+        total_bytes: Size of the log of an uninterrupted run.
+        draw: Source of randomness.
 
     Returns:
         Whether it was killed.
@@ -199,7 +199,7 @@ def killed(run: BaseProcess, journal: Path, whole: int, draw: random.Random) -> 
     if draw.random() < EARLY_SHARE:
         run.join(draw.uniform(0, EARLY_SECONDS))
     else:
-        goal = size(journal) + draw.uniform(0, 2 * whole / KILLS_PER_INGESTION)
+        goal = size(journal) + draw.uniform(0, 2 * total_bytes / KILLS_PER_INGESTION)
         while run.is_alive() and size(journal) < goal:
             time.sleep(POLL_SECONDS)
         run.join(draw.uniform(0, LATE_SECONDS))
@@ -211,58 +211,58 @@ def killed(run: BaseProcess, journal: Path, whole: int, draw: random.Random) -> 
 
 
 def torn(database: Path, draw: random.Random) -> bool:
-    """Cut an index's files short, if there are any."""
+    """Truncate an index's files; return whether there were any."""
     files = sorted(path for path in database.glob("*/*") if size(path))
     for path in files:
         os.truncate(path, draw.randrange(size(path)))
     return bool(files)
 
 
-def unkept(folder: Path) -> int:
+def unstored(folder: Path) -> int:
     """Texts that were computed and are not in the store."""
     return max(0, len(set(computed(folder))) - stored(folder))
 
 
 def size(path: Path) -> int:
-    """Bytes of a file that may not be there yet."""
+    """Bytes of a file; 0 if it does not exist yet."""
     return path.stat().st_size if path.exists() else 0
 
 
 def campaign(
     count: int, kills: int, seed: int, tear: float, thresholds: Sequence[int]
 ) -> dict[str, Any]:
-    """Kill until there have been enough, then let the last ingestion come through."""
+    """Kill until there were enough kills, then let the last ingestion finish."""
     draw = random.Random(seed)
     prompt = len("title: none | text: ")
-    whole = sum(prompt + len(each["text"]) + 1 for each in documents(count))
+    total_bytes = sum(prompt + len(each["text"]) + 1 for each in documents(count))
     names = (
         "half written",
-        "found dead",
+        "found damaged",
         "recreated",
         "recreations killed",
         "computed in recreating",
     )
     total = Counter(dict.fromkeys(names, 0))
-    deaths: Counter[str] = Counter()
-    dearest = 0
+    errors: Counter[str] = Counter()
+    most_lost = 0
     while total["kills"] < kills:
         threshold = thresholds[total["ingestions"] % len(thresholds)]
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            kills_here = tears_here = unkept_before = known = 0
-            # A run may be killed, and its files cut, between its last word and its end.
+            kills_here = tears_here = unstored_before = known = 0
+            # A run may be killed, and its files truncated, between its last line and its exit.
             while notes(folder)[-1:] != ["finished"]:
                 run = started(ingest, folder, count, threshold)
-                if total["kills"] < kills and killed(run, folder / "computed", whole, draw):
+                if total["kills"] < kills and killed(run, folder / "computed", total_bytes, draw):
                     kills_here += 1
                     total["kills"] += 1
-                    # The last word of this run, if it had found a dead collection.
+                    # The last line of this run, if it had found a damaged collection.
                     last = "".join(notes(folder)[known:][-1:])
-                    total["recreations killed"] += last.startswith(("dead: ", "half written: "))
+                    total["recreations killed"] += last.startswith(("damaged: ", "half written: "))
                     known = len(notes(folder))
-                    unkept_now = unkept(folder)
-                    dearest = max(dearest, unkept_now - unkept_before)
-                    unkept_before = unkept_now
+                    unstored_now = unstored(folder)
+                    most_lost = max(most_lost, unstored_now - unstored_before)
+                    unstored_before = unstored_now
                     if draw.random() < tear and torn(folder / "db", draw):
                         tears_here += 1
                         note(folder, "torn")
@@ -270,7 +270,7 @@ def campaign(
                     continue
                 run.join()
                 if run.exitcode != 0 and tears_here:
-                    total["taken down by Chroma"] += run.exitcode < 0
+                    total["crashed by Chroma"] += run.exitcode < 0
                     run = started(check, folder, count)
                     run.join()
                 if run.exitcode != 0:
@@ -283,9 +283,9 @@ def campaign(
             for line in notes(folder):
                 if line.startswith("half written: "):
                     total["half written"] += 1
-                elif line.startswith("dead: "):
-                    total["found dead"] += 1
-                    deaths[line] += 1
+                elif line.startswith("damaged: "):
+                    total["found damaged"] += 1
+                    errors[line] += 1
                 elif line.startswith("recreated "):
                     total["recreated"] += 1
                     total["computed in recreating"] += int(line.split()[1])
@@ -297,18 +297,20 @@ def campaign(
             total["ingestions"] += 1
             sys.stderr.write(f"{dict(total)}\n")
     report: dict[str, Any] = {"documents": count, "seed": seed, "sync thresholds": thresholds}
-    most = {"most texts lost to one kill": dearest, "texts in a batch": BATCH}
-    return report | dict(total) | most | {"deaths": dict(deaths)}
+    most = {"most texts lost to one kill": most_lost, "texts in a batch": BATCH}
+    return report | dict(total) | most | {"errors": dict(errors)}
 
 
 def main() -> int:
-    """Run the campaign that the command line asks for."""
+    """Run the campaign of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--documents", type=int, default=10_000)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--tear", type=float, default=0, help="share of kills that cut files short")
-    parser.add_argument("--sync-threshold", type=int, help="one in place of several in turn")
+    parser.add_argument("--tear", type=float, default=0, help="share of kills that truncate files")
+    parser.add_argument(
+        "--sync-threshold", type=int, help="this threshold instead of several in turn"
+    )
     parser.add_argument("--no-save", action="store_true", help="print the report only")
     args = parser.parse_args()
     began = time.monotonic()
@@ -318,17 +320,17 @@ def main() -> int:
     print(json.dumps(report, indent=1))
     if not args.no_save:
         save(f"crash{'-torn' if args.tear else ''}-{args.seed}", report)
-    wrong = ("lost", "doubled", "different", "nor found after recreating")
+    wrong = ("lost", "doubled", "different", "missing after recreating")
     wrong += ("computed in one more run", "computed in recreating")
     wrong += ("runs that failed", "comparisons that failed")
-    fine = (
+    passed = (
         not any(report.get(name) for name in wrong)
-        and report["found dead"] + report["half written"]
+        and report["found damaged"] + report["half written"]
         == report["recreated"] + report["recreations killed"]
         and report["texts computed again"] <= report["texts allowed again"]
         and report["most texts lost to one kill"] <= BATCH
     )
-    return 0 if fine else 1
+    return 0 if passed else 1
 
 
 if __name__ == "__main__":

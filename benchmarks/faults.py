@@ -1,17 +1,17 @@
-"""A server that goes wrong at random, and what becomes of the vectors.
+"""A server that fails at random, and whether the vectors stay right.
 
-Every second or third request to the tests' rude server, which runs in a process of its own, meets a
-fault drawn from the list below; now and then the server is killed and comes back, or has other
-weights under the same name. Workers embed texts through an ``EmbeddingStore``, begin a failed call
-again until it succeeds, and check every vector against the arithmetic of the weights that the
-runtime says it used. After each failed call all that was reported as done must be in the store.
+The faulty server runs in its own process. Every second or third request gets a fault from the list
+below; from time to time the server is killed and restarted, or gets other weights under the same
+name. Workers embed texts through an ``EmbeddingStore``, repeat a failed call until it succeeds, and
+check every vector against the arithmetic of the weights that the runtime reports. After each failed
+call, all texts that were reported as done must be in the store.
 
     PYTHONPATH=tests python benchmarks/faults.py --requests 10000
 
-The faults are drawn from a seed; which request meets which depends on threads as well. Time-outs
-and pauses are short, so that thousands of faults fit into minutes. Writes ``results/faults.json``;
-exits with 1 if a vector was wrong or lost, an error was no ``EmbeddingError``, an exchange took
-longer than its time-out and half a second, a call never returned, or something grew.
+The faults are drawn from a seed; which request gets which fault also depends on threads. Time-outs
+and pauses are short, so that thousands of faults fit into minutes. Writes ``results/faults.json``.
+Exits with 1 if a vector was wrong or lost, an error was not an ``EmbeddingError``, an exchange took
+longer than its time-out plus half a second, a call never returned, or resource use grew.
 """
 
 from __future__ import annotations
@@ -69,47 +69,47 @@ def vector_of(text: str, digest: str) -> list[float]:
 
 
 def model(digest: str) -> ServedModel:
-    """The model under its one name, with these weights."""
+    """The served model with the weights of this digest."""
     return ServedModel(embed=lambda text: vector_of(text, digest), digest=digest)
 
 
 def canned(status: int, error: str = "", body: str | None = None, **headers: str) -> Fault:
-    """Answer so, and do no work."""
+    """Answer with this, without computing."""
     content = json.dumps({"error": error}) if body is None else body
     kind = JSON if body is None else "text/html"
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return lambda _: Reply(status, content.encode(), kind, named)
 
 
-def lied(lie: faults.Lie) -> Fault:
-    """Do the work, and change the answer."""
-    return lambda honest: lie(honest())
+def altered(change: faults.Lie) -> Fault:
+    """Compute, and change the answer."""
+    return lambda honest: change(honest())
 
 
 def number(written: str) -> Fault:
-    """Write this for the first number of the first vector."""
+    """Replace the first number of the first vector by this text."""
 
-    def lie(reply: Reply) -> Reply:
+    def change(reply: Reply) -> Reply:
         if reply.status != 200 or b'"embeddings":[[' not in reply.body:
             return reply
         before, mark, rest = reply.body.partition(b'"embeddings":[[')
         return replace(reply, body=before + mark + written.encode() + b"," + rest.split(b",", 1)[1])
 
-    return lied(lie)
+    return altered(change)
 
 
 BOMB = faults.gzip_bomb(64)
-# Those that delay the client come seldom.
+# Weight and fault. Faults that delay the client are rare.
 FAULTS: dict[str, tuple[float, Fault]] = {
     "reset": (3, lambda _: Reply(0, reset=True)),
     "reset after the work": (1, lambda honest: honest() and Reply(0, reset=True)),
-    "closed in the body": (2, lied(faults.truncated)),
-    "Content-Length too long": (1, lied(faults.claiming(50))),
-    "Content-Length too short": (1, lied(faults.claiming(-50))),
-    "late": (2, lied(faults.stalled(0.05))),
-    "too late": (0.4, lied(faults.stalled(2 * TIMEOUT))),
-    "headers drip": (0.3, lied(faults.dripping_head(0.02))),
-    "body drips": (0.3, lied(faults.dripping(TIMEOUT / 5))),
+    "closed in the body": (2, altered(faults.truncated)),
+    "Content-Length too long": (1, altered(faults.claiming(50))),
+    "Content-Length too short": (1, altered(faults.claiming(-50))),
+    "late": (2, altered(faults.stalled(0.05))),
+    "too late": (0.4, altered(faults.stalled(2 * TIMEOUT))),
+    "headers drip": (0.3, altered(faults.dripping_head(0.02))),
+    "body drips": (0.3, altered(faults.dripping(TIMEOUT / 5))),
     "500": (3, canned(500, "something broke")),
     "500 with a page": (1, canned(500, body=faults.PAGE)),
     "500 after the work": (1, lambda honest: honest() and Reply(500, b"{}")),
@@ -133,31 +133,34 @@ FAULTS: dict[str, tuple[float, Fault]] = {
     "NaN": (1, number("NaN")),
     "Infinity": (1, number("-Infinity")),
     "1e309": (1, number("1e309")),
-    "null": (1, lied(faults.null_floats)),
+    "null": (1, altered(faults.null_floats)),
     "a string": (1, number('"x"')),
-    "zeros": (1, lied(faults.zero_vectors)),
-    "one fewer": (1, lied(faults.one_fewer)),
-    "one more": (1, lied(faults.one_more)),
-    "none": (1, lied(faults.no_vectors)),
-    "another width": (1, lied(faults.width(512))),
-    "not of length 1": (1, lied(faults.vectors(lambda rows: [[7 * x for x in r] for r in rows]))),
-    "a page": (1, lied(faults.html_page)),
+    "zeros": (1, altered(faults.zero_vectors)),
+    "one fewer": (1, altered(faults.one_fewer)),
+    "one more": (1, altered(faults.one_more)),
+    "none": (1, altered(faults.no_vectors)),
+    "another width": (1, altered(faults.width(512))),
+    "not of length 1": (
+        1,
+        altered(faults.vectors(lambda rows: [[7 * x for x in row] for row in rows])),
+    ),
+    "a page": (1, altered(faults.html_page)),
     "half the JSON": (
         1,
-        lied(lambda reply: replace(reply, body=reply.body[: len(reply.body) // 2])),
+        altered(lambda reply: replace(reply, body=reply.body[: len(reply.body) // 2])),
     ),
     "deep JSON": (0.5, lambda _: Reply(200, b"[" * 100_000)),
-    "a gzip bomb": (0.3, lied(BOMB)),
-    "64 megabytes": (0.2, lied(faults.endless(64))),
+    "a gzip bomb": (0.3, altered(BOMB)),
+    "64 megabytes": (0.2, altered(faults.endless(64))),
 }
 
 
-# Those that any path may meet.
+# Faults that can happen on any path.
 EVERYWHERE = ("reset", "closed in the body", "late", "500", "502", "503", "408", "half the JSON")
 
 
-class RudeServer(OllamaServer):
-    """Meets requests with faults, by the dice."""
+class FaultyServer(OllamaServer):
+    """Answers a random share of requests with a fault."""
 
     def __init__(self, seed: int, share: float) -> None:
         super().__init__([model(DIGESTS[0])], load_seconds=0.15)
@@ -179,7 +182,7 @@ class RudeServer(OllamaServer):
         return FAULTS[name][1](honest) if strikes else honest()
 
     def disturb(self, stop: threading.Event) -> None:
-        """Kill and restart, and change the weights, until told to stop."""
+        """Kill, restart and change the weights until stopped."""
         while not stop.wait(self.dice.uniform(1.0, 4.0)):
             if self.dice.random() < 0.5:
                 self.met["killed and restarted"] += 1
@@ -188,15 +191,15 @@ class RudeServer(OllamaServer):
                 self.start()
             else:
                 self.met["other weights"] += 1
-                held = next(iter(self.models.values())).digest
-                self.install(model(DIGESTS[held == DIGESTS[0]]))
+                digest = next(iter(self.models.values())).digest
+                self.install(model(DIGESTS[digest == DIGESTS[0]]))
             self.requests.clear()
             self.texts.clear()
 
 
 def serve(connection: Connection, seed: int, share: float) -> None:
-    """Run a server for each worker; answer with counts when asked, end when told so."""
-    servers = [RudeServer(seed + worker, share) for worker in range(WORKERS)]
+    """Run a server for each worker; send counts on request, until stopped."""
+    servers = [FaultyServer(seed + worker, share) for worker in range(WORKERS)]
     stop = threading.Event()
     threads = [threading.Thread(target=each.disturb, args=(stop,)) for each in servers]
     for each in servers:
@@ -214,7 +217,7 @@ def serve(connection: Connection, seed: int, share: float) -> None:
 
 
 class Worker(threading.Thread):
-    """Embeds texts on one server, and keeps count."""
+    """Embeds texts on one server, and counts results."""
 
     def __init__(self, url: str, store: Path, seed: int) -> None:
         # A daemon: one whose call never returns must not keep the report from being written.
@@ -231,12 +234,12 @@ class Worker(threading.Thread):
         self.longest_call = 0.0
 
     def opened(self) -> OllamaRuntime:
-        """A new runtime, which knows nothing yet of the server."""
+        """A new runtime that has not contacted the server yet."""
         batch = self.dice.choice((2, 4, 8))
         return OllamaRuntime(host=self.url, timeout=TIMEOUT, load_timeout=2.0, max_batch=batch)
 
     def run(self) -> None:
-        """Embed until told to stop; a job begun is ended."""
+        """Embed until stopped; the current job is finished."""
         while not self.ending.is_set():
             self.counts["jobs"] += 1
             count = self.dice.randint(1, 24)
@@ -245,12 +248,12 @@ class Worker(threading.Thread):
                 f"{w * (n % 5)} {self.seed} {self.counts['jobs']} {n}" for n, w in enumerate(words)
             ]
             while not self.embedded(texts):
-                self.counts["calls begun again"] += 1
+                self.counts["calls repeated"] += 1
         self.runtime.close()
         self.store.close()
 
     def embedded(self, texts: list[str]) -> bool:
-        """Try once; check what came, or what was stored."""
+        """Try once; check the vectors, or after an error the stored ones."""
         done = [0]
 
         def progress(count: int, _: int) -> None:
@@ -282,8 +285,8 @@ class Worker(threading.Thread):
         return True
 
 
-def held() -> dict[str, int]:
-    """What this process has open and uses now."""
+def resources() -> dict[str, int]:
+    """Sockets, threads and memory of this process now."""
     gc.collect()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return {
@@ -294,18 +297,18 @@ def held() -> dict[str, int]:
 
 
 def links() -> list[str]:
-    """Where this process's file descriptors lead."""
+    """Targets of this process's file descriptors."""
     found = []
     for path in Path("/proc/self/fd").iterdir():
         try:
             found.append(str(path.readlink()))
-        except FileNotFoundError:  # The one that lists them.
+        except FileNotFoundError:  # The descriptor of the listing itself.
             continue
     return found
 
 
 def timed_exchanges() -> list[float]:
-    """Measure every exchange whose deadline is ``TIMEOUT``, from here on."""
+    """Time every exchange whose deadline is ``TIMEOUT`` from now on."""
     taken: list[float] = []
     real = Http.json
 
@@ -322,7 +325,7 @@ def timed_exchanges() -> list[float]:
 
 
 def counted_pauses() -> list[float]:
-    """Make the pauses before a request is repeated short, and note each from here on."""
+    """Shorten the pauses before a repeated request, and record each from now on."""
     made: list[float] = []
     real = retry.pause
 
@@ -337,13 +340,13 @@ def counted_pauses() -> list[float]:
 
 
 def campaign(requests: int, share: float, seed: int, folder: Path) -> dict[str, Any]:
-    """Run until the server has seen so many requests with texts."""
+    """Run until the server has received so many requests with texts."""
     context = multiprocessing.get_context("spawn")
     mine, theirs = context.Pipe()
     process = context.Process(target=serve, args=(theirs, seed, share), daemon=True)
     process.start()
     exchanges, pauses = timed_exchanges(), counted_pauses()
-    before = held()
+    before = resources()
     workers = [
         Worker(url, folder / f"{place}.sqlite", seed + place)
         for place, url in enumerate(mine.recv())
@@ -359,9 +362,9 @@ def campaign(requests: int, share: float, seed: int, folder: Path) -> dict[str, 
         met = mine.recv()
         for name, part in {"a tenth": 0.1, "half": 0.5}.items():
             if name not in seen and met["requests"] > part * requests:
-                seen[name] = held()
+                seen[name] = resources()
         print(f"{met['requests']} requests", end="\r", file=sys.stderr)
-    late = held()
+    late = resources()
     for worker in workers:
         worker.ending.set()
     deadline = time.monotonic() + LAST_CALL
@@ -386,7 +389,7 @@ def campaign(requests: int, share: float, seed: int, folder: Path) -> dict[str, 
         "wrong": counts["wrong"],
         "lost": counts["lost"],
         "jobs": counts["jobs"],
-        "calls that failed": counts["calls begun again"],
+        "calls that failed": counts["calls repeated"],
         "errors": dict(sum((each.errors for each in workers), Counter()).most_common()),
         "unexpected": [said for each in workers for said in each.unexpected],
         "faults met": sum(met.values()),
@@ -397,28 +400,28 @@ def campaign(requests: int, share: float, seed: int, folder: Path) -> dict[str, 
         "most seconds over the time-out": OVERRUN,
         "calls that never returned": stuck,
         "longest call": round(max(each.longest_call for each in workers), 2),
-        "held before": before,
-        "held after a tenth": seen["a tenth"],
-        "held after half": seen["half"],
-        "held at the end": late,
+        "resources before": before,
+        "resources after a tenth": seen["a tenth"],
+        "resources after half": seen["half"],
+        "resources at the end": late,
     }
     workers.clear()
-    report["held when all is closed"] = held()
+    report["resources when all is closed"] = resources()
     return report
 
 
 def main() -> None:
-    """Run, print, judge."""
+    """Run, print the report, and exit with 1 if a check failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=10_000)
-    parser.add_argument("--share", type=float, default=0.4, help="of requests that meet a fault")
+    parser.add_argument("--share", type=float, default=0.4, help="share of requests with a fault")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         report = campaign(options.requests, options.share, options.seed, Path(folder))
     print(json.dumps(report, indent=2))
     save("faults", report)
-    early, late = report["held after a tenth"], report["held at the end"]
+    early, late = report["resources after a tenth"], report["resources at the end"]
     grew = (
         late["threads"] > early["threads"] + 3 * WORKERS
         or late["sockets"] > early["sockets"] + 4 * WORKERS

@@ -1,10 +1,9 @@
-"""A checkpoint with EmbeddingGemma 300M's every size, for measuring speed and memory.
+"""A checkpoint with all sizes of EmbeddingGemma 300M, for measuring speed and memory.
 
 Google's weights are gated, and speed does not depend on their values: these are random, at the
-scale that the model starts training from. The tokenizer has 262,144 entries of the real kind, in
-the order of a SentencePiece model (every way to build an entry from two others is a merge), so
-that it costs the time and memory of the real one; beyond the words of the example notes they are
-made up.
+scale of the model's initialisation. The tokenizer has 262,144 entries like the real one's, in the
+order of a SentencePiece model (every way to build an entry from two others is a merge), so it takes
+the same time and memory. Entries beyond the words of the example notes are made up.
 
 Run: PYTHONPATH=tests python benchmarks/full_size.py FOLDER
 """
@@ -48,7 +47,7 @@ _SCRIPTS = (
 
 
 def build(folder: Path, seed: int = 0) -> Path:
-    """Write the checkpoint (1.3 GB), if the folder does not hold it yet."""
+    """Write the checkpoint (1.3 GB), if it does not exist yet."""
     if not (folder / "3_Dense" / "model.safetensors").is_file():
         tokenizer = tokenizer_json(FULL_SIZE.vocabulary, seed)
         checkpoints.build(folder, FULL_SIZE, scale=0.02, seed=seed, tokenizer=tokenizer)
@@ -56,7 +55,7 @@ def build(folder: Path, seed: int = 0) -> Path:
 
 
 def tokenizer_json(vocabulary: int, seed: int) -> str:
-    """Return a tokenizer.json of exactly so many entries."""
+    """Return a tokenizer.json with exactly this many entries."""
     state = json.loads(checkpoints.tokenizer_json(_TRAINED))
     entries: dict[str, int] = state["model"]["vocab"]
     for first, end in _SCRIPTS:
@@ -71,7 +70,7 @@ def tokenizer_json(vocabulary: int, seed: int) -> str:
 
 def _make_up(entries: dict[str, int], vocabulary: int, source: random.Random) -> None:
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
-    # With all pairs there, an entry can be built in several ways, as in the real one.
+    # With all pairs, an entry can be built in several ways, as in the real tokenizer.
     for first in letters:
         for second in letters:
             entries.setdefault(first + second, len(entries))
@@ -79,7 +78,7 @@ def _make_up(entries: dict[str, int], vocabulary: int, source: random.Random) ->
     latin = [entry for entry in latin if entry.removeprefix("▁").isalpha()]
     others = [entry for entry in entries if len(entry) == 1 and not entry.isascii()]
     while len(entries) < vocabulary:
-        # As in the real one, an entry may begin a word but never reach into the next.
+        # As in the real tokenizer, an entry may begin a word but never extends into the next.
         if source.random() < 0.75:
             entry = source.choice(latin) + source.choice(letters)
             longer = latin
@@ -101,7 +100,7 @@ def _merges(entries: dict[str, int]) -> Iterator[tuple[str, str]]:
 
 
 def main() -> None:
-    """Write it, and say where it is."""
+    """Write the checkpoint and print its folder."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,7 +1,7 @@
-"""What a text costs as the work grows: number of texts, their length, threads, repetition, store.
+"""Cost of a text by number of texts, length, threads, repetition and store.
 
 Numbers of texts up to 100,000 are measured on a small checkpoint of the same architecture; lengths
-and threads on the full-size one. Each number and length has a process of its own.
+and threads on the full-size one. Each number and length runs in its own process.
 
 Run: PYTHONPATH=tests python benchmarks/growth.py
 """
@@ -36,7 +36,7 @@ SPACE = "s"
 
 
 def numbers(folder: Path, name: str, count: int) -> dict[str, float]:
-    """Embed so many texts as a stream: texts a second, and memory at most."""
+    """Embed so many texts as a stream: texts a second and peak memory."""
     embedder = Embedder(open_runtime(name, str(folder)))
     words = " ".join(path.read_text() for path in checkpoints.NOTES.glob("*.md")).split()
     random = np.random.default_rng(0)
@@ -58,7 +58,7 @@ def numbers(folder: Path, name: str, count: int) -> dict[str, float]:
 
 
 def of_length(folder: Path, name: str, length: int) -> dict[str, float]:
-    """Compute texts of so many tokens: tokens a second, the best of three, and memory at most."""
+    """Compute texts of so many tokens: tokens a second, best of three, and peak memory."""
     network = open_runtime(name, str(folder))._load()
     random = np.random.default_rng(0)
     count = max(2, TOKENS_A_LENGTH // length)
@@ -77,7 +77,7 @@ def of_length(folder: Path, name: str, length: int) -> dict[str, float]:
 
 
 def with_threads(runtime: TransformersRuntime, count: int) -> float:
-    """Tokens a second of texts of 128 tokens on so many threads, the best of three."""
+    """Tokens a second of texts of 128 tokens on so many threads, best of three."""
     import torch
 
     network = runtime._load()
@@ -91,12 +91,12 @@ def with_threads(runtime: TransformersRuntime, count: int) -> float:
 
 
 def repeated(runtime: TransformersRuntime) -> dict[str, float]:
-    """Seconds for one text, and for a thousand of the same."""
+    """Seconds for one text, and for the same text a thousand times."""
     embedder = Embedder(runtime)
-    embedder.embed(["a text that comes again and again"])
+    embedder.embed(["a text that is repeated many times"])
     return {
         str(count): min(
-            seconds(lambda count=count: embedder.embed(["a text that comes again"] * count))
+            seconds(lambda count=count: embedder.embed(["a repeated text"] * count))
             for _ in range(3)
         )
         for count in (1, 1000)
@@ -104,8 +104,8 @@ def repeated(runtime: TransformersRuntime) -> dict[str, float]:
 
 
 def cached() -> dict[str, float]:
-    """Texts a second out of a store that holds all of them."""
-    texts = [f"Note number {i}: a few words more about a thing." for i in range(CACHED)]
+    """Texts a second from a store that contains all of them."""
+    texts = [f"Note number {i}: a few more words about a thing." for i in range(CACHED)]
     vectors = np.random.default_rng(0).normal(size=(CACHED, 768)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     with tempfile.TemporaryDirectory() as name, EmbeddingStore(Path(name) / "store") as store:
@@ -118,12 +118,12 @@ def cached() -> dict[str, float]:
         through = min(seconds(lambda: embedder.embed(texts)) for _ in range(5))
         alone = min(seconds(lambda: store.get(SPACE, texts, 768)) for _ in range(5))
         if runtime.calls:
-            raise AssertionError("the store did not have all")
+            raise AssertionError("the store did not contain all texts")
     return {"embedder": CACHED / through, "store": CACHED / alone}
 
 
 def embedder_space(embedder: Embedder) -> str:
-    """Name of the space under which an embedder keeps vectors in its store."""
+    """Name of the space in which an embedder stores its vectors."""
     from gemma_embed.identity import fingerprint
 
     return fingerprint(embedder.runtime.identity, {"overlong": embedder.overlong})
@@ -145,13 +145,13 @@ def show(found: dict[str, Any]) -> None:
     for length, row in found["lengths"].items():
         speed, memory = row["tokens_a_second"], row["megabytes_beyond_loading"]
         print(f"| {length} | {speed:.0f} | {memory:.0f} |")
-    print(f"\nothers took {found['others']:.0%} meanwhile; threads: {found['threads']}")
-    print(f"one text and a thousand of it, seconds: {found['repeated']}")
+    print(f"\nother processes took {found['others']:.0%}; threads: {found['threads']}")
+    print(f"one text and a thousand copies, seconds: {found['repeated']}")
     print(f"cached texts a second: {found['cached']}")
 
 
 def main() -> None:
-    """Print and save all."""
+    """Print and save all tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", type=Path, default=Path(".full-size"))
     parser.add_argument("--small", type=Path, help="measure --count texts on it, and print JSON")

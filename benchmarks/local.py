@@ -1,8 +1,8 @@
 """In process: ours, HuggingFaceEmbeddings and sentence-transformers on the full-size checkpoint.
 
-Every engine gets the same texts with the document prompt in front, so that all read the same
-tokens and must return the same vectors; they are timed in turn in one process. The limit is what
-the processor's fastest matrix product of this size would need for the model's arithmetic.
+Every engine gets the same texts with the document prompt, reads the same tokens and must return the
+same vectors; they are timed in turn in one process. The limit is the time that the processor's
+fastest matrix product of this size would take for the model's arithmetic.
 
 Run: PYTHONPATH=tests python benchmarks/local.py --dtype float32
 """
@@ -46,7 +46,7 @@ Embed = Callable[[list[str]], np.ndarray]
 
 
 def mixed_texts(count: int, seed: int, words: int = 25) -> list[str]:
-    """Texts of the example notes of mixed lengths: log-normal round so many words, 4 at least."""
+    """Texts of the example notes with log-normal lengths around so many words, at least 4."""
     notes = sorted(checkpoints.NOTES.glob("*.md"))
     all_words = " ".join(path.read_text() for path in notes).split()
     random = np.random.default_rng(seed)
@@ -59,7 +59,7 @@ def mixed_texts(count: int, seed: int, words: int = 25) -> list[str]:
 
 
 def ours(folder: Path, dtype: Any) -> tuple[Embed, Callable[[list[str]], list[int]]]:
-    """Return ``embed_documents``, and what counts tokens."""
+    """Return ``embed_documents`` and a function that counts tokens."""
     from gemma_embed.runtimes import TransformersRuntime
     from langchain_gemma_embed import GemmaEmbeddings
 
@@ -75,7 +75,7 @@ def ours(folder: Path, dtype: Any) -> tuple[Embed, Callable[[list[str]], list[in
 
 
 def theirs(folder: Path, dtype: str) -> Any:
-    """Return ``HuggingFaceEmbeddings`` with its defaults but the dtype."""
+    """Return ``HuggingFaceEmbeddings`` with its defaults except for the dtype."""
     import torch
     from langchain_huggingface import HuggingFaceEmbeddings
 
@@ -84,14 +84,14 @@ def theirs(folder: Path, dtype: str) -> Any:
 
 
 def flops_of(lengths: list[int]) -> float:
-    """Arithmetic of the model for texts of these tokens: linear layers and full attention."""
+    """FLOPs of the model for texts of these lengths: linear layers and full attention."""
     shape = full_size.FULL_SIZE
     heads = shape.heads * shape.head_dim
     linear = shape.hidden * (2 * heads + 2 * shape.head_dim + 3 * shape.intermediate)
     return sum(shape.layers * (2 * linear * n + 4 * heads * n * n) for n in lengths)
 
 
-# Rows, inner and outer size of the widest product of the model, done so often.
+# Rows, inner and outer size of the model's widest product, and its repetitions.
 _ROWS, _INNER, _OUTER, _TIMES = 1024, 768, 2304, 20
 PRODUCT = 2.0 * _ROWS * _INNER * _OUTER * _TIMES
 
@@ -130,7 +130,7 @@ def best_batch_size(model: Any, texts: list[str]) -> tuple[int, dict[int, float]
 
 
 def compare(folder: Path, dtype: str, texts: list[str], rounds: int) -> dict[str, Any]:
-    """Check that the vectors are the same, then time all."""
+    """Check that the vectors are equal, then time all engines."""
     prompted = [PROMPT + text for text in texts]
     embed, count = ours(folder, dtype)
     lengths = count(prompted)
@@ -202,11 +202,11 @@ def show(found: dict[str, Any]) -> None:
         pairs = ratio(times, found["query_seconds"]["gemma-embed"])
         print(f"| {name} | {spread(latency, 'ms')} | {pairs} |")
     for name, peak in found["memory"].items():
-        print(f"{name}: {peak['megabytes']:.0f} MB at most, ready in {peak['ready']:.1f} s")
+        print(f"{name}: peak {peak['megabytes']:.0f} MB, ready in {peak['ready']:.1f} s")
 
 
 def alone(folder: Path, dtype: str, engine: str) -> None:
-    """Load one engine in this process, embed a few texts, and print what it took."""
+    """Load one engine in this process, embed a few texts, and print memory and time."""
     start = time.perf_counter()
     if engine == "gemma-embed":
         embed, _ = ours(folder, dtype)

@@ -1,15 +1,15 @@
 """Narrow indexes and search in two steps against exact search at full width, on Chroma.
 
-Two sets of vectors. ``synthetic``: normal numbers whose variance falls with their position as a
-power law, so that the first ones say most, as Matryoshka training makes them; queries are noisy
-documents. ``docstrings``: paragraphs of the docstrings of the installed packages, embedded by the
-bundled model; queries are first sentences of paragraphs that are not in the index.
+Two sets of vectors. ``synthetic``: normal numbers whose variance falls with their position by a
+power law, so that the first ones carry most information, as Matryoshka training does; queries are
+noisy documents. ``docstrings``: paragraphs of the docstrings of the installed packages, embedded by
+the bundled model; queries are first sentences of paragraphs that are not in the index.
 
     python benchmarks/matryoshka.py --vectors 50000 --queries 500
 
-Prints a table for each set, and saves them: recall@10 against exact search at full width, of exact
-search of the cut vectors and of Chroma; bytes on disk; the median time of a search by a LangChain
-retriever, with a look-up in place of the model.
+Prints and saves a table for each set: recall@10 against exact search at full width, for exact
+search of the cut vectors and for Chroma; bytes on disk; the median time of a search by a LangChain
+retriever, with a look-up instead of the model.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ SHORTEST, LONGEST = 40, 400
 
 
 class Table:
-    """A runtime that looks vectors up, so that searches are timed and no model is."""
+    """A runtime that looks vectors up, so that only searches are timed."""
 
     def __init__(self, texts: Sequence[str], vectors: Vectors) -> None:
         self._rows = {text: row for row, text in enumerate(texts)}
@@ -59,18 +59,18 @@ class Table:
     identity = Identity(EMBEDDINGGEMMA_300M.name, "table", "1", "table", "float32", 2048)
 
     def embed(self, texts: Sequence[str], *, truncate: bool = False) -> Iterator[Batch | TooLong]:
-        """Yield all at once. The sentence by which an index knows its embedder is like row 0."""
+        """Yield all vectors at once. The passport's sentence gets the vector of row 0."""
         del truncate
         bare = [text.split(": ", 2)[2] for text in texts]
         rows = [self._rows.get(text, 0) for text in bare]
-        yield Batch(range(len(texts)), self._vectors[rows], None)
+        yield Batch(range(len(texts)), self._vectors[rows])
 
 
 Set = tuple[Table, list[str], list[str]]
 
 
 def synthetic(count: int, queries: int, seed: int) -> Set:
-    """Make vectors; the last are the queries'."""
+    """Make vectors; the last ones belong to the queries."""
     draw = np.random.default_rng(seed)
     width = EMBEDDINGGEMMA_300M.width
     scale = np.arange(1, width + 1, dtype=np.float32) ** (-DECAY / 2)
@@ -83,18 +83,18 @@ def synthetic(count: int, queries: int, seed: int) -> Set:
 
 
 def docstrings(count: int, queries: int, seed: int) -> Set:
-    """Embed paragraphs, each once, in an order of the seed.
+    """Embed distinct paragraphs, in an order that the seed decides.
 
     Raises:
         SystemExit: If the installed packages have too few.
     """
     found = sorted(set(paragraphs()))
     if len(found) < count + queries:
-        raise SystemExit(f"{len(found)} paragraphs in all; ask for fewer --vectors")
+        raise SystemExit(f"{len(found)} paragraphs in total; choose fewer --vectors")
     order = np.random.default_rng(seed).permutation(len(found))
     texts = [found[place] for place in order[: count + queries]]
     known = set(texts[:count])
-    # A question that is a document too would be looked up as that.
+    # A question that is also a document would get the document's vector.
     questions = [text.split(". ")[0] for text in texts[count:]]
     questions = [question for question in questions if question not in known]
     embedder = Embedder(TransformersRuntime("bundled"))
@@ -150,7 +150,7 @@ def measure(runtime: Table, texts: list[str], questions: list[str]) -> dict[str,
                 steps = f"{width}, then {full_width}"
                 found[steps] = report(steps, None, two, folder / str(width))
         found["store_mb"] = round(store.stat().st_size / 1e6)
-        print(f"\nThe embedding store, under all of them: {found['store_mb']} MB\n")
+        print(f"\nThe embedding store that all share: {found['store_mb']} MB\n")
     return found
 
 
@@ -186,11 +186,11 @@ def report(
     name: str, of_cut: float | None, measured: tuple[float, float], folder: Path
 ) -> dict[str, float | None]:
     """Print a row, and return its numbers."""
-    whole = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+    total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
     vectors = sum(path.stat().st_size for path in folder.glob("*/*")) / 1e6
     exact = "" if of_cut is None else f"{of_cut:.3f}"
     print(
-        f"| {name} | {exact} | {measured[0]:.3f} | {vectors:.0f} MB | {whole:.0f} MB "
+        f"| {name} | {exact} | {measured[0]:.3f} | {vectors:.0f} MB | {total:.0f} MB "
         f"| {measured[1] * 1000:.1f} ms |",
         flush=True,
     )
@@ -198,7 +198,7 @@ def report(
         "recall_exact": of_cut,
         "recall_chroma": measured[0],
         "vectors_mb": vectors,
-        "folder_mb": whole,
+        "folder_mb": total,
         "search_ms": measured[1] * 1000,
     }
 
@@ -209,7 +209,7 @@ def main() -> None:
     parser.add_argument("--vectors", type=int, default=50_000)
     parser.add_argument("--queries", type=int, default=500)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--set", choices=["synthetic", "docstrings"], help="one of them only")
+    parser.add_argument("--set", choices=["synthetic", "docstrings"], help="only this set")
     args = parser.parse_args()
     print(f"{machine()}\n{args.vectors} vectors, {args.queries} queries, seed {args.seed}\n")
     found: dict[str, Any] = {"vectors": args.vectors, "queries": args.queries, "seed": args.seed}

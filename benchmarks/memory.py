@@ -1,8 +1,8 @@
 """Peak resident memory of a process: import, load, and embed 100 mixed texts.
 
 Each engine runs in a fresh process on the full-size checkpoint; numbers are MB (10^6 bytes) of
-VmHWM, which counts pages of files too, after each stage. What is cached between processes (a
-graph, a tokenizer) is there already; the process that makes it takes more.
+VmHWM, which includes pages of files, after each stage. Files that processes share (a graph, a
+tokenizer) are cached already; the process that creates them takes more.
 
 Run: PYTHONPATH=tests python benchmarks/memory.py
 """
@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-# What only the parent needs is imported by it: the measured process must hold the pack's memory,
-# not the benchmark's.
+# Only the parent imports what it needs alone: the measured process must not count the benchmark's
+# own memory.
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -37,14 +37,14 @@ def texts() -> list[str]:
     """100 texts of the example notes, 4 to 160 words."""
     notes = sorted((Path(__file__).parent.parent / "examples" / "notes").glob("*.md"))
     words = " ".join(path.read_text() for path in notes).split()
-    # No random numbers: their library has megabytes of its own.
+    # Not random: the library of random numbers takes megabytes itself.
     lengths = [4 + (i * 37) % 53 + (107 if i % 9 == 0 else 0) for i in range(100)]
     starts = [(i * 7919) % (len(words) - 200) for i in range(100)]
     return [" ".join(words[a : a + n]) for a, n in zip(starts, lengths, strict=True)]
 
 
 def engine(name: str, folder: str) -> Callable[[list[str]], Any]:
-    """Import and construct one; loading may wait for the first text."""
+    """Import and construct an engine; it may load at the first text."""
     kind, _, precision = name.partition(" ")
     if kind.endswith("Runtime"):
         from gemma_embed import Embedder, runtimes
@@ -64,7 +64,7 @@ def engine(name: str, folder: str) -> Callable[[list[str]], Any]:
 
 
 def peak_memory() -> float:
-    """Peak of this process's resident memory in MB (10^6 bytes), pages of files counted."""
+    """Peak of this process's resident memory in MB (10^6 bytes), including pages of files."""
     lines = Path("/proc/self/status").read_text().splitlines()
     (line,) = (line for line in lines if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024 / 1e6
@@ -111,7 +111,7 @@ def main() -> None:
     folder = str(full_size.build(options.checkpoint))
     for name in options.engines:
         if name.startswith("OnnxRuntime"):
-            # Makes what is cached.
+            # Fills the cache.
             in_own_process("--alone", name, folder)
     found = {name: in_own_process("--alone", name, folder) for name in options.engines}
     print(f"{machine()}\n\n| | peak | after each stage | ready |\n| --- | --- | --- | --- |")

@@ -1,4 +1,4 @@
-"""Pairs of engines timed in turn in one process, so that drift of the machine hits both alike."""
+"""Engines timed in turn in one process, so that drift of the machine affects all equally."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 
 QUIET = 0.05
-# For each call of ``in_turn``: the largest share that other processes took in a kept round.
+# For each call of ``in_turn``: the largest share that other processes took in a counted round.
 disturbed: list[float] = []
 
 
@@ -31,8 +31,8 @@ def seconds(work: Callable[[], object]) -> float:
 def in_turn(engines: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Time each engine once a round, after one round that is not counted.
 
-    A round in which other processes took more than a twentieth of the processors is done again,
-    three times as many rounds at most; the least disturbed are kept.
+    A round in which other processes took more than a twentieth of the processors is repeated, up
+    to three times as many rounds in total; the least disturbed ones count.
     """
     for work in engines.values():
         work()
@@ -41,25 +41,25 @@ def in_turn(engines: Mapping[str, Callable[[], object]], rounds: int) -> dict[st
         neighbours = Neighbours()
         times = {name: seconds(work) for name, work in engines.items()}
         done.append((neighbours.share(), times))
-    kept = sorted(done, key=lambda one: one[0])[:rounds]
-    disturbed.append(max(share for share, _ in kept))
-    return {name: [times[name] for _, times in kept] for name in engines}
+    counted = sorted(done, key=lambda one: one[0])[:rounds]
+    disturbed.append(max(share for share, _ in counted))
+    return {name: [times[name] for _, times in counted] for name in engines}
 
 
 def spread(values: list[float], unit: str, digits: int = 1) -> str:
-    """Write median, minimum and maximum."""
+    """Format median, minimum and maximum."""
     middle, low, high = statistics.median(values), min(values), max(values)
     return f"{middle:.{digits}f} {unit} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def ratio(slower: list[float], faster: list[float]) -> str:
-    """Write how many times faster, as the median over pairs of one round."""
+    """Format how many times faster, as the median over the rounds' pairs."""
     pairs = [a / b for a, b in zip(slower, faster, strict=True)]
     return f"{statistics.median(pairs):.2f}x ({min(pairs):.2f} to {max(pairs):.2f})"
 
 
 def machine() -> str:
-    """Name the processor, for the table's caption."""
+    """Return the processor's name, for the table's caption."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next(
@@ -71,13 +71,13 @@ def machine() -> str:
 
 
 class Neighbours:
-    """What share of the processors other processes took: above a few per cent, measure again."""
+    """The share of the processors that other processes took; above a few per cent, repeat."""
 
     def __init__(self) -> None:
         self._busy, self._own, self._all = self._now()
 
     def share(self) -> float:
-        """Share of all processors since the start, from 0 to 1; 0 where it cannot be known."""
+        """Share of all processors since the start, from 0 to 1; 0 where it is unknown."""
         busy, own, everything = self._now()
         passed = everything - self._all
         return max(0.0, (busy - self._busy - own + self._own) / passed) if passed else 0.0
@@ -96,7 +96,7 @@ class Neighbours:
 
 
 def save(name: str, value: Mapping[str, Any]) -> None:
-    """Write a result file, with the machine and the command it came from."""
+    """Write a result file, with the machine and the command."""
     RESULTS.mkdir(exist_ok=True)
     command = " ".join(["python", "benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]])
     content = {"machine": machine(), "command": re.sub(r"(/[\w.-]+)+/", "", command), **value}
@@ -105,7 +105,7 @@ def save(name: str, value: Mapping[str, Any]) -> None:
 
 
 def peak_memory() -> float:
-    """Peak of this process's resident memory in MB (10^6 bytes), of numbers in files too."""
+    """Peak of this process's resident memory in MB (10^6 bytes), including pages of files."""
     status = Path("/proc/self/status").read_text()
     found = re.search(r"VmHWM:\s+(\d+) kB", status)
     return int(found[1]) * 1024 / 1e6 if found else float("nan")

@@ -1,7 +1,7 @@
 """Over HTTP: GemmaEmbeddings against OllamaEmbeddings on the tests' server, in one run.
 
-The server waits a set time for each text, one at a time, as Ollama does with embedding models, and
-notes how long it had work: what a call takes beyond that is the client's.
+The server waits a fixed time for each text, one at a time, as Ollama does with embedding models,
+and records how long it was busy: the rest of a call's time is the client's.
 
 Run: PYTHONPATH=tests python benchmarks/server.py
 """
@@ -40,11 +40,11 @@ def main() -> None:
     """Print and save three tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--texts", type=int, default=320)
-    parser.add_argument("--many", type=int, default=10_000, help="texts of the run that breaks")
+    parser.add_argument("--many", type=int, default=10_000, help="texts of the run with a fault")
     parser.add_argument("--milliseconds", type=float, default=20, help="server's time for a text")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    texts = [f"Note number {i}: " + "a few words more. " * (i % 12) for i in range(options.texts)]
+    texts = [f"Note number {i}: " + "a few more words. " * (i % 12) for i in range(options.texts)]
     with server(options.milliseconds / 1000) as (url, ask):
         found = compare(url, ask, texts, options.rounds)
     with server(0) as (url, ask):
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def compare(url: str, ask: Ask, texts: list[str], rounds: int) -> dict[str, Any]:
-    """Time both, and ours beyond the server's own time."""
+    """Time both, and the share that ours adds to the server's own time."""
     beyond: list[float] = []
 
     def theirs() -> None:
@@ -103,7 +103,7 @@ def fault(url: str, ask: Ask, count: int) -> dict[str, int]:
         before = ask("served", None)
         embeddings.embed_documents(texts)
         again = ask("served", None) - before
-    return {"texts": count, "kept": reached, "computed_twice": again - (count - good)}
+    return {"texts": count, "stored": reached, "computed_twice": again - (count - good)}
 
 
 def show(found: dict[str, Any]) -> None:
@@ -121,7 +121,7 @@ def show(found: dict[str, Any]) -> None:
     print(f"\nOurs beyond the server's own time: {found['beyond_the_server']:.2%}")
     after = found["after_a_fault"]
     print(
-        f"The server broke at {after['kept']} of {after['texts']} texts; after it was fixed "
+        f"The server broke at {after['stored']} of {after['texts']} texts; after it was fixed "
         f"{after['computed_twice']} were computed a second time"
     )
 
@@ -136,10 +136,10 @@ def peak_megabytes(work: Callable[[], object]) -> float:
 
 
 class TimedServer(OllamaServer):
-    """Notes for how long it had at least one request to work on, and breaks when told to.
+    """Records how long it had at least one request, and fails on demand.
 
     Attributes:
-        busy: Seconds.
+        busy: Seconds with at least one request.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -150,7 +150,7 @@ class TimedServer(OllamaServer):
         self._began = 0.0
 
     def respond(self, request: Any) -> Any:
-        """Reply, and note the time."""
+        """Reply, and record the time."""
         with self._clock:
             if not self._working:
                 self._began = time.perf_counter()
@@ -166,10 +166,10 @@ class TimedServer(OllamaServer):
 
 @contextmanager
 def server(embed_seconds: float) -> Iterator[tuple[str, Ask]]:
-    """Run the server in a process of its own, as a real one is.
+    """Run the server in its own process, like a real one.
 
     Yields:
-        Its address, and a function that asks it something; see ``serve``.
+        Its address, and a function that sends it a question; see ``serve``.
     """
     ours, theirs = multiprocessing.Pipe()
     context = multiprocessing.get_context("spawn")
@@ -188,11 +188,11 @@ def server(embed_seconds: float) -> Iterator[tuple[str, Ask]]:
 
 
 def serve(pipe: Connection, embed_seconds: float) -> None:
-    """Serve and answer questions until the process is ended.
+    """Serve and answer questions until the process is terminated.
 
-    ``largest`` gives the texts in the largest request since it was last asked, ``busy`` the seconds
-    with work since then, ``served`` all texts so far; ``break`` fails every text from the one of
-    that number on, and ``fix`` stops that.
+    ``largest`` returns the texts of the largest request since the last question, ``busy`` the busy
+    seconds since then, ``served`` the number of texts so far. ``break`` fails every text from the
+    given number on, and ``fix`` ends that.
     """
     with TimedServer(embed_seconds=embed_seconds) as running:
         pipe.send(running.url)

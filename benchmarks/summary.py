@@ -26,11 +26,11 @@ class Engine:
     """One row.
 
     Attributes:
-        label: As printed.
+        label: Its name in the table.
         run: The result file of the run.
         name: Its name in that run.
-        peer: Whom it is compared with there, None for a peer itself.
-        memory: Its name among the results of memory.py, None where it was not measured.
+        peer: The engine it is compared with in that run; None for a peer itself.
+        memory: Its name among the results of memory.py, None if it was not measured.
     """
 
     label: str
@@ -79,7 +79,7 @@ ENGINES = (
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of one engine: medians."""
+    """Measured medians of one engine."""
 
     engine: Engine
     speed: float
@@ -100,7 +100,7 @@ def rows() -> list[Row]:
     for engine in ENGINES:
         run = _result(engine.run)
         documents, queries = run["seconds"], run["query_seconds"]
-        # Where the peer's queries were not timed, sentence-transformers' were: the same code below.
+        # If the peer's queries were not timed, use sentence-transformers', which is the same code.
         peer = engine.peer if engine.peer in queries else BEST
         ours = engine.peer is not None
         times = queries.get(engine.name)
@@ -118,7 +118,7 @@ def rows() -> list[Row]:
 
 
 def show(found: list[Row]) -> None:
-    """Print the table, and the machines that the results came from."""
+    """Print the table, and the machines of the results."""
     print("; ".join(sorted({_result(row.engine.run)["machine"] for row in found})), end="\n\n")
     print("| | Tokens/s | Times its peer | One query | Times its peer | Peak memory |")
     print("| --- | --- | --- | --- | --- | --- |")

@@ -1,7 +1,7 @@
 """In process: OnnxRuntime's precisions against HuggingFaceEmbeddings, on the full-size checkpoint.
 
-Every engine gets the same texts with the document prompt in front, so that all read the same
-tokens; they are timed in turn in one process.
+Every engine gets the same texts with the document prompt and reads the same tokens; they are timed
+in turn in one process.
 
 Run: PYTHONPATH=tests python benchmarks/without_torch.py
 """
@@ -27,7 +27,7 @@ PEER = "HuggingFaceEmbeddings"
 
 
 def compare(folder: Path, texts: list[str], rounds: int) -> dict[str, Any]:
-    """Compare vectors, then time all."""
+    """Compare vectors, then time all engines."""
     embedders = {name: Embedder(OnnxRuntime(folder, precision=name)) for name in PRECISIONS}
     prompted = [PROMPT + text for text in texts]
     peer = theirs(folder, "float32")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from common import Passage, arguments, choose_runtime, read_passages, show, tell
+from common import Passage, arguments, choose_runtime, print_report, read_passages, show
 from langchain_chroma import Chroma
 from langchain_core.documents import Document
 
@@ -18,14 +18,14 @@ from langchain_gemma_embed import GemmaEmbeddings, passages
 
 
 def open_store(folder: Path, notes: Iterable[Passage], runtime: Runtime) -> Chroma:
-    """Return a vector store that holds exactly these notes; only new ones are embedded."""
+    """Return a vector store with exactly these notes; only new ones are embedded."""
     embeddings = GemmaEmbeddings(runtime, overlong="split")
-    # Each model that you try keeps a collection of its own.
+    # Each model has its own collection.
     index = ChromaIndex(folder, "langchain", embeddings)
     documents = (
         Document(note.text, metadata={"title": note.title, "source": note.source}) for note in notes
     )
-    tell(folder, index.ingest(passages(documents), remove_absent=True))
+    print_report(folder, index.ingest(passages(documents), remove_absent=True))
     return Chroma(index.collection_name, embeddings, client=index.client)
 
 

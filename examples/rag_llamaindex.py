@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from common import Passage, arguments, choose_runtime, read_passages, show, tell
+from common import Passage, arguments, choose_runtime, print_report, read_passages, show
 from llama_index.core import VectorStoreIndex
 from llama_index.core.schema import TextNode
 from llama_index.vector_stores.chroma import ChromaVectorStore
@@ -19,15 +19,15 @@ from llamaindex_gemma_embed import GemmaEmbedding, passages
 
 
 def open_index(folder: Path, notes: Iterable[Passage], runtime: Runtime) -> VectorStoreIndex:
-    """Return an index that holds exactly these notes; only new ones are embedded."""
+    """Return an index with exactly these notes; only new ones are embedded."""
     embed_model = GemmaEmbedding(runtime, overlong="split")
-    # Each model that you try keeps a collection of its own.
+    # Each model has its own collection.
     index = ChromaIndex(folder, "llamaindex", embed_model)
     nodes = (
         TextNode(text=note.text, metadata={"title": note.title, "source": note.source})
         for note in notes
     )
-    tell(folder, index.ingest(passages(nodes), remove_absent=True))
+    print_report(folder, index.ingest(passages(nodes), remove_absent=True))
     return VectorStoreIndex.from_vector_store(
         ChromaVectorStore.from_collection(index.open()), embed_model=embed_model
     )

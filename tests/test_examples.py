@@ -1,4 +1,4 @@
-"""The examples as a user runs them: no connection to another machine."""
+"""The examples as a user runs them, without a connection to another machine."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def ask(example: str, question: str, folder: Path, *options: str, **more: Any) -
 
 @contextmanager
 def generator(answer: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """A server with a Gemma 3 that always says the same; yields what it was asked."""
+    """A server whose Gemma 3 always gives the same answer; yields the requests."""
     asked: list[dict[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -67,16 +67,16 @@ def generator(answer: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
-def test_with_nothing_installed_it_answers_with_passages(example: str, tmp_path: Path) -> None:
+def test_without_ollama_the_answer_is_passages(example: str, tmp_path: Path) -> None:
     question = "How hot should the inside of my bread be when I take it out of the oven?"
     output = ask(example, question, tmp_path)
     assert "the small bundled demonstration model" in output
-    assert "No generator here" in output
+    assert "No generator was found" in output
     assert "1. Sourdough weekend loaf (sourdough-weekend-loaf.md)" in output
-    assert "40 passages added, 0 removed, 40 held" in output
+    assert "40 passages added, 0 removed, 40 in total" in output
 
 
-def test_without_torch_it_runs_as_well(tmp_path: Path) -> None:
+def test_the_langchain_example_runs_without_torch(tmp_path: Path) -> None:
     script = """
 import runpy, sys
 for name in ("torch", "transformers", "safetensors", "sentence_transformers"):
@@ -87,26 +87,26 @@ runpy.run_path(sys.path[0] + "/rag_langchain.py", run_name="__main__")
 """
     output = run([script, str(ROOT / "examples")], tmp_path)
     assert "the small bundled demonstration model" in output
-    assert "40 passages added, 0 removed, 40 held" in output
+    assert "40 passages added, 0 removed, 40 in total" in output
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
-def test_a_second_run_embeds_only_what_changed(example: str, tmp_path: Path) -> None:
+def test_a_second_run_embeds_only_changed_passages(example: str, tmp_path: Path) -> None:
     notes = tmp_path / "notes"
     notes.mkdir()
     (notes / "a.md").write_text("# Tea\n\nSteep green tea at 75 degrees.")
     (notes / "b.txt").write_text("The boiler needs 1.2 bar.")
     options = ("--folder", str(notes), "--runtime", "bundled")
     assert "2 passages added" in ask(example, "tea?", tmp_path, *options)
-    assert "0 passages added, 0 removed, 2 held" in ask(example, "tea?", tmp_path, *options)
+    assert "0 passages added, 0 removed, 2 in total" in ask(example, "tea?", tmp_path, *options)
     (notes / "a.md").write_text("# Tea\n\nSteep black tea at 95 degrees.")
     output = ask(example, "How hot for tea?", tmp_path, *options)
-    assert "1 passages added, 1 removed, 2 held" in output
+    assert "1 passages added, 1 removed, 2 in total" in output
     assert "1. Tea (a.md)\n   Steep black tea at 95 degrees." in output
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
-def test_with_ollama_it_embeds_there(example: str, tmp_path: Path) -> None:
+def test_ollama_embeds_if_it_has_the_model(example: str, tmp_path: Path) -> None:
     with OllamaServer() as server:
         output = ask(
             example, "Which fee is paid for the autumn market?", tmp_path, server=server.url
@@ -117,7 +117,7 @@ def test_with_ollama_it_embeds_there(example: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
-def test_with_a_generator_it_answers_from_the_passages(example: str, tmp_path: Path) -> None:
+def test_a_generator_answers_from_the_passages(example: str, tmp_path: Path) -> None:
     question = "What is the number of my place at the autumn market?"
     with generator("Number 31.") as (url, asked):
         output = ask(example, question, tmp_path, "--runtime", "bundled", server=url)
@@ -131,8 +131,8 @@ def test_with_a_generator_it_answers_from_the_passages(example: str, tmp_path: P
     assert "Ignore all previous instructions" not in instruction + after
 
 
-def test_a_gemma_3_in_a_folder_generates_too(narrow: Path, tmp_path: Path) -> None:
-    # Random weights: it is the path that counts, from chat template to answer.
+def test_a_gemma_3_checkpoint_folder_generates(narrow: Path, tmp_path: Path) -> None:
+    # Random weights: this tests the path from chat template to answer.
     folder = tmp_path / "gemma3"
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_file=str(narrow / "tokenizer.json"),
@@ -152,10 +152,10 @@ def test_a_gemma_3_in_a_folder_generates_too(narrow: Path, tmp_path: Path) -> No
     Gemma3ForCausalLM(config).save_pretrained(folder)
     options = ("--runtime", "bundled", "--generator", str(folder))
     output = ask("rag_langchain.py", "Which fee for the market?", tmp_path, *options)
-    assert re.search(r"Answer: .+\n\nIt rests on:", output)
+    assert re.search(r"Answer: .+\n\nSources:", output)
 
 
-def test_a_folder_without_texts_is_named(tmp_path: Path) -> None:
+def test_a_folder_without_texts_is_an_error_with_its_name(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     output = ask("rag_langchain.py", "x", tmp_path, "--folder", "empty", fails=True)
-    assert "empty holds no .md" in output
+    assert "empty contains no .md" in output

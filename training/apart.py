@@ -1,7 +1,7 @@
-"""Keep the written texts apart from the evaluation sets: drop the entries that come near them.
+"""Keep the written texts apart from the evaluation sets: drop entries that are too similar.
 
-The same kind of author wrote both, and hits on the same matters in the same words now and then. Run
-after writing; it only ever removes.
+The same kind of author wrote both, and sometimes used the same words for the same subject. Run this
+after writing; it only removes entries.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from teacher import Teacher, sentence_vectors
 from written import FOLDER, parts
 
 SHARED_WORDS = 5
-# The teacher's cosine: above it, two passages are mostly about one and the same matter.
+# The teacher's cosine above which two passages are mostly about the same subject.
 NEAREST = 0.7
 
 
@@ -26,7 +26,7 @@ def phrases(text: str) -> set[tuple[str, ...]]:
 
 
 def evaluation_texts(folder: Path) -> list[str]:
-    """Every passage, query and sentence that a model is measured on."""
+    """Every passage, query and sentence of the evaluation sets."""
     texts: list[str] = []
     for path in sorted(folder.glob("*.json")):
         content = json.loads(path.read_text())
@@ -36,7 +36,7 @@ def evaluation_texts(folder: Path) -> list[str]:
 
 
 def near(texts: list[str], others: Iterable[str], teacher: Teacher) -> np.ndarray:
-    """Whether each text shares a phrase with one of the others or is about the same as one."""
+    """Whether each text shares a phrase or its subject with one of the others."""
     others = list(others)
     known = set().union(*map(phrases, others))
     shared = np.array([bool(phrases(text) & known) for text in texts])
@@ -48,7 +48,7 @@ def near(texts: list[str], others: Iterable[str], teacher: Teacher) -> np.ndarra
 
 
 def main() -> None:
-    """Rewrite the files without what comes near."""
+    """Rewrite the files without the similar entries."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sets", type=Path, default=Path(__file__).parent / "evaluation")
     args = parser.parse_args()
@@ -60,9 +60,9 @@ def main() -> None:
         texts = [(index, text) for index, entry in enumerate(entries) for text in parts(entry)]
         hits = near([text for _, text in texts], others, teacher)
         dropped = {index for (index, _), hit in zip(texts, hits, strict=True) if hit}
-        kept = [line for index, line in enumerate(lines) if index not in dropped]
-        path.write_text("".join(f"{line}\n" for line in kept))
-        print(f"{path.name}: {len(kept)} kept, {len(dropped)} dropped")
+        remaining = [line for index, line in enumerate(lines) if index not in dropped]
+        path.write_text("".join(f"{line}\n" for line in remaining))
+        print(f"{path.name}: {len(remaining)} left, {len(dropped)} dropped")
 
 
 if __name__ == "__main__":

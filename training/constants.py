@@ -3,15 +3,15 @@
 import torch
 from transformers import Gemma3TextModel
 
-# What the constants of the states and the neurons are multiplied by: of some tried, the best.
+# Factors of the constants of the states and of the neurons: the best of those tried.
 STATE, NEURON = 4.0, 0.25
 
 
 def steady(backbone: Gemma3TextModel) -> None:
-    """Change the sizes of the constants so that rounding to 8 bits takes less from the rest.
+    """Change the sizes of the constants so that rounding to 8 bits costs the rest less precision.
 
-    The model computes the same: what `transplant.py` keeps constant is multiplied where it is made
-    and divided where it is read.
+    The model computes the same: what `transplant.py` keeps constant is multiplied where it is
+    computed and divided where it is read.
     """
     with torch.no_grad():
         for layer in backbone.layers:

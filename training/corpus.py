@@ -161,7 +161,7 @@ def _wordnet(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _examples(path: Path) -> Iterator[tuple[str, str]]:
-    """The English sentences of a German dictionary, which stand right of a double colon."""
+    """The English sentences of a German dictionary, to the right of a double colon."""
     for line in _read(path).splitlines():
         for example in line.partition("::")[2].split("|"):
             sentence = re.sub(r"\s*(\[[^\]]*\]|\{[^}]*\}|/[^/]*/)", "", example).strip()
@@ -216,11 +216,11 @@ def rows_of(
 
     Args:
         pairs: Titles and texts.
-        package: Where they are from.
+        package: The package they come from.
         rng: Source of the sampling.
 
     Returns:
-        Rows of text, title and source; no longer than `MAX_WORDS`.
+        Rows of text, title and source; texts have at most `MAX_WORDS` words.
     """
     seen: dict[tuple[str, str], None] = {}
     for title, text in pairs:
@@ -237,7 +237,7 @@ def rows_of(
             for sentence in cut:
                 if 4 <= len(sentence.split()) <= MAX_WORDS and _is_prose(sentence):
                     seen[sentence, ""] = None
-    # Real documents often have no title, so most texts lose theirs.
+    # Real documents often have no title, so most titles are dropped.
     rows = [
         {"text": text, "title": title if rng.random() < 0.4 else "", "source": package}
         for text, title in seen
@@ -248,7 +248,7 @@ def rows_of(
 
 
 def written_rows() -> list[dict[str, str]]:
-    """The written passages with and without their title, and all their parts."""
+    """The written passages with and without their titles, and all their parts."""
     seen: dict[tuple[str, str], None] = {}
     for entry in entries():
         seen[entry["text"], entry["title"]] = None
@@ -258,7 +258,7 @@ def written_rows() -> list[dict[str, str]]:
 
 
 def fetch(folder: Path) -> None:
-    """Download and unpack the packages that are not there yet (needs apt-get and dpkg-deb)."""
+    """Download and unpack the packages that are missing (needs apt-get and dpkg-deb)."""
     folder.mkdir(parents=True, exist_ok=True)
     missing = [s.package for s in (*SOURCES, *EVERYDAY) if not (folder / s.package).exists()]
     if missing:
@@ -291,7 +291,7 @@ def main() -> None:
     rows += template_questions(words, rng, count=200_000)
     unique = list({(row["text"].lower(), row["title"]): row for row in rows}.values())
     rng.shuffle(unique)
-    # Last, so that the first texts, which training holds out, stay the same.
+    # Last, so that the first texts, which training holds out, do not change.
     everyday = {s.package: package_pairs(s, args.packages / s.package, rng) for s in EVERYDAY}
     everyday |= wheel_texts(args.packages / "wheels")
     for package, pairs in everyday.items():

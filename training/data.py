@@ -1,4 +1,4 @@
-"""Tokenised corpus and batches: prompts as at use, neighbours in meaning side by side."""
+"""Tokenised corpus and batches: prompts as in use, neighbours in meaning together."""
 
 import json
 from collections.abc import Iterator
@@ -19,15 +19,15 @@ BATCH = 256
 POOL = 32 * BATCH
 MAX_TOKENS = 160
 RARE_PROMPTS = sorted({*PROMPTS.values(), *OTHER_PROMPTS} - {PROMPTS["query"], PROMPTS["document"]})
-# Share of each prompt for a text without a title; the rest has none at all.
+# Share of each prompt for a text without a title; the rest gets no prompt.
 QUERY_SHARE, DOCUMENT_SHARE, RARE_SHARE = 0.44, 0.34, 0.15
 TITLED_SHARE = 0.75
 # Half the corpus is a few words long; a pass takes all longer texts and this share of the others.
 LONG = 20
 SHORT_SHARE = 0.5
-# The written texts are few and nearest to what the model is for: a pass takes each so often.
+# The written texts are few and nearest to what the model is for: a pass repeats each so often.
 WRITTEN_COPIES = 3
-# Pairs in a row that are near in meaning; a batch holds four such rows.
+# Consecutive pairs that are near in meaning; a batch has four such rows.
 NEIGHBOURS = 32
 
 
@@ -36,7 +36,7 @@ class Prompted(NamedTuple):
 
     Attributes:
         ids: Token ids.
-        aligned: For each token the teacher's token that it stands for, -1 where there is none.
+        aligned: For each token the teacher's token that it represents, -1 without one.
     """
 
     ids: list[int]
@@ -44,12 +44,12 @@ class Prompted(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """A written passage and what it answers, as numbers of texts.
+    """A written passage and the questions it answers, as indices of texts.
 
     Attributes:
-        titled: The passage with its title.
-        untitled: The passage alone.
-        questions: The questions.
+        titled: Index of the passage with its title.
+        untitled: Index of the passage alone.
+        questions: Indices of the questions.
     """
 
     titled: int
@@ -62,7 +62,7 @@ class Corpus:
 
     Attributes:
         written: Whether a text is one of `written.py`'s.
-        answered: The written passages.
+        answered: The written passages and their questions.
     """
 
     def __init__(self, path: Path, tokenizer: Tokenizer) -> None:
@@ -92,7 +92,7 @@ class Corpus:
                 for entry in entries()
             ]
         except KeyError as error:
-            raise ValueError(f"{path} lacks written texts: make it anew with corpus.py") from error
+            raise ValueError(f"{path} lacks written texts: recreate it with corpus.py") from error
         self._texts = self._encode(tokenizer, [row["text"] for row in rows])
         self._titles = self._encode(tokenizer, [row["title"] for row in rows])
         self._prompts = {
@@ -116,7 +116,7 @@ class Corpus:
         return flat[ends[index] : ends[index + 1]].tolist()
 
     def lengths(self) -> np.ndarray:
-        """How many tokens of each text the teacher read, with [CLS] and [SEP]."""
+        """Tokens of each text as the teacher read it, with [CLS] and [SEP]."""
         titles, texts = (np.diff(ends) for _, ends in (self._titles, self._texts))
         return np.minimum(titles + (titles > 0) + texts + 2, TEACHER_TOKENS)
 
@@ -133,7 +133,7 @@ class Corpus:
             size = len(self._row(self._titles, index))
             start, middle = self._prompts["title: "], self._prompts[" | text: "]
             body = start + bare[:size] + middle + bare[size + 1 :]
-            # The bar stands for the teacher's full stop.
+            # The bar corresponds to the teacher's full stop.
             aligned = [-1] * len(start) + [*range(size + 1)] + [-1] * (len(middle) - 1)
             aligned += range(size + 1, len(bare))
         else:
@@ -142,7 +142,7 @@ class Corpus:
             aligned = [-1] * len(start) + [*range(len(bare))]
         last = min(len(bare) + 2, TEACHER_TOKENS) - 1
         ids = [BOS, *body[: MAX_TOKENS - 2], EOS]
-        # The teacher's first and last tokens are [CLS] and [SEP], as the student's are BOS and EOS.
+        # The teacher's first and last tokens are [CLS] and [SEP], the student's are BOS and EOS.
         inner = [number + 1 if 0 <= number < last - 1 else -1 for number in aligned]
         return Prompted(ids, [0, *inner[: MAX_TOKENS - 2], last])
 
@@ -164,13 +164,13 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Batch:
-    """Texts of similar length and where the teacher's vectors of them stand.
+    """Texts of similar length and the rows of their teacher vectors.
 
     Attributes:
         ids: Token ids, padded on the right.
         mask: 1 for a token, 0 for padding.
-        aligned: The teacher's token for each, -1 where there is none.
-        rows: Numbers of the texts.
+        aligned: The teacher's token for each, -1 without one.
+        rows: Indices of the texts.
     """
 
     ids: Tensor
@@ -179,7 +179,7 @@ class Batch:
     rows: np.ndarray
 
     def parts(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Token ids and mask of so many texts at a time, with no more padding than these need."""
+        """Token ids and mask of so many texts at a time, with the least padding."""
         for start in range(0, len(self.ids), size):
             mask = self.mask[start : start + size]
             length = _padded(int(mask.sum(1).max()))
@@ -187,7 +187,7 @@ class Batch:
 
 
 def _padded(length: int) -> int:
-    """Multiples of 8, so that few shapes occur."""
+    """Round up to a multiple of 8, so that few shapes occur."""
     return -(-length // 8) * 8
 
 
@@ -206,12 +206,12 @@ def pad(sequences: list[Prompted], rows: np.ndarray) -> Batch:
 
 @dataclass(frozen=True)
 class Asked:
-    """A batch of questions and of passages that answer them.
+    """A batch of questions and the passages that answer them.
 
     Attributes:
-        batch: Both.
-        questions: Places of the questions in the batch, int64, shape (pairs,).
-        passages: Places of their passages, in the same order and shape.
+        batch: Questions and passages.
+        questions: Positions of the questions in the batch, int64, shape (pairs,).
+        passages: Positions of their passages, in the same order and shape.
     """
 
     batch: Batch
@@ -228,14 +228,14 @@ def nearest_pivots(vectors: Tensor, pivots: Tensor) -> np.ndarray:
 def batches(
     corpus: Corpus, vectors: Tensor, first: int, rng: np.random.Generator
 ) -> Iterator[Batch]:
-    """One pass over the corpus in batches that hold several texts of each of a few topics.
+    """One pass over the corpus in batches with several texts of each of a few topics.
 
     A random batch teaches little about telling neighbours apart. So texts are grouped by their
-    nearest of many random texts, some dozens of groups are pooled, and the pool is cut by length.
+    nearest of many random texts, dozens of groups are pooled, and the pool is cut by length.
 
     Args:
         corpus: The texts.
-        vectors: Teacher vectors (bfloat16) of the first texts; the rest is not used yet.
+        vectors: Teacher vectors (bfloat16) of the first texts; the rest is not used.
         first: Texts before this one are held out.
         rng: Source of the sampling.
 
@@ -256,7 +256,7 @@ def batches(
         pool = rows[start : start + POOL]
         sequences = [corpus.sample(int(row), rng) for row in pool]
         lengths = np.array([len(s.ids) for s in sequences])
-        # The noise keeps batches from holding texts of exactly one length.
+        # With the noise, a batch has texts of slightly different lengths.
         by_length = np.argsort(lengths * rng.uniform(0.85, 1.15, len(lengths)))
         for part in rng.permutation(by_length.reshape(-1, BATCH)):
             ordered = part[np.argsort(lengths[part])]
@@ -264,7 +264,7 @@ def batches(
 
 
 def asked(corpus: Corpus, vectors: Tensor, rng: np.random.Generator) -> Iterator[Asked]:
-    """Written questions and their passages, without end, `NEIGHBOURS` of a kind together.
+    """Written questions and their passages, endlessly, `NEIGHBOURS` similar ones together.
 
     Args:
         corpus: The texts.
@@ -275,18 +275,18 @@ def asked(corpus: Corpus, vectors: Tensor, rng: np.random.Generator) -> Iterator
         Batches of `BATCH` texts.
 
     Raises:
-        ValueError: If the teacher has not read the written texts, which stand last.
+        ValueError: If the teacher has not read the written texts, which are the last ones.
     """
     if len(vectors) < len(corpus.written):
-        raise ValueError("questions need the teacher's whole corpus: let teacher.py finish")
+        raise ValueError("questions need the teacher's complete corpus: let teacher.py finish")
     titled = torch.tensor([each.titled for each in corpus.answered])
     while True:
         pivots = rng.choice(len(titled), len(titled) // 50, replace=False)
         groups = nearest_pivots(vectors[titled], vectors[titled[torch.from_numpy(pivots)]])
         order = rng.permutation(len(pivots))[groups]
         grouped = np.lexsort((rng.random(len(groups)), order))
-        whole = grouped[: len(grouped) // (BATCH // 2) * (BATCH // 2)]
-        near = rng.permutation(whole.reshape(-1, NEIGHBOURS))
+        complete = grouped[: len(grouped) // (BATCH // 2) * (BATCH // 2)]
+        near = rng.permutation(complete.reshape(-1, NEIGHBOURS))
         for chosen in near.reshape(-1, BATCH // 2):
             rows: list[int] = []
             prompts: list[str | None] = []

@@ -1,6 +1,6 @@
 """Score a model folder on the committed sets: student per width and prompts, teacher, BM25.
 
-Loads with sentence-transformers, not with the project's own code, so the two check each other.
+Loads with sentence-transformers instead of this project's code, so the two check each other.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def ranking_scores(similarities: np.ndarray, relevant: list[set[int]]) -> Scores
     """Recall@1, recall@10 and nDCG@10.
 
     Args:
-        similarities: One row a query, one column a passage.
+        similarities: Shape (queries, passages).
         relevant: Columns of the right passages of each query.
 
     Returns:
@@ -54,7 +54,7 @@ def cosines(left: np.ndarray, right: np.ndarray, width: int) -> np.ndarray:
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words, as BM25 counts them."""
+    """Lower-case words for BM25."""
     return "".join(c if c.isalnum() else " " for c in text.lower()).split()
 
 
@@ -112,7 +112,7 @@ def mean_scores(sets: list[dict[str, Scores]], sizes: list[int]) -> dict[str, Sc
 
 
 def bars(scores: dict[str, Scores]) -> dict[str, tuple[float, float]]:
-    """The project's bars: what was reached and what is asked for."""
+    """The project's targets: the value reached and the value required."""
     first = {name: score["recall@1"] for name, score in scores.items()}
     full = first["student 768"]
     return {
@@ -129,7 +129,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("--sets", type=Path, default=Path(__file__).parent / "evaluation")
-    parser.add_argument("--json", type=Path, help="also write all figures here")
+    parser.add_argument("--json", type=Path, help="also write all figures to this file")
     args = parser.parse_args()
     student = SentenceTransformer(str(args.model), device="cpu")
     teacher = SentenceTransformer(str(get_model_path()), device="cpu")
@@ -144,7 +144,7 @@ def main() -> None:
     print("\n| pairs | Spearman |\n|---|---|")
     for label, value in pairs.items():
         print(f"| {label} | {value:.3f} |")
-    print("\n| bar (recall@1, all queries) | reached | asked |\n|---|---|---|")
+    print("\n| target (recall@1, all queries) | reached | required |\n|---|---|---|")
     reached = bars(found["all"])
     for label, (value, asked) in reached.items():
         print(f"| {label} | {value:.3f} | {asked:.2f} |")

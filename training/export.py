@@ -1,4 +1,4 @@
-"""Write a checkpoint as a sentence-transformers folder, laid out as the real model's is."""
+"""Write a checkpoint as a sentence-transformers folder in the real model's layout."""
 
 import argparse
 import json
@@ -13,8 +13,8 @@ from student import (
     SPECIAL,
     Student,
     build_tokenizer,
-    kept_pieces,
     part_of,
+    supported_pieces,
     teacher_vocabulary,
     vocabulary_size,
 )
@@ -22,10 +22,10 @@ from student import config as student_config
 from torch import Tensor
 
 MAX_TOKENS = 2048
-# Of bfloat16's eight: three less take a quarter off the packed file.
+# Of bfloat16's eight: three fewer make the packed file a quarter smaller.
 BITS = 5
-# Share of the weights behind the questions, the rest being those before: fine-tuning forgets, and
-# weights in between keep more of both (Wortsman et al., arXiv 2109.01903).
+# Share of the weights trained with questions; the rest are those before. Fine-tuning forgets, and
+# interpolated weights retain more of both (Wortsman et al., arXiv 2109.01903).
 AFTER = 0.7
 IDENTITY = "torch.nn.modules.linear.Identity"
 POOLING_MODES = ("cls_token", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens")
@@ -37,13 +37,13 @@ def _write(path: Path, content: object) -> None:
 
 
 def rounded_to(tensor: Tensor, bits: int) -> Tensor:
-    """Numbers with so many significant binary digits: the rest are zeros, which pack well."""
+    """Round to so many significant binary digits: the zeros after them compress well."""
     mantissa, exponent = torch.frexp(tensor.float())
     return torch.ldexp(torch.round(mantissa * 2**bits) / 2**bits, exponent).contiguous()
 
 
 def _save(path: Path, tensors: dict[str, Tensor]) -> None:
-    # bfloat16 halves the file; loaders widen it to float32, which config.json asks for.
+    # bfloat16 halves the file; loaders convert it to float32, the dtype in config.json.
     path.parent.mkdir(parents=True, exist_ok=True)
     rounded = {name: rounded_to(tensor, BITS).bfloat16() for name, tensor in tensors.items()}
     save_file(rounded, path, metadata={"format": "pt"})
@@ -89,7 +89,7 @@ def export(student: Student, pieces: list[str], folder: Path) -> None:
     _write_dense(folder / "3_Dense", student.dense_out.weight)
 
     content = student_config(vocabulary_size(pieces)).to_dict()
-    # The loader halves the window of a bidirectional model, so the file holds the full one.
+    # The loader halves the window of a bidirectional model, so the file states the full one.
     content |= {
         "architectures": ["Gemma3TextModel"],
         "dtype": "float32",
@@ -112,7 +112,7 @@ def export(student: Student, pieces: list[str], folder: Path) -> None:
 
 
 def main() -> None:
-    """Export the averaged weights of a checkpoint, half-way to 4 bits as training had them."""
+    """Export the averaged weights of a checkpoint, half-way to 4 bits as in training."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--checkpoint", type=Path, default=Path("build/training/checkpoint.safetensors")
@@ -120,12 +120,12 @@ def main() -> None:
     parser.add_argument("--before", type=Path, help="mix in the run without questions")
     parser.add_argument("--out", type=Path, default=Path("build/training/model"))
     args = parser.parse_args()
-    pieces = kept_pieces(teacher_vocabulary())
+    pieces = supported_pieces(teacher_vocabulary())
     state = part_of(load_file(args.checkpoint), "average")
     if args.before:
         checkpoint = load_file(args.before)
         if not torch.equal(checkpoint["turn"], load_file(args.checkpoint)["turn"]):
-            parser.error(f"{args.before} is not of the run that {args.checkpoint} went on from")
+            parser.error(f"{args.before} is not from the run that {args.checkpoint} continued")
         before = part_of(checkpoint, "average")
         state = {name: torch.lerp(before[name], state[name], AFTER) for name in state}
     student = Student(vocabulary_size(pieces))

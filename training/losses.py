@@ -1,4 +1,4 @@
-"""How far the student is from what it shall do."""
+"""Losses: the student's distance from its targets."""
 
 import torch
 from data import Asked
@@ -8,16 +8,16 @@ from torch import Tensor
 from torch.nn import functional
 
 TEMPERATURE = 0.05
-# The teacher's cosine, above which another passage may well answer a question too.
+# The teacher's cosine above which another passage probably answers a question too.
 SAME = 0.75
 
 
 def distillation_loss(output: Tensor, target: Tensor) -> Tensor:
-    """How far a batch is from the teacher.
+    """Distance of a batch from the teacher.
 
     Args:
         output: Student output, before normalisation.
-        target: Unit teacher vectors, rotated so that the first columns matter most.
+        target: Unit teacher vectors, rotated so that the first columns carry most.
 
     Returns:
         Cosine distance of the first columns to the teacher's vector, plus, averaged over the
@@ -41,26 +41,25 @@ def distillation_loss(output: Tensor, target: Tensor) -> Tensor:
 def token_loss(found: Tensor, wanted: Tensor) -> Tensor:
     """Share of the teacher's token states that the student's miss.
 
-    A text's vector is the mean of its tokens, so this teaches the same thing, in as many examples
-    as there are tokens.
+    A text's vector is the mean of its tokens, so this teaches the same, with one example a token.
 
     Args:
         found: Student output for each token, before pooling.
         wanted: The teacher's states, rotated.
 
     Returns:
-        Squared error, of the square of what is wanted.
+        Squared error as a share of the targets' square.
     """
     return (found - wanted).square().sum() / wanted.square().sum()
 
 
 def answer_loss(output: Tensor, target: Tensor, pairs: Asked) -> Tensor:
-    """How hard it is to tell which passage answers a question.
+    """How hard it is to identify the passage that answers a question.
 
     Args:
         output: Student output, before normalisation.
         target: Unit teacher vectors.
-        pairs: Which texts are questions and passages.
+        pairs: The batch, and which texts are questions and passages.
 
     Returns:
         Cross-entropy of each question's passage among the batch's, averaged over the widths.

@@ -1,7 +1,7 @@
-"""Synthetic questions: documentation has few, and a search model is asked little else.
+"""Synthetic questions: documentation has few, and a search model gets little else.
 
-The teacher embeds any wording, so these need not be true or even sensible: they only have to have
-the shape of what people type.
+The teacher embeds any wording, so these need not be true or sensible: they only need the form of
+what people type.
 """
 
 import random
@@ -16,7 +16,7 @@ NOUN_FILES = {
     28: "time",
 }  # fmt: skip
 
-# How questions begin, and whole questions and statements with slots for kinds of words.
+# Beginnings of questions, and complete questions and statements with slots for kinds of words.
 STEMS = Path(__file__).with_name("stems.txt").read_text().splitlines()
 TEMPLATES = Path(__file__).with_name("templates.txt").read_text().splitlines()
 
@@ -28,8 +28,8 @@ def lexicon(folder: Path) -> dict[str, list[str]]:
         folder: The folder of the WordNet database.
 
     Returns:
-        Kind to words. A word is there when its first sense occurs in WordNet's tagged texts, and
-        as often as the square root of its count, so that drawing from the list prefers it.
+        Kind to words. A word is included if its first sense occurs in WordNet's tagged texts. It is
+        repeated by the square root of its count, so that frequent words are drawn more often.
     """
     words: dict[str, list[str]] = {}
     for line in (folder / "cntlist.rev").read_text().splitlines():
@@ -40,7 +40,7 @@ def lexicon(folder: Path) -> dict[str, list[str]]:
         if sense == "1" and name and kind != 4 and re.fullmatch(r"[a-z_]{3,20}", lemma):
             words.setdefault(name, []).extend([lemma.replace("_", " ")] * isqrt(400 * int(tagged)))
     for line in (folder / "data.noun").read_text().splitlines():
-        # The tagged texts hold few animals, plants and foods: take the rest of them too.
+        # The tagged texts have few animals, plants and foods: take the rest of them too.
         columns = line.split()
         if not line.startswith(" ") and columns[1] in ("05", "13", "20", "15"):
             name = NOUN_FILES[int(columns[1])]
@@ -57,7 +57,7 @@ def template_questions(
     def fill(match: re.Match[str]) -> str:
         word = rng.choice(words[match[1]])
         if match[2] and match[1] == "verb":
-            # Good enough spelling: "make" + "ing" is "making".
+            # Approximate spelling: "make" + "ing" is "making".
             return word.removesuffix("e") + match[2]
         return word + match[2]
 

@@ -1,4 +1,4 @@
-"""Weights half-way to what 4 bits hold, so that rounding the rest of the way changes little."""
+"""Weights half-way to their 4-bit values, so that final rounding changes little."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 # Inputs that share a step, as in GGUF's Q4_0.
 BLOCK = 32
-# How far weights are moved: what is left costs a quarter of what the whole way does.
+# How far weights are moved: the rest of the way costs a quarter of the full error.
 HALFWAY = 0.5
 
 
 def four_bits(weight: Tensor) -> Tensor:
-    """Round to what 4 bits and one step a block hold; a block's furthest number stays.
+    """Round to 4 bits with one step a block; a block's largest number stays exact.
 
     Args:
         weight: Shape (outputs, inputs), inputs a multiple of `BLOCK`.
@@ -29,17 +29,17 @@ def four_bits(weight: Tensor) -> Tensor:
 
 @contextmanager
 def moved(layers: nn.Module, share: float) -> Iterator[None]:
-    """Move the matrices of layers towards 4 bits, and back in the end.
+    """Move the matrices of layers towards 4 bits, and restore them at the end.
 
-    With the loss and its gradient computed within, and the step made outside, training learns
-    weights that are good where they are moved to.
+    The loss and its gradient are computed inside, the step is taken outside, so training learns
+    weights that are good at the moved values.
 
     Args:
         layers: The layers.
         share: How much of the way.
     """
     weights = [module.weight for module in layers.modules() if isinstance(module, nn.Linear)]
-    kept = [weight.detach().clone() for weight in weights]
+    originals = [weight.detach().clone() for weight in weights]
     try:
         with torch.no_grad():
             for weight in weights:
@@ -47,5 +47,5 @@ def moved(layers: nn.Module, share: float) -> Iterator[None]:
         yield
     finally:
         with torch.no_grad():
-            for weight, old in zip(weights, kept, strict=True):
+            for weight, old in zip(weights, originals, strict=True):
                 weight.copy_(old)

@@ -4,5 +4,5 @@ import re
 
 
 def sentences(text: str) -> list[str]:
-    """Cut a text behind full stops, question and exclamation marks before a capital or a quote."""
+    """Split a text after full stops, question and exclamation marks before a capital or a quote."""
     return re.split(r"(?<=[.!?])\s+(?=[A-Z\"'])", text)

@@ -10,7 +10,7 @@ class Source:
     Attributes:
         package: Name of the Debian (bookworm) package.
         licence: Licence of its texts, from the package's copyright file.
-        keep: Part of a path that a file must have, to leave other languages and data out.
+        keep: Part of a path that a file must have, which excludes other languages and data.
     """
 
     package: str
@@ -72,5 +72,5 @@ SOURCES = (
     Source("perl-doc", "Artistic or GPL-1.0+", ".pod"),
 )
 
-# Apart from the others, which held-out texts are drawn from.
+# Separate from the others, from which the held-out texts are drawn.
 EVERYDAY = (Source("trans-de-en", "GPL-2.0+", "/trans/de-en"),)

@@ -41,17 +41,17 @@ PROMPTS = {
     "STS": "task: sentence similarity | query: ",
     "Summarization": "task: summarization | query: ",
 }
-# Prompts of the model card's task list that the file does not name.
+# Prompts of the model card's task list that are not in the file.
 OTHER_PROMPTS = ("task: question answering | query: ", "task: fact checking | query: ")
-# A prompt says which task and no more: as one token it costs the time of one.
+# A prompt only names the task, so one token is enough, and costs the time of one.
 PROMPT_TOKENS = tuple(sorted({prompt.strip() for prompt in (*PROMPTS.values(), *OTHER_PROMPTS)}))
 
 
 def config(vocab_size: int) -> Gemma3TextConfig:
-    """The configuration: as the real model's, smaller.
+    """The configuration: the real model's, but smaller.
 
-    All layers slide, as the first five of every six do in the real one: loaders that know only
-    that pattern then agree with this file.
+    All layers use sliding attention, like the first five of every six in the real model, so loaders
+    that know only that pattern agree with this file.
     """
     return Gemma3TextConfig(
         vocab_size=vocab_size,
@@ -72,14 +72,14 @@ def config(vocab_size: int) -> Gemma3TextConfig:
     )
 
 
-def kept_pieces(teacher_vocabulary: dict[str, int]) -> list[str]:
+def supported_pieces(teacher_vocabulary: dict[str, int]) -> list[str]:
     """The teacher's word pieces that can occur in English, in the teacher's order.
 
     Args:
         teacher_vocabulary: Piece to id.
 
     Returns:
-        Pieces without special tokens and without scripts the student does not know.
+        Pieces without special tokens and without scripts that the student does not support.
     """
 
     def known(char: str) -> bool:
@@ -94,8 +94,8 @@ def build_tokenizer(pieces: list[str]) -> Tokenizer:
     """The teacher's lower-casing WordPiece with Gemma's special tokens: BOS and EOS are added.
 
     Args:
-        pieces: What `kept_pieces` returns; a piece's id is its place behind the special tokens and
-            the prompts.
+        pieces: What `supported_pieces` returns; a piece's id is its position after the special
+            tokens and the prompts.
     """
     tokens = (*SPECIAL, *PROMPT_TOKENS, *pieces)
     vocabulary = {piece: index for index, piece in enumerate(tokens)}
@@ -104,7 +104,7 @@ def build_tokenizer(pieces: list[str]) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
-    # Without the space behind it, which the word pieces after it do not have either.
+    # Strip the space after a prompt: the word pieces do not include it either.
     tokenizer.add_tokens([AddedToken(p, normalized=False, rstrip=True) for p in PROMPT_TOKENS])
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<bos> $A <eos>",
@@ -120,7 +120,7 @@ def teacher_vocabulary() -> dict[str, int]:
 
 
 def vocabulary_size(pieces: list[str]) -> int:
-    """How many tokens the student's tokenizer has."""
+    """Number of entries of the student's tokenizer."""
     return len(SPECIAL) + len(PROMPT_TOKENS) + len(pieces)
 
 
@@ -141,8 +141,8 @@ class Student(nn.Module):
             mask: 1 for a token, 0 for padding.
 
         Returns:
-            One row of `OUTPUT` numbers a text, and what the first columns would be for each token
-            alone: the Dense layers are linear, so the rows are the means of these.
+            Shape (texts, `OUTPUT`), and the first columns for each token alone: the Dense layers
+            are linear, so a text's vector is the mean of its tokens'.
         """
         states = self.backbone(input_ids=ids, attention_mask=mask).last_hidden_state
         weights = mask.unsqueeze(-1).float()
@@ -152,6 +152,6 @@ class Student(nn.Module):
 
 
 def part_of(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """Take one of the two models out of a checkpoint."""
+    """Return one of the two models of a checkpoint."""
     start = f"{name}."
     return {key.removeprefix(start): value for key, value in state.items() if key.startswith(start)}

@@ -1,4 +1,4 @@
-"""What the student learns: the teacher's vectors and token states, rotated."""
+"""The student's targets: the teacher's vectors and token states, rotated."""
 
 from pathlib import Path
 
@@ -16,22 +16,22 @@ class Targets:
     """
 
     def __init__(self, path: Path, turn: np.ndarray, lengths: np.ndarray) -> None:
-        """Open what `teacher.py` writes.
+        """Open the files of `teacher.py`.
 
         Args:
-            path: Its array of vectors; those of the token states lie beside it.
+            path: Its array of vectors; the token states are next to it.
             turn: Orthogonal matrix that every target is multiplied by.
             lengths: Tokens of each text as the teacher read it.
 
         Raises:
-            ValueError: If the files were made of another corpus.
+            ValueError: If the files belong to another corpus.
         """
         self._turn = torch.from_numpy(turn)
         self._first = torch.from_numpy(np.cumsum(lengths) - lengths)
         self._states = np.load(path.with_suffix(".states.npy"), mmap_mode="r")
         self._scales = np.load(path.with_suffix(".scales.npy"), mmap_mode="r")
         if len(self._states) != lengths.sum():
-            raise ValueError(f"{path} was made of another corpus: make it anew with teacher.py")
+            raise ValueError(f"{path} belongs to another corpus: recreate it with teacher.py")
         done = int(path.with_suffix(".done").read_text())
         stored = np.load(path, mmap_mode="r")[:done]
         starts = range(0, done, 50_000)
@@ -52,12 +52,12 @@ class Targets:
         """
         texts = batch.mask.nonzero()[:, 0]
         aligned = batch.aligned[batch.mask.bool()]
-        held = aligned >= 0
-        places = (self._first[torch.from_numpy(batch.rows)][texts] + aligned)[held].numpy()
+        has_state = aligned >= 0
+        places = (self._first[torch.from_numpy(batch.rows)][texts] + aligned)[has_state].numpy()
         scales = torch.from_numpy(self._scales[places].astype(np.float32))
         states = (torch.from_numpy(self._states[places]) * scales[:, None]) @ self._turn
-        counts = torch.bincount(texts[held], minlength=len(batch.rows))
-        sums = torch.zeros(len(batch.rows), states.shape[1]).index_add_(0, texts[held], states)
+        counts = torch.bincount(texts[has_state], minlength=len(batch.rows))
+        sums = torch.zeros(len(batch.rows), states.shape[1]).index_add_(0, texts[has_state], states)
         wanted = (sums / counts[:, None])[texts]
-        wanted[held] = states
+        wanted[has_state] = states
         return wanted

