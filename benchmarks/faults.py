@@ -81,9 +81,9 @@ def canned(status: int, error: str = "", body: str | None = None, **headers: str
     return lambda _: Reply(status, content.encode(), kind, named)
 
 
-def altered(change: faults.Lie) -> Fault:
+def altered(alteration: faults.Alteration) -> Fault:
     """Compute, and change the answer."""
-    return lambda honest: change(honest())
+    return lambda honest: alteration(honest())
 
 
 def number(written: str) -> Fault:

@@ -1,7 +1,7 @@
-"""Small EmbeddingGemma checkpoints: random weights, everything else as Google published it.
+"""Small EmbeddingGemma checkpoints: random weights, everything else as published by Google.
 
-The tokenizer is of the real kind (byte-fallback BPE over "▁", Gemma's special tokens and ids, BOS
-and EOS round every text), trained on the example notes, since Google's own files are gated.
+The tokenizer is of Gemma's kind (byte-fallback BPE over "▁", Gemma's special tokens and ids, BOS
+and EOS around every text), trained on the example notes, because Google's files are gated.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PROMPTS = {
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a checkpoint; the ratios differ on purpose. ``dense`` None: no Dense layers."""
+    """Sizes of a checkpoint; the ratios differ on purpose. ``dense`` None: without Dense layers."""
 
     hidden: int
     layers: int
@@ -75,7 +75,7 @@ _MODULE_TYPES = {
 
 @cache
 def tokenizer_json(vocabulary: int) -> str:
-    """Train a tokenizer of at most so many entries on the notes."""
+    """Train a tokenizer of at most this many entries on the notes."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
@@ -120,17 +120,17 @@ def build(
     """Write a checkpoint.
 
     Args:
-        folder: Where; made if missing.
+        folder: Created if missing.
         shape: Its sizes.
         layout: ``published`` as sentence-transformers 5 wrote it, ``saved`` as 6 does.
         shards: Number of safetensors files for the backbone.
-        prefix: Before every tensor's name, as some exporters write it.
-        seed: Of the random weights.
+        prefix: Prepended to every tensor's name, as some exporters do.
+        seed: Seed of the random weights.
         scale: Standard deviation of the matrices and of the norms' weights.
         tokenizer: Text of a tokenizer.json; None for one of ``shape.vocabulary`` entries trained
             on the notes.
-        context: Tokens that it says it reads.
-        prompts: Those that it states.
+        context: The context length in its files.
+        prompts: The prompts in its files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(seed)
@@ -189,7 +189,7 @@ def build(
 
 
 def _dense(shape: Shape) -> dict[str, tuple[int, int]]:
-    """Numbers in and out of each Dense layer."""
+    """Input and output size of each Dense layer."""
     if shape.dense is None:
         return {}
     return {"2_Dense": (shape.hidden, shape.dense), "3_Dense": (shape.dense, 768)}
@@ -340,7 +340,7 @@ def _write_modules(
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write JSON, with the folder it goes into."""
+    """Write a JSON file, and create its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2))
 

@@ -1,4 +1,4 @@
-"""What several test files share."""
+"""Fixtures that several test files share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-# Before any library reads them: tests never reach out.
+# Before any library reads them: tests make no connections.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["ANONYMIZED_TELEMETRY"] = "False"
@@ -26,7 +26,7 @@ def fake() -> FakeRuntime:
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Let the tests write into a cache folder of their own."""
+    """Give the tests their own cache folder."""
     with pytest.MonkeyPatch.context() as patch:
         for variable in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
             patch.setenv(variable, str(tmp_path_factory.mktemp("cache")))
@@ -35,13 +35,13 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small sound checkpoint that no test changes."""
+    """A small valid checkpoint that tests only read."""
     return checkpoints.build(tmp_path_factory.mktemp("narrow"), checkpoints.SHAPES["narrow"])
 
 
 @pytest.fixture(scope="session")
 def local(narrow: Path) -> TransformersRuntime:
-    """A runtime on it, loaded once."""
+    """A runtime on this checkpoint, loaded once."""
     return TransformersRuntime(narrow, device="cpu")
 
 

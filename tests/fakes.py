@@ -1,4 +1,4 @@
-"""A runtime whose vectors can be worked out by hand, and which remembers what reached it."""
+"""A runtime with computable vectors that records the texts it gets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Passages for collections, and what a collection holds of them."""
+"""Passages for collections, and the rows of a collection."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def documents(count: int = 60, **changed: Any) -> list[dict[str, Any]]:
 
 
 def current(index: ChromaIndex) -> Any:
-    """The collection, without a look at its passport."""
+    """The collection, without a check of its passport."""
     (generation,) = (each for each in index.generations() if each.current)
     return index.client.get_collection(generation.name, embedding_function=None)
 
@@ -32,7 +32,7 @@ def everything(index: ChromaIndex) -> dict[str, Any]:
 
 
 def break_vectors(folder: Path) -> None:
-    """Make the vector files what a killed writer can make of them."""
+    """Damage the vector files as a killed writer can."""
     for path in folder.glob("*/*.bin"):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
     for path in folder.glob("*/index_metadata.pickle"):

@@ -1,4 +1,4 @@
-"""How a server, or a proxy before it, goes wrong: the scriptable half of ``ollama_server``.
+"""Faults of a server or of a proxy in front of it: the scriptable half of ``ollama_server``.
 
     server.fail(status=503, error=BUSY)                      instead of an answer
     server.reset_connection(times=2)
@@ -6,7 +6,7 @@
     server.answer(stalled(2.0), path="/api/tags")
     server.fail_texts(lambda text: "poison" in text, 400, NAN_REFUSED)
 
-Faults of one path are used up in the order in which they were scripted.
+Faults of one path happen in the order in which they were scripted.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import Any
 
 from ollama_wire import Refusal, Reply, Request, error_reply, go_json
 
-Lie = Callable[[Reply], Reply]
+Alteration = Callable[[Reply], Reply]
 
-# Texts that a runner or the scheduler behind Ollama's API gives.
+# Messages of a runner, or of the scheduler behind Ollama's API.
 BUSY = "server busy, please try again.  maximum pending requests exceeded"
 LOAD_FAILED = "llama-server process has terminated: exit status 1: error loading model"
 RUNNER_EOF = 'do embedding request: Post "http://127.0.0.1:41234/v1/embeddings": EOF'
@@ -31,7 +31,7 @@ TOKENIZE_EOF = 'Post "http://127.0.0.1:41234/tokenize": EOF'
 TOKENIZE_DOWN = (
     'Post "http://127.0.0.1:41234/tokenize": dial tcp 127.0.0.1:41234: connect: connection refused'
 )
-# The kernel ended the runner, say for want of memory; the next request starts another.
+# The kernel killed the runner, for example because of memory; the next request starts another.
 RUNNER_GONE = "llama-server process no longer running: -1 signal: killed"
 RUNNER_GONE_OLD = "llama runner process no longer running: -1 "
 RUNNER_STOPPED = (
@@ -47,60 +47,60 @@ NO_EMBEDDINGS_OLD = "this model does not support embeddings"
 PAGE = "<html><body><h1>Sign in</h1></body></html>"
 
 
-def edited(change: Callable[[Any], object]) -> Lie:
+def edited(change: Callable[[Any], object]) -> Alteration:
     """Change the JSON value of an answer."""
 
-    def lie(reply: Reply) -> Reply:
+    def alteration(reply: Reply) -> Reply:
         if reply.status != 200:
             return reply
         return replace(reply, body=go_json(change(json.loads(reply.body))))
 
-    return lie
+    return alteration
 
 
-def vectors(change: Callable[[list[Any]], object]) -> Lie:
+def vectors(change: Callable[[list[Any]], object]) -> Alteration:
     """Change the list of vectors of an answer of ``/api/embed``."""
     return edited(lambda answer: {**answer, "embeddings": change(answer["embeddings"])})
 
 
-def width(numbers: int) -> Lie:
-    """Give vectors of another width."""
+def width(numbers: int) -> Alteration:
+    """Return vectors of another width."""
     return vectors(lambda rows: [(row * (numbers // len(row) + 1))[:numbers] for row in rows])
 
 
-def stalled(seconds: float) -> Lie:
+def stalled(seconds: float) -> Alteration:
     """Wait before the first byte."""
     return lambda reply: replace(reply, stall=seconds)
 
 
-def dripping(seconds: float) -> Lie:
-    """Wait between pieces of the body: each line of a stream, each tenth of anything else."""
+def dripping(seconds: float) -> Alteration:
+    """Wait between pieces of the body: each line of a stream, or each tenth of another body."""
     return lambda reply: replace(reply, pause=seconds)
 
 
-def dripping_head(seconds: float) -> Lie:
+def dripping_head(seconds: float) -> Alteration:
     """Wait between the bytes of status line and headers."""
     return lambda reply: replace(reply, head_pause=seconds)
 
 
-def dripping_bytes(seconds: float) -> Lie:
+def dripping_bytes(seconds: float) -> Alteration:
     """Wait between the bytes of the body."""
     return lambda reply: replace(reply, pause=seconds, piece=1)
 
 
-def claiming(extra: int) -> Lie:
+def claiming(extra: int) -> Alteration:
     """Claim a body that is longer than it is, or shorter, and close the connection after it."""
     return lambda reply: replace(reply, length=len(reply.body) + extra)
 
 
-def gzip_bomb(megabytes: int, status: int = 200) -> Lie:
-    """Give a small compressed body that unfolds to a large one."""
+def gzip_bomb(megabytes: int, status: int = 200) -> Alteration:
+    """Return a small compressed body that expands to a large one."""
     packed = gzip.compress(b"0" * (megabytes << 20))
     return lambda reply: Reply(status, packed, headers={"Content-Encoding": "gzip"})
 
 
-def endless(megabytes: int) -> Lie:
-    """Give a body of so many megabytes, in pieces of one."""
+def endless(megabytes: int) -> Alteration:
+    """Return a body of so many megabytes, in pieces of one megabyte."""
     return lambda reply: Reply(200, b"[" * (1 << 20), repeats=megabytes)
 
 
@@ -110,7 +110,7 @@ def truncated(reply: Reply) -> Reply:
 
 
 def html_page(reply: Reply) -> Reply:
-    """Give a login page with status 200, as some proxies do."""
+    """Return a login page with status 200, as some proxies do."""
     return Reply(200, PAGE.encode(), "text/html")
 
 
@@ -123,7 +123,7 @@ null_floats = vectors(lambda rows: [[None, *row[1:]] for row in rows])
 
 @dataclass
 class _Fault:
-    """A scripted fault: which requests it hits, how often, and what they get."""
+    """A scripted fault: the requests it applies to, how often, and their reply."""
 
     path: str | None
     warm_up: bool
@@ -141,7 +141,7 @@ class _Fault:
 
 @dataclass
 class _Poison:
-    """A rule about texts."""
+    """A rule for texts that fail."""
 
     predicate: Callable[[str], bool]
     status: int
@@ -173,7 +173,7 @@ class Faults:
         path: str | None = "/api/embed",
         warm_up: bool = True,
     ) -> None:
-        """Answer with an error and do no work.
+        """Answer with an error, without computing.
 
         Args:
             status: HTTP status.
@@ -203,17 +203,17 @@ class Faults:
 
     def answer(
         self,
-        lie: Lie,
+        alteration: Alteration,
         *,
         times: int | None = 1,
         path: str | None = "/api/embed",
         warm_up: bool = False,
     ) -> None:
-        """Do the work, and send the answer as ``lie`` changes it.
+        """Compute, and send the answer as ``alteration`` changes it.
 
-        Not to an embed request without inputs, unless ``warm_up``: it has no vectors to lie about.
+        Not to an embed request without inputs, unless ``warm_up``: it has no vectors to change.
         """
-        self._add(_Fault(path, warm_up, times, lambda request, honest: lie(honest())))
+        self._add(_Fault(path, warm_up, times, lambda request, honest: alteration(honest())))
 
     def fail_texts(
         self,
@@ -223,12 +223,12 @@ class Faults:
         *,
         times: int | None = None,
     ) -> None:
-        """Fail every request that holds a text for which ``predicate`` is true, as a whole."""
+        """Fail every request with a text for which ``predicate`` is true."""
         with self._script:
             self._poisons.append(_Poison(predicate, status, error, times))
 
     def clear_faults(self) -> None:
-        """Behave from now on."""
+        """Remove all faults."""
         with self._script:
             self._faults.clear()
             self._poisons.clear()
@@ -238,7 +238,7 @@ class Faults:
             self._faults.append(fault)
 
     def _faulty(self, request: Request, honest: Callable[[], Reply]) -> Reply:
-        """Return the reply that the script has for the request, or the honest one."""
+        """Return the scripted reply to the request, or the real one."""
         with self._script:
             fault = next((fault for fault in self._faults if fault.hits(request)), None)
             if fault and fault.times:
@@ -246,7 +246,7 @@ class Faults:
         return fault.reply(request, honest) if fault else honest()
 
     def _check_poison(self, text: str) -> None:
-        """Raise the error that the script has for a text."""
+        """Raise the scripted error for a text."""
         with self._script:
             for poison in self._poisons:
                 if poison.times != 0 and poison.predicate(text):

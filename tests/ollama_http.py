@@ -23,7 +23,7 @@ class HttpServer:
 
     Attributes:
         requests: Every request, in order of arrival.
-        max_in_flight: Most requests there ever were at the same time.
+        max_in_flight: The largest number of simultaneous requests.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class HttpServer:
 
     @property
     def url(self) -> str:
-        """Where the server listens; stays the same after a stop and a start."""
+        """The server's address; the same after a stop and a start."""
         return f"http://127.0.0.1:{self._port}"
 
     def start(self) -> None:
@@ -62,7 +62,7 @@ class HttpServer:
         listener.server_close()
         with self._records:
             for connection in self._connections:
-                # Wakes the thread that reads from it; that thread closes it.
+                # Wakes the reading thread, which closes it.
                 with suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
 
@@ -75,7 +75,7 @@ class HttpServer:
             self.requests.append(request)
 
     def leave(self, request: Request) -> None:
-        """Record that a request is as good as answered: the client may send its next."""
+        """Record that a request is answered: the client may send its next one."""
         with self._records:
             self._in_flight.discard(id(request))
 
@@ -90,7 +90,7 @@ class HttpServer:
             self._connections.add(connection)
 
     def closed(self, connection: socket.socket) -> None:
-        """Forget a connection."""
+        """Remove a closed connection."""
         with self._records:
             self._connections.discard(connection)
 
@@ -102,17 +102,17 @@ class _Listener(ThreadingHTTPServer):
     request_queue_size = 128
 
     def shutdown_request(self, request: Any) -> None:
-        """Close without the orderly goodbye, which would come before a reset."""
+        """Close without a shutdown, which would precede a reset."""
         self.close_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Report what is not the client's doing."""
+        """Report errors that the client did not cause."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 
 
 class _Dripping(io.BufferedIOBase):
-    """Writes byte by byte."""
+    """Writes byte by byte, with pauses."""
 
     def __init__(self, owner: HttpServer, plain: BinaryIO, pause: float) -> None:
         self.owner, self.plain, self.pause = owner, plain, pause
@@ -201,4 +201,4 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"0\r\n\r\n")
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing: tests look at ``OllamaServer.requests``."""
+        """Log nothing: tests use ``OllamaServer.requests``."""

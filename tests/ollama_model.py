@@ -1,4 +1,4 @@
-"""A model for ``ollama_server``: a function from text to vector, and what a server tells of it."""
+"""A model for ``ollama_server``: a function from text to vector, and its description."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ def count_tokens(text: str) -> int:
 
 @lru_cache(maxsize=1 << 16)
 def _places(feature: str, width: int) -> list[tuple[int, int]]:
-    """Return 32 places of a vector, each with a sign, that stand for a feature of a text."""
+    """Return 32 positions of a vector, each with a sign, that represent a feature of a text."""
     numbers = struct.unpack("<32H", hashlib.sha512(feature.encode()).digest())
     return [(number % width, 1 if number & 0x8000 else -1) for number in numbers]
 
 
 @lru_cache
 def _base(width: int) -> list[float]:
-    """Return what all vectors have in common: no cut of one, nor that of "", is zero."""
+    """Return the part that all vectors share, so that every cut of every vector is nonzero."""
     digest = hashlib.shake_256(b"base").digest(width)
     return [(byte - 127.5) / 256 for byte in digest]
 
 
 def bag_of_words(text: str, width: int = 768) -> list[float]:
-    """Embed a text: texts that share words are near each other, and the order does not count.
+    """Embed a text: texts that share words are similar, in any order.
 
     Words count most, without case and punctuation; their exact spelling less; single characters,
-    spaces among them, a little, so that any change but one of order changes the vector.
+    including spaces, a little, so that any change except one of order changes the vector.
     """
     features: Counter[str] = Counter()
     for word in text.split():
@@ -53,27 +53,27 @@ def bag_of_words(text: str, width: int = 768) -> list[float]:
 
 
 def normalised(vector: Sequence[float]) -> list[float]:
-    """Give unit length, or zeros for zeros, as Ollama does."""
+    """Normalise to unit length; zeros stay zeros, as in Ollama."""
     norm = max(math.sqrt(sum(number * number for number in vector)), 1e-12)
     return [number / norm for number in vector]
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model that the server has; EmbeddingGemma as the library has it unless said otherwise.
+    """A model that the server has; by default EmbeddingGemma as in the library.
 
     Attributes:
         name: Name and tag.
-        architecture: ``general.architecture``; ``gemma-embedding`` for GGUF files from elsewhere.
+        architecture: ``general.architecture``; ``gemma-embedding`` in converted GGUF files.
         width: Length of a vector.
-        context: Tokens it reads, the two special ones counted.
+        context: Tokens it reads, including the two special ones.
         blocks: Number of layers.
         digest: 64 hexadecimal digits.
         quantization: ``BF16``, ``Q8_0``, ``Q4_0``.
-        capabilities: Without ``embedding`` it does not embed.
+        capabilities: Embedding requires ``embedding``.
         tensors: Names that a verbose show lists.
         embed: The model, without truncation and special tokens; ``bag_of_words`` if None.
-        tokens: Counts a text's tokens, without special ones. Never falls as a text grows.
+        tokens: Counts a text's tokens, without special ones. Never less for a longer text.
         size: Bytes.
     """
 
@@ -113,7 +113,7 @@ class ServedModel:
         }
 
     def show(self, verbose: bool) -> dict[str, Any]:
-        """What ``/api/show`` tells in every version."""
+        """The fields of ``/api/show`` in every version."""
         architecture = self.architecture
         info = {
             "general.architecture": architecture,
@@ -142,7 +142,7 @@ class ServedModel:
         return answer
 
     def layers(self) -> list[dict[str, Any]]:
-        """The progress of a pull: two layers at the same time, and zero is left out as Go does."""
+        """The progress of a pull: two layers at the same time; zero is omitted, as in Go."""
         small = hashlib.sha256(self.digest.encode()).hexdigest()
         lines: list[dict[str, Any]] = []
         for part in (0, 2, 1):

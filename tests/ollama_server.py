@@ -6,9 +6,9 @@
         ...
         assert server.texts == ["a", "b"]
 
-It does what Ollama does round the model: names, loading, truncation, normalising, cutting. The
-model itself is a function, by default one that gives similar vectors to texts that share words.
-Statuses and bodies are those of Ollama's source, and ``test_ollama_server`` has them row by row.
+It does what Ollama does around the model: names, loading, truncation, normalisation, dimensions.
+The model is a function, by default one with similar vectors for texts that share words. Statuses
+and bodies are those of Ollama's source; ``test_ollama_server`` lists them row by row.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from ollama_wire import (
     valid_name,
 )
 
-# Options whose change makes Ollama load the model again.
+# Options that make Ollama reload the model when they change.
 RUNNER_OPTIONS = ("num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "use_mmap")
 DEFAULT_KEEP_ALIVE = 300.0
 
@@ -78,19 +78,19 @@ class _Loaded:
 
 
 class OllamaServer(Faults, HttpServer):
-    """An Ollama server; ``HttpServer`` has its life cycle, ``Faults`` its faults.
+    """An Ollama server; its life cycle is in ``HttpServer``, its faults in ``Faults``.
 
     Attributes:
-        version: What ``/api/version`` says, and whose behaviour is shown. May be set at any time.
+        version: The version to report and to behave like. May be set at any time.
         models: The models it has, by full name.
         library: The models that can be pulled, by full name.
         load_seconds: How long loading a model takes.
-        load_error: Text with which loading fails; none if empty.
+        load_error: Message with which loading fails; loading succeeds if empty.
         max_queue: How many requests may wait for a load.
         embed_seconds: How long a text takes; texts are embedded one after the other.
         cut_pulls: How many of the next pulls end early, without "success" and without the model.
-        texts: Every text that reached a model, those of requests that failed included.
-        loads: Names of models, one for every time that one was loaded.
+        texts: Every text that reached a model, including those of failed requests.
+        loads: Names of loaded models, one for each load.
     """
 
     def __init__(
@@ -139,33 +139,33 @@ class OllamaServer(Faults, HttpServer):
         self.stop()
 
     def stop(self) -> None:
-        """Stop as a killed server does; nothing stays loaded."""
+        """Stop like a killed server; all models are unloaded."""
         super().stop()
         self._loaded.clear()
 
     def install(self, model: ServedModel) -> None:
-        """Add a model, or put other weights under a name."""
+        """Add a model, or replace the weights of a name."""
         self.models[full_name(model.name)] = model
 
     def kill_runner(
         self, predicate: Callable[[str], bool] = lambda text: True, *, times: int | None = 1
     ) -> None:
-        """Let the process behind the API die at texts, in the words of this version."""
+        """Let the runner die at some texts, with the message of this version."""
         error = RUNNER_EOF if self._since("0.30.0") else RUNNER_EOF_OLD
         self.fail_texts(predicate, self._runner_status, error, times=times)
 
     def _since(self, version: str) -> bool:
-        """Tell whether the server is this version or later; a source build counts as the last."""
+        """Return whether the server is this version or later; a source build is the latest."""
         mine, other = release(self.version), release(version)
         return mine is None or other is None or mine >= other
 
     @property
     def _runner_status(self) -> int:
-        """The status of an error that has none of its own."""
+        """The default status of an error of the runner."""
         return 400 if self._since("0.13.3") else 500
 
     def respond(self, request: Request) -> Reply:
-        """Return the reply to a request, as the script of faults has it."""
+        """Return the reply to a request, with scripted faults."""
         request.reply = self._faulty(request, partial(self._honest, request))
         return request.reply
 
@@ -185,7 +185,7 @@ class OllamaServer(Faults, HttpServer):
         except Refusal as error:
             return error_reply(request.path, error.status, error.text)
 
-    # What is asked of the server.
+    # API.
 
     def _root(self, request: Request) -> Reply:
         return Reply(200, b"Ollama is running", "text/plain; charset=utf-8")
@@ -218,7 +218,7 @@ class OllamaServer(Faults, HttpServer):
             if loaded.expires <= time.time():
                 continue
             model = self.models[name]
-            # For ever is the longest Go duration from now, about 292 years.
+            # Forever is the longest Go duration from now, about 292 years.
             left = min(loaded.expires - time.time(), 9_223_372_036.0)
             row = {
                 "name": name,
@@ -278,7 +278,7 @@ class OllamaServer(Faults, HttpServer):
 
     def _embed(self, request: Request) -> Reply:
         started = time.perf_counter_ns()
-        # Servers before 0.11.11 don't know the key, so they don't mind what it holds.
+        # Servers before 0.11.11 ignore the key, whatever its value.
         fields = _SIZED if self._since("0.11.11") else _EMBED
         body = parse_body(request.body, "EmbedRequest", fields)
         keep_alive = keep_alive_seconds(body.get("keep_alive"))
@@ -295,7 +295,7 @@ class OllamaServer(Faults, HttpServer):
                 answer["embeddings"] = rows
                 answer["total_duration"] = time.perf_counter_ns() - started
                 answer["load_duration"] = loaded - started
-                # Go leaves a zero out.
+                # Go omits a zero.
                 answer |= {"prompt_eval_count": tokens} if tokens else {}
         finally:
             self._release(name)
@@ -341,7 +341,7 @@ class OllamaServer(Faults, HttpServer):
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         return _ok({"object": "list", "data": data, "model": name, "usage": usage})
 
-    # The work behind the API.
+    # Runner.
 
     def _check_name(self, name: str, missing: Refusal) -> None:
         if not name:
@@ -354,18 +354,18 @@ class OllamaServer(Faults, HttpServer):
     def _runner_for(
         self, name: str, options: dict[str, Any], keep_alive: float | None, request: Request
     ) -> ServedModel:
-        """Return a model that is loaded as wanted."""
+        """Return a model that is loaded with these options."""
         key = full_name(name)
         model = self.models.get(key)
         if model is None:
             raise Refusal(404, f'model "{name}" not found, try pulling it first')
-        # Options.FromMap passes over null, which clients send for what they leave alone.
+        # Options.FromMap skips null, which clients send for unset options.
         wanted = {name: options[name] for name in RUNNER_OPTIONS if options.get(name) is not None}
         for option, value in wanted.items():
             if option != "use_mmap" and type(value) not in (int, float):
                 raise Refusal(500, f'option "{option}" must be of type integer')
         with self._records:
-            # The queue is for loads: a request to a loaded model is never turned away.
+            # The queue is for loads: a request to a loaded model is never refused.
             self._pending += 1
             full = self._pending > self.max_queue
         try:
@@ -375,7 +375,7 @@ class OllamaServer(Faults, HttpServer):
                 if not self._is_loaded(key, model, wanted):
                     self._load(key, model, wanted, request)
                 loaded = self._loaded[key]
-                # Said once, it holds for later requests too.
+                # It applies to later requests as well.
                 loaded.keep_alive = loaded.keep_alive if keep_alive is None else keep_alive
                 loaded.expires = math.inf
         finally:
@@ -390,7 +390,7 @@ class OllamaServer(Faults, HttpServer):
         return (loaded.digest, loaded.options) == (model.digest, wanted)
 
     def _load(self, key: str, model: ServedModel, wanted: dict[str, Any], request: Request) -> None:
-        """Load a model; a client that hangs up takes the load down with it."""
+        """Load a model; a client that disconnects cancels the load."""
         self._loaded.pop(key, None)
         self.loads.append(key)
         ready = time.monotonic() + self.load_seconds
@@ -403,7 +403,7 @@ class OllamaServer(Faults, HttpServer):
         self._loaded[key] = _Loaded(model.digest, wanted, DEFAULT_KEEP_ALIVE, math.inf)
 
     def _release(self, name: str) -> None:
-        """Start the time until a model is unloaded; none at all after ``keep_alive`` 0."""
+        """Start the time until a model is unloaded; ``keep_alive`` 0 unloads it now."""
         loaded = self._loaded.get(full_name(name))
         if loaded:
             loaded.expires = time.time() + loaded.keep_alive
@@ -411,29 +411,29 @@ class OllamaServer(Faults, HttpServer):
     def _run(
         self, model: ServedModel, texts: list[str], truncate: bool, body: dict[str, Any]
     ) -> tuple[list[list[float]], int]:
-        """Embed all texts; if one fails, the others are still worked on and nothing is returned."""
+        """Embed all texts; if one fails, the others are still computed but not returned."""
         num_ctx = (body.get("options") or {}).get("num_ctx") or model.context
         dimensions = (body.get("dimensions") or 0) if self._since("0.11.11") else 0
         rows, tokens = [], 0
         errors = []
         for text in texts:
             try:
-                kept = self._fitting(model, text, int(num_ctx), truncate)
-                row = self._forward(model, text, kept)
+                read = self._fitting(model, text, int(num_ctx), truncate)
+                row = self._forward(model, text, read)
             except Refusal as error:
                 errors.append(error)
                 continue
             if 0 < dimensions < len(row):
                 row = normalised(row[:dimensions])
             rows.append(float32(row))
-            tokens += model.tokens(kept) + (2 if self._since("0.13.3") else 0)
+            tokens += model.tokens(read) + (2 if self._since("0.13.3") else 0)
         if errors:
             raise errors[0]
         return rows, tokens
 
     def _fitting(self, model: ServedModel, text: str, num_ctx: int, truncate: bool) -> str:
-        """Return the head of a text that the model can read."""
-        # Two tokens are kept free for BOS and EOS, unless there is no token at all.
+        """Return the beginning of a text that fits into the context."""
+        # Two tokens are reserved for BOS and EOS, unless the text has no tokens.
         limit = min(num_ctx, model.context) - (2 if text else 0)
         if limit <= 0:
             raise Refusal(
@@ -450,8 +450,8 @@ class OllamaServer(Faults, HttpServer):
         ends = range(len(text))
         return text[: bisect_right(ends, limit, key=lambda end: model.tokens(text[:end])) - 1]
 
-    def _forward(self, model: ServedModel, text: str, kept: str) -> list[float]:
-        """Run the model on what is kept of a text, one text at a time."""
+    def _forward(self, model: ServedModel, text: str, read: str) -> list[float]:
+        """Run the model on a text after truncation, one text at a time."""
         with self._runner:
             with self._records:
                 self.texts.append(text)
@@ -461,7 +461,7 @@ class OllamaServer(Faults, HttpServer):
                     raise Refusal(501, NO_EMBEDDINGS)
                 raise Refusal(501 if self._since("0.13.3") else 500, NO_EMBEDDINGS_OLD)
             self.wait(self.embed_seconds)
-            vector = model.vector(kept)
+            vector = model.vector(read)
         if all(map(math.isfinite, vector)):
             return normalised(vector)
         if self._since("0.30.0"):
@@ -477,7 +477,7 @@ def _ok(answer: object) -> Reply:
 
 
 def _local(host: str) -> bool:
-    """Tell whether a server bound to loopback answers to a Host header."""
+    """Return whether a server bound to loopback accepts a Host header."""
     name = urlsplit(f"//{host}").hostname or ""
     try:
         address = ipaddress.ip_address(name)
@@ -487,7 +487,7 @@ def _local(host: str) -> bool:
 
 
 def _texts(given: object) -> list[str]:
-    """Return the list of texts that ``input`` stands for."""
+    """Return the list of texts in ``input``."""
     if given is None or given == "":
         return []
     texts = [given] if isinstance(given, str) else given

@@ -1,7 +1,7 @@
-"""What goes over the wire of the server in ``ollama_server``: requests, replies, Go's manners.
+"""Requests and replies of the server in ``ollama_server``, encoded and parsed as Go does.
 
-Everything here is a value or a pure function. The literal texts are those of Ollama, which is
-written in Go and hands the words of Go's own libraries to its clients.
+Everything here is a value or a pure function. The literal messages are those of Ollama, which is
+written in Go and passes messages of Go's libraries on to its clients.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class Request:
         headers: Names in lower case.
         body: The bytes.
         time: ``time.monotonic()`` when the body had been read.
-        in_flight: Requests in flight at that moment, this one counted.
-        gone: Tells whether the client has closed the connection.
-        reply: What was sent, or would have been to a client that has gone; None until then.
-        written: Bytes of the body that could be written.
+        in_flight: Requests in flight at that moment, including this one.
+        gone: Returns whether the client has closed the connection.
+        reply: The reply, also if the client has disconnected; None until then.
+        written: Bytes of the body that were written.
     """
 
     method: str
@@ -71,19 +71,19 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """What the server sends, and how badly.
+    """A reply of the server, and the faults in sending it.
 
     Attributes:
         status: HTTP status.
-        body: The whole body.
-        content_type: Its media type; none is sent for an empty body.
+        body: The complete body.
+        content_type: Its media type; not sent for an empty body.
         headers: More headers.
         stall: Seconds before the first byte.
         pause: Seconds between pieces of the body.
-        piece: Bytes of a piece; None leaves it to the kind of body.
+        piece: Bytes of a piece; None to choose by the kind of body.
         head_pause: Seconds between the bytes of status line and headers.
-        length: What ``Content-Length`` claims; None tells the truth.
-        repeats: How often the body is sent, as one.
+        length: Value of ``Content-Length``; None for the real length.
+        repeats: How often the body is repeated, within one reply.
         sent: Bytes of the body after which the connection is closed; None sends all.
         reset: Reset the connection instead of answering.
     """
@@ -138,10 +138,10 @@ def go_json(value: object) -> bytes:
 
 
 def float32(values: Sequence[float]) -> list[float]:
-    """Round to float32, as the doubles whose digits are the fewest that name the same float32.
+    """Round to float32, as doubles with the shortest digits that give the same float32.
 
-    Go prints those digits. Python prints the same for these doubles, but for numbers below 1e-4,
-    which it writes with an exponent sooner.
+    Go prints those digits. Python prints the same for these doubles, except for numbers below
+    1e-4, for which it uses an exponent earlier.
     """
     exact = array("f", values)
     distinct = sorted(set(exact))
@@ -197,7 +197,7 @@ def _syntax_error(text: str, error: json.JSONDecodeError) -> str:
 
 
 def keep_alive_seconds(value: object) -> float | None:
-    """Parse ``keep_alive``: seconds, or a Go duration. Negative is for ever, None is unsaid.
+    """Parse ``keep_alive``: seconds, or a Go duration. Negative means forever, None means unset.
 
     Raises:
         Refusal: 400 with the text of Go's ``time.ParseDuration``.
@@ -231,18 +231,18 @@ def _parse_duration(text: str) -> float:
 
 
 def valid_name(name: str) -> bool:
-    """Tell whether Ollama takes this for a model's name."""
+    """Return whether Ollama accepts this as a model's name."""
     return _NAME.fullmatch(name) is not None
 
 
 def full_name(name: str) -> str:
-    """Return the form in which two names of one model are equal."""
+    """Return the canonical form of a model's name."""
     name = name.lower().removeprefix("registry.ollama.ai/").removeprefix("library/")
     return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
 
 
 def release(version: str) -> tuple[int, ...] | None:
-    """Return the numbers of a version; None for one that says nothing, as of a source build."""
+    """Return the numbers of a version; None for an uninformative one, such as a source build's."""
     match = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
     numbers = tuple(map(int, match.groups())) if match else (0, 0, 0)
     return numbers if any(numbers) else None

@@ -1,4 +1,4 @@
-"""A checkpoint as onnx-community publishes them: one graph from token ids to finished vectors."""
+"""A checkpoint in onnx-community's layout: one graph from token ids to final vectors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gemma_fast.weights import Weights, dense_matrix
 
 
 def publish(checkpoint: Path, folder: Path, *, output: str = "sentence_embedding") -> Path:
-    """Write the published layout of a checkpoint: no safetensors, no modules."""
+    """Write a checkpoint in the published layout, without safetensors and modules."""
     (folder / "onnx").mkdir(parents=True)
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         shutil.copy(checkpoint / name, folder)
@@ -33,9 +33,9 @@ def publish(checkpoint: Path, folder: Path, *, output: str = "sentence_embedding
     table = load_file(checkpoint / "model.safetensors")["embed_tokens.weight"]
     before = _before(table, sizes.hidden, sizes.reach)
     parts = [before.graph, middle.graph, _after(output).graph]
-    whole = onnx.ModelProto()
-    whole.CopyFrom(middle)
-    whole.graph.CopyFrom(
+    complete = onnx.ModelProto()
+    complete.CopyFrom(middle)
+    complete.graph.CopyFrom(
         helper.make_graph(
             [node for part in parts for node in part.node],
             "published",
@@ -45,7 +45,7 @@ def publish(checkpoint: Path, folder: Path, *, output: str = "sentence_embedding
         )
     )
     onnx.save_model(
-        whole,
+        complete,
         folder / "onnx" / "model.onnx",
         save_as_external_data=True,
         location="model.onnx_data",

@@ -1,4 +1,4 @@
-"""Async calls where threads cannot be started: an error, and the next call works."""
+"""Async calls when threads cannot be started: an error, and the next call works."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gemma_embed import Embedder
 from gemma_embed.errors import EmbeddingError
 
 
-async def test_a_thread_that_cannot_start_fails_its_call_and_no_other(
+async def test_a_thread_that_cannot_start_fails_only_its_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     fake = FakeRuntime()
@@ -23,7 +23,7 @@ async def test_a_thread_that_cannot_start_fails_its_call_and_no_other(
 
     with monkeypatch.context() as refusing:
         refusing.setattr(threading.Thread, "start", start)
-        # More than there are workers: each failure must give its place back.
+        # More than there are workers: each failure must release its worker.
         for number in range(6):
             with pytest.raises(EmbeddingError, match="cannot start a thread"):
                 await asyncio.wait_for(embedder.aembed([f"lost {number}"]), 5)
@@ -32,7 +32,7 @@ async def test_a_thread_that_cannot_start_fails_its_call_and_no_other(
     assert [text for text in fake.texts if "lost" in text] == []
 
 
-async def test_a_running_worker_takes_the_job_of_one_that_cannot_start(
+async def test_a_running_worker_takes_the_job_of_a_worker_that_cannot_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     started = threading.Event()

@@ -2,21 +2,21 @@
 
 | Input | Documents | Query |
 | --- | --- | --- |
-| no texts | no vectors, and nobody is asked | - |
-| ``""``, blanks, zero width | the prompt alone is embedded, alike everywhere | the same |
+| no texts | no vectors, without a request | - |
+| ``""``, blanks, zero width | the prompt alone is embedded, on every runtime | the same |
 | None, int, bytes, a nested list, NaN | ``InvalidInput`` with index and type | the same |
-| a subclass of str, numpy's str | its characters, whatever it makes of additions | the same |
+| a subclass of str, numpy's str | its characters, even if it overrides operators | the same |
 | a str, bytes, a mapping, a set, a table, None, a number for the list | ``InvalidInput`` | - |
 | a lone surrogate | ``InvalidInput`` with the index, without the text | the same |
 | NUL, control characters | unchanged | the same |
 | right to left, emoji, NFC and NFD, CRLF | unchanged: other bytes, other vectors | the same |
-| a megabyte | ``InputTooLong``, cut or split in bounded time | the same |
-| prompt markers, special tokens | data; a title cannot fake the text | data |
-| any iterable | taken: generator, tuple, array, Series, keys | - |
-| equal texts | computed once, one vector in each place | - |
-| 100,000 texts | batch by batch | - |
+| a megabyte | ``InputTooLong``, truncated or split in bounded time | the same |
+| prompt markers, special tokens | data; a title cannot forge the text | data |
+| any iterable | accepted: generator, tuple, array, Series, keys | - |
+| equal texts | computed once, the vector in each place | - |
+| 100,000 texts | embedded batch by batch | - |
 
-The frameworks' async methods are tried beside the sync ones wherever an error is expected.
+The frameworks' async methods are tested in addition to the sync ones where an error is expected.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ EMPTY = {"empty": "", "blanks": " \t\n ", "zero width": "\u200b\ufeff\u200d"}
 
 
 @dataclass(frozen=True)
-class Door:
-    """One way in: a runtime behind the core or a framework's class."""
+class EntryPoint:
+    """One entry point: a runtime with the core or a framework's class."""
 
     documents: Callable[[Any], np.ndarray]
     adocuments: Callable[[Any], np.ndarray]
@@ -83,13 +83,13 @@ class Door:
     aquery: Callable[[Any], np.ndarray]
 
 
-def door(kind: str, runtime: Runtime, **options: Any) -> Door:
+def entry_point(kind: str, runtime: Runtime, **options: Any) -> EntryPoint:
     def running(function: Callable[..., Any]) -> Callable[[Any], np.ndarray]:
         return lambda given: np.array(asyncio.run(function(given)))
 
     if kind == "core":
         core = Embedder(runtime, **options)
-        return Door(
+        return EntryPoint(
             core.embed_documents, running(core.aembed), core.embed_query, running(core.aembed_query)
         )
     if kind == "stream":
@@ -98,18 +98,18 @@ def door(kind: str, runtime: Runtime, **options: Any) -> Door:
         def stream(given: Any) -> np.ndarray:
             return np.concatenate([np.empty((0, 768)), *streaming.stream(given)])
 
-        return Door(stream, stream, streaming.embed_query, streaming.embed_query)
+        return EntryPoint(stream, stream, streaming.embed_query, streaming.embed_query)
     if kind == "LangChain":
         chain = GemmaEmbeddings(runtime, **options)
-        return Door(
+        return EntryPoint(
             lambda given: np.array(chain.embed_documents(given)),
             running(chain.aembed_documents),
             lambda given: np.array(chain.embed_query(given)),
             running(chain.aembed_query),
         )
-    # Batches smaller than the lists below: an index must be that of the whole list.
+    # Batches smaller than the lists below: an index must be that of the complete list.
     index = GemmaEmbedding(runtime, embed_batch_size=2, **options)
-    return Door(
+    return EntryPoint(
         lambda given: np.array(index.get_text_embedding_batch(given)),
         running(index.aget_text_embedding_batch),
         lambda given: np.array(index.get_query_embedding(given)),
@@ -118,7 +118,7 @@ def door(kind: str, runtime: Runtime, **options: Any) -> Door:
 
 
 class Wire:
-    """What reached any of the models, prompts included."""
+    """The texts that any of the models received, with prompts."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
@@ -138,7 +138,7 @@ def runtimes(local: TransformersRuntime, narrow: Path, wire: Wire) -> Iterator[d
         return [float(number) for number in network.forward([tokens])[0]]
 
     def count(text: str) -> int:
-        # A text of a megabyte is too long long before its end.
+        # A text of a megabyte exceeds the limit long before its end.
         return len(real([text[:100_000]])[0]) - 2
 
     def recording(tokenize: Tokenizer) -> Tokenizer:
@@ -171,15 +171,15 @@ def runtime(request: pytest.FixtureRequest, runtimes: dict[str, Runtime]) -> Run
 
 
 @pytest.fixture(params=KINDS)
-def way(request: pytest.FixtureRequest, runtime: Runtime, wire: Wire) -> Door:
-    made = door(request.param, runtime)
+def entry(request: pytest.FixtureRequest, runtime: Runtime, wire: Wire) -> EntryPoint:
+    made = entry_point(request.param, runtime)
     wire.texts.clear()
     return made
 
 
 @pytest.fixture(scope="module")
 def right(runtimes: dict[str, Runtime]) -> Callable[[str], np.ndarray]:
-    """The vector of a prompted text, computed alone."""
+    """The vector of a prompted text that is embedded alone."""
 
     def vector(prompted: str) -> np.ndarray:
         (batch,) = runtimes["local"].embed([prompted])
@@ -197,25 +197,25 @@ def refused(call: Callable[[Any], object], given: object, index: int | None) -> 
 
 
 @pytest.mark.parametrize("nothing", [[], (), iter(())])
-def test_no_texts(way: Door, wire: Wire, nothing: Any) -> None:
-    assert len(way.documents(nothing)) == 0
+def test_no_texts(entry: EntryPoint, wire: Wire, nothing: Any) -> None:
+    assert len(entry.documents(nothing)) == 0
     assert wire.texts == []
 
 
 @pytest.mark.parametrize("name", [*EMPTY, *UNCHANGED])
 def test_texts_reach_the_model_unchanged(
-    way: Door, wire: Wire, right: Callable[[str], np.ndarray], name: str
+    entry: EntryPoint, wire: Wire, right: Callable[[str], np.ndarray], name: str
 ) -> None:
     text = (EMPTY | UNCHANGED)[name]
-    vectors = way.documents(["first", text, "last"])
+    vectors = entry.documents(["first", text, "last"])
     assert DOCUMENT + text in wire.texts
     np.testing.assert_allclose(vectors[1], right(DOCUMENT + text), atol=1e-6)
-    vector = way.query(text)
+    vector = entry.query(text)
     assert QUERY + text in wire.texts
     np.testing.assert_allclose(vector, right(QUERY + text), atol=1e-6)
 
 
-def test_nothing_is_normalised(way: Door) -> None:
+def test_nothing_is_normalised(entry: EntryPoint) -> None:
     pairs = [
         "caf\u00e9",
         "cafe\u0301",
@@ -230,23 +230,23 @@ def test_nothing_is_normalised(way: Door) -> None:
         "",
         " ",
     ]
-    vectors = way.documents(pairs)
+    vectors = entry.documents(pairs)
     for one, other in zip(vectors[::2], vectors[1::2], strict=True):
         assert not np.allclose(one, other, atol=1e-4)
 
 
 @pytest.mark.parametrize("item", [None, 5, 1.5, float("nan"), b"x", ["a"], ("a",), object()])
-def test_an_item_that_is_no_text(way: Door, wire: Wire, item: object) -> None:
-    for call in (way.documents, way.adocuments):
+def test_an_item_that_is_not_a_text(entry: EntryPoint, wire: Wire, item: object) -> None:
+    for call in (entry.documents, entry.adocuments):
         error = refused(call, ["a", "b", "c", item, "d"], 3)
         assert f"is {type(item).__name__}, not str" in str(error)
-    for call in (way.query, way.aquery):
+    for call in (entry.query, entry.aquery):
         assert f"is {type(item).__name__}, not str" in str(refused(call, item, 0))
     assert wire.texts == []
 
 
 class Escaping(str):
-    """Changes what it is added to, as safe strings of template engines do."""
+    """Changes the strings it is added to, like safe strings of template engines."""
 
     def __radd__(self, other: str) -> str:
         return other.upper() + "&amp;" + str(self)
@@ -261,18 +261,18 @@ class Escaping(str):
         return True
 
 
-class Colour(str, enum.Enum):  # noqa: UP042 - a StrEnum shows its value
+class Colour(str, enum.Enum):  # noqa: UP042 - str() of a StrEnum is its value
     RED = "red"
 
 
 @pytest.mark.parametrize("item", [Escaping("red"), Colour.RED, np.str_("red")])
-def test_a_subclass_of_str_is_its_characters(
-    way: Door, wire: Wire, right: Callable[[str], np.ndarray], item: str
+def test_a_subclass_of_str_is_read_by_its_characters(
+    entry: EntryPoint, wire: Wire, right: Callable[[str], np.ndarray], item: str
 ) -> None:
-    np.testing.assert_allclose(way.documents(["a", item])[1], right(DOCUMENT + "red"), atol=1e-6)
-    np.testing.assert_allclose(way.query(item), right(QUERY + "red"), atol=1e-6)
+    np.testing.assert_allclose(entry.documents(["a", item])[1], right(DOCUMENT + "red"), atol=1e-6)
+    np.testing.assert_allclose(entry.query(item), right(QUERY + "red"), atol=1e-6)
     assert all(type(text) is str for text in wire.texts)
-    refused(way.documents, ["a", Escaping("\ud800")], 1)
+    refused(entry.documents, ["a", Escaping("\ud800")], 1)
 
 
 NO_LISTS = ["one text", b"bytes", bytearray(b"x"), {"a": 1}, OrderedDict(a=1), {"a"}, None, 5]
@@ -280,8 +280,8 @@ NO_LISTS += [np.array("text"), pd.DataFrame({"text": ["one", "two"]})]
 
 
 @pytest.mark.parametrize("given", NO_LISTS, ids=lambda given: type(given).__name__)
-def test_what_is_no_list(way: Door, wire: Wire, given: object) -> None:
-    for call in (way.documents, way.adocuments):
+def test_a_value_that_is_not_a_list(entry: EntryPoint, wire: Wire, given: object) -> None:
+    for call in (entry.documents, entry.adocuments):
         error = refused(call, given, None)
         assert f"expected a list of texts, got {type(given).__name__}" in str(error)
     assert wire.texts == []
@@ -290,19 +290,19 @@ def test_what_is_no_list(way: Door, wire: Wire, given: object) -> None:
 @pytest.mark.parametrize(
     "text", ["\ud800", "secret \udfff words", "\ude00\ud83d", "x" * 99 + "\ud83d"]
 )
-def test_a_lone_surrogate(way: Door, wire: Wire, text: str) -> None:
-    for call in (way.documents, way.adocuments):
+def test_a_lone_surrogate(entry: EntryPoint, wire: Wire, text: str) -> None:
+    for call in (entry.documents, entry.adocuments):
         error = refused(call, ["a", "b", "c", "d", text], 4)
         assert "lone surrogate at position" in str(error)
         assert "secret" not in str(error)
         assert error.__cause__ is None
-    for call in (way.query, way.aquery):
+    for call in (entry.query, entry.aquery):
         refused(call, text, 0)
     assert wire.texts == []
 
 
 @pytest.mark.parametrize("given", NO_LISTS, ids=lambda given: type(given).__name__)
-def test_what_is_no_list_of_titles(runtime: Runtime, wire: Wire, given: object) -> None:
+def test_a_value_that_is_not_a_list_of_titles(runtime: Runtime, wire: Wire, given: object) -> None:
     if given is None:
         return
     wire.texts.clear()
@@ -313,7 +313,7 @@ def test_what_is_no_list_of_titles(runtime: Runtime, wire: Wire, given: object) 
 
 
 @pytest.mark.parametrize("titles", [["T"], ["T", "U", "V"], []])
-def test_as_many_titles_as_texts(runtime: Runtime, titles: list[str]) -> None:
+def test_the_number_of_titles_must_match(runtime: Runtime, titles: list[str]) -> None:
     embedder = Embedder(runtime)
     refused(lambda titles: embedder.embed(["a", "b"], titles=iter(titles)), titles, None)
     refused(lambda titles: [*embedder.stream(["a", "b"], titles=iter(titles))], titles, None)
@@ -329,31 +329,31 @@ MEGABYTE = "word " * 200_000
 
 
 @pytest.mark.parametrize("unit", ["word ", "x", " "])
-def test_a_megabyte_is_too_long(way: Door, unit: str) -> None:
+def test_a_megabyte_is_too_long(entry: EntryPoint, unit: str) -> None:
     text = unit * (1_000_000 // len(unit))
-    for call in (way.documents, way.adocuments):
+    for call in (entry.documents, entry.adocuments):
         with pytest.raises(InputTooLong) as caught:
             call(["a", "b", "c", text])
         assert caught.value.index == 3
         assert caught.value.limit == 2048
     with pytest.raises(InputTooLong):
-        way.query(text)
+        entry.query(text)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_megabyte_is_cut(
+def test_a_megabyte_is_truncated_or_split(
     runtime: Runtime,
     right: Callable[[str], np.ndarray],
     kind: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.WARNING, "gemma_embed")
-    cutting = door(kind, runtime, overlong="truncate")
-    # The fake server looks for its cut text by text; a tenth does for it.
+    cutting = entry_point(kind, runtime, overlong="truncate")
+    # The fake server finds the truncation slowly; a tenth of the length is enough.
     text = MEGABYTE[:60_000] if isinstance(runtime, OllamaRuntime) else MEGABYTE
     vectors = cutting.documents(["a", text])
     np.testing.assert_allclose(vectors[0], right(DOCUMENT + "a"), atol=1e-6)
-    # What is read ends within the context: the end of the text is the same for all of these.
+    # The model reads only the beginning, so the end of the text makes no difference.
     np.testing.assert_allclose(vectors[1], cutting.documents([text + "another end"])[0], atol=1e-6)
     np.testing.assert_allclose(cutting.query(text), cutting.query(text + " end"), atol=1e-6)
     warnings = [record.getMessage() for record in caplog.records]
@@ -373,16 +373,16 @@ def test_a_megabyte_is_cut(
     ],
     ids=["tuple", "iterator", "array", "keys", "generator", "series"],
 )
-def test_any_iterable(way: Door, right: Callable[[str], np.ndarray], take: Any) -> None:
+def test_any_iterable(entry: EntryPoint, right: Callable[[str], np.ndarray], take: Any) -> None:
     texts = ["one", "two", "three"]
-    for call in (way.documents, way.adocuments):
+    for call in (entry.documents, entry.adocuments):
         vectors = call(take(texts))
         expected = [right(DOCUMENT + text) for text in texts]
         np.testing.assert_allclose(vectors, expected, atol=1e-6)
 
 
-def test_equal_texts(way: Door, wire: Wire) -> None:
-    vectors = way.documents(["same", "same"])
+def test_equal_texts(entry: EntryPoint, wire: Wire) -> None:
+    vectors = entry.documents(["same", "same"])
     assert (vectors[0] == vectors[1]).all()
     assert wire.texts == [DOCUMENT + "same"]
 
@@ -400,7 +400,7 @@ TITLES = {
 
 
 @pytest.mark.parametrize("name", TITLES)
-def test_a_title_cannot_fake_the_text(
+def test_a_title_cannot_forge_the_text(
     runtime: Runtime, wire: Wire, right: Callable[[str], np.ndarray], name: str
 ) -> None:
     title, expected = TITLES[name]
@@ -423,8 +423,8 @@ def test_a_text_that_looks_titled_is_data(
     text = "title: Mars | text: It is red."
     for call in (Embedder(runtime).embed_documents, GemmaEmbeddings(runtime).embed_documents):
         np.testing.assert_allclose(call([text])[0], right(DOCUMENT + text), atol=1e-6)
-    # In LlamaIndex this form is how GemmaTitles hands titles over, and is taken for it; more bars
-    # in its title are not.
+    # In LlamaIndex, GemmaTitles passes titles in this form, so it is read as a title, unless the
+    # title contains a bar.
     index = GemmaEmbedding(runtime)
     np.testing.assert_allclose(index.get_text_embedding(text), right(text), atol=1e-6)
     forged = "title: a | b | text: c"
@@ -455,5 +455,5 @@ def test_100_000_texts_go_batch_by_batch() -> None:
     tracemalloc.stop()
     assert (vectors.argmax(axis=1) == np.arange(count) % 128).all()
     assert seen == list(range(1000, count + 1, 1000))
-    # The result and the texts' own bookkeeping; all vectors at full width would be 307 MB more.
+    # The result and the bookkeeping of texts; all vectors at full width would take 307 MB more.
     assert peak < vectors.nbytes + 100_000_000

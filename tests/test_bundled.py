@@ -1,4 +1,4 @@
-"""The bundled model, wherever meaning matters: it must find what the question is about."""
+"""Tests of meaning with the bundled model: it must find the passage for a question."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def runtime() -> TransformersRuntime:
     return bundled_runtime()
 
 
-def test_it_is_what_sentence_transformers_loads(runtime: TransformersRuntime) -> None:
+def test_sentence_transformers_loads_the_same_model(runtime: TransformersRuntime) -> None:
     reference = SentenceTransformer(str(FOLDER), device="cpu", local_files_only=True)
     texts = [*PASSAGES.values(), *QUESTIONS]
     embedder = Embedder(runtime)
@@ -63,7 +63,7 @@ def test_it_is_what_sentence_transformers_loads(runtime: TransformersRuntime) ->
         assert np.abs(ours - theirs).max() <= 1e-5
 
 
-def test_it_is_never_taken_for_another_model(runtime: TransformersRuntime) -> None:
+def test_it_is_never_mistaken_for_another_model(runtime: TransformersRuntime) -> None:
     assert runtime.model.name != TransformersRuntime().model.name
     assert runtime.identity.model == "gemma-embed-bundled"
 
@@ -115,7 +115,7 @@ def test_llamaindex_on_chroma_finds_the_passage(
     assert sum(a == b for a, b in zip(found, QUESTIONS.values(), strict=True)) >= 7
 
 
-def test_two_step_search_keeps_the_best(runtime: TransformersRuntime) -> None:
+def test_two_step_search_finds_the_best(runtime: TransformersRuntime) -> None:
     full, narrow = Embedder(runtime), Embedder(runtime, dimensions=128)
     documents, queries = (
         full.embed_documents(PASSAGES.values()),

@@ -1,4 +1,4 @@
-"""Who cancels or interrupts a call gets control back, and nothing more is sent or computed."""
+"""A cancelled or interrupted call returns control, and nothing more is sent or computed."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from gemma_embed.runtimes import Batch, OllamaRuntime, TooLong
 from gemma_embed.runtimes.remote.loop import LOOP
 
 pytestmark = pytest.mark.timeout(30)
-# Far longer than any test here: who waits for an answer fails.
+# Far longer than any test here: a test that waits for an answer fails.
 STALL = 25.0
 TEXTS = [f"text {number}" for number in range(200)]
 
-signals = pytest.mark.skipif(sys.platform == "win32", reason="signals are another thing there")
+signals = pytest.mark.skipif(sys.platform == "win32", reason="signals work differently there")
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ async def cancelled(task: asyncio.Task[object]) -> None:
 
 
 def ours() -> list[str]:
-    """What is still at work: threads, but for the one of the loop, and tasks on the loop."""
+    """Active threads, except for the loop's, and tasks on the loop."""
     threads = [t.name for t in threading.enumerate() if t.name.startswith("gemma-embed")]
     tasks = asyncio.all_tasks(LOOP.get())
     return [*(name for name in threads if name != "gemma-embed-http"), *map(str, tasks)]
@@ -67,12 +67,14 @@ async def test_no_further_batch_is_sent(server: OllamaServer) -> None:
     await cancelled(task)
     sent = len(server.requests)
     await asyncio.sleep(0.5)
-    # Two may have been between their decision and the wire.
+    # Two requests may have been about to be sent.
     assert len(server.requests) <= sent + 2
     assert ours() == []
 
 
-async def test_what_stalls_is_broken_off_and_blocks_nobody(server: OllamaServer) -> None:
+async def test_a_stalled_request_is_cancelled_and_blocks_no_other_call(
+    server: OllamaServer,
+) -> None:
     embedder = warm(server, max_batch=1)
     server.answer(faults.stalled(STALL), times=2)
     tasks = [asyncio.create_task(embedder.aembed(TEXTS)) for _ in range(4)]
@@ -80,13 +82,13 @@ async def test_what_stalls_is_broken_off_and_blocks_nobody(server: OllamaServer)
     for task in tasks:
         await cancelled(task)
     started = time.monotonic()
-    # The workers and the requests in flight are free again.
+    # The workers and request slots are free again.
     assert (await embedder.aembed(["a"])).shape == (1, 768)
     assert time.monotonic() - started < 5.0
     assert len(server.requests) <= 4
 
 
-async def test_a_load_is_broken_off_and_who_waited_for_it_takes_over(server: OllamaServer) -> None:
+async def test_a_load_is_cancelled_and_a_waiting_call_takes_over(server: OllamaServer) -> None:
     server.answer(faults.stalled(STALL), path="/api/tags", times=1)
     embedder = Embedder(OllamaRuntime(host=server.url))
     first = asyncio.create_task(embedder.aembed(["a"]))
@@ -99,7 +101,7 @@ async def test_a_load_is_broken_off_and_who_waited_for_it_takes_over(server: Oll
     assert time.monotonic() - started < 5.0
 
 
-async def test_a_pause_before_a_repeat_ends(server: OllamaServer) -> None:
+async def test_a_pause_before_a_retry_is_cancelled(server: OllamaServer) -> None:
     embedder = warm(server)
     server.fail(503, headers={"Retry-After": "20"}, times=None)
     task = asyncio.create_task(embedder.aembed(["a"]))
@@ -112,7 +114,7 @@ async def test_a_pause_before_a_repeat_ends(server: OllamaServer) -> None:
 
 
 class Stepping(FakeRuntime):
-    """Computes as slowly as a model in this process."""
+    """Computes slowly, like a model in this process."""
 
     def embed(self, texts: Sequence[str], *, truncate: bool = False) -> Iterator[Batch | TooLong]:
         for outcome in super().embed(texts, truncate=truncate):
@@ -120,7 +122,7 @@ class Stepping(FakeRuntime):
             yield outcome
 
 
-async def test_in_process_no_further_batch_is_computed() -> None:
+async def test_no_further_batch_is_computed_in_process() -> None:
     runtime = Stepping()
     task = asyncio.create_task(Embedder(runtime).aembed(TEXTS))
     while not runtime.texts:  # noqa: ASYNC110 - the runtime sets no event
@@ -157,8 +159,8 @@ def test_ctrl_c_in_an_event_loop_ends_the_program(server: OllamaServer, texts: i
     assert embeds() == min(texts, 2)
 
 
-def test_a_program_ends_after_the_batch_that_a_model_in_it_computes() -> None:
-    # ONNX Runtime aborts the process where it is taken down under a thread that computes.
+def test_a_program_ends_after_the_batch_that_its_model_computes() -> None:
+    # ONNX Runtime aborts the process if it is unloaded while a thread computes.
     code = (
         "import asyncio; from gemma_embed import Embedder\n"
         "from gemma_embed.runtimes import OnnxRuntime\n"
@@ -196,8 +198,8 @@ def test_after_ctrl_c_the_runtime_is_usable_at_once(server: OllamaServer, max_ba
     assert time.monotonic() - started < 5.0
 
 
-class TestThreadsOnADeadServer:
-    """They fail together: in the time of one, and each with an error of its own."""
+class TestThreadsOnAFailingServer:
+    """They fail together: in the time of one call, and each with its own error."""
 
     def failures(self, embedder: Embedder, count: int) -> tuple[list[EmbeddingError], float]:
         start = threading.Barrier(count + 1)
@@ -219,7 +221,9 @@ class TestThreadsOnADeadServer:
             thread.join()
         return failed, time.monotonic() - started
 
-    def test_that_stalls(self, server: OllamaServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_server_that_stalls(
+        self, server: OllamaServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr("gemma_embed.runtimes.remote.service.QUESTION_TIMEOUT", 0.5)
         server.answer(faults.stalled(STALL), path="/api/tags", times=None)
         embedder = Embedder(OllamaRuntime(host=server.url, max_retries=0))
@@ -227,11 +231,11 @@ class TestThreadsOnADeadServer:
         assert len({id(error) for error in failed}) == 20
         assert len({(type(error), str(error), error.attempts) for error in failed}) == 1
         assert seconds < 4.0
-        # Who comes later tries anew.
+        # A later call tries again.
         server.clear_faults()
         assert embedder.embed(["a"]).shape == (1, 768)
 
-    def test_that_is_gone(self, server: OllamaServer) -> None:
+    def test_a_server_that_is_gone(self, server: OllamaServer) -> None:
         server.stop()
         embedder = Embedder(OllamaRuntime(host=server.url, max_retries=2))
         failed, seconds = self.failures(embedder, 32)

@@ -1,6 +1,6 @@
-"""The documents: their code runs as it is pasted, and their links lead somewhere.
+"""The documents: their code runs as pasted, and their links have a target.
 
-What a block of Python prints stands in it, in comments that begin with ``# ->``.
+The expected output of a block of Python is in its comments that begin with ``# ->``.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ FENCED = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 PRINTED = re.compile(r"^# -> (.*\n)", re.MULTILINE)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)|<(https?://[^>\s]+)>")
 
-# Every block has names and a folder of its own, as in a new file. A page's blocks share a process:
-# importing the frameworks takes most of the time.
+# Every block has its own names and folder, as in a new file. A page's blocks share a process,
+# because importing the frameworks takes most of the time.
 RUN = """
 import contextlib, io, json, os, sys
 
@@ -53,7 +53,7 @@ WITH_CODE = [page for page in PAGES if "```python" in text_of(page)]
 
 
 @pytest.mark.parametrize("page", WITH_CODE)
-def test_the_code_of_a_page_runs_as_it_is_pasted(page: str, tmp_path: Path) -> None:
+def test_the_code_of_a_page_runs_as_pasted(page: str, tmp_path: Path) -> None:
     text = text_of(page)
     blocks = [
         (text.count("\n", 0, found.start(1)), found[1], "".join(PRINTED.findall(found[1])))
@@ -71,7 +71,7 @@ def test_the_code_of_a_page_runs_as_it_is_pasted(page: str, tmp_path: Path) -> N
 
 
 def anchors(page: Path) -> set[str]:
-    """Names that GitHub gives to a page's headings."""
+    """GitHub's anchors of a page's headings."""
     code = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
     prose = code.sub("", page.read_text(encoding="utf-8"))
     headings = re.findall(r"^#+ (.+)$", prose, re.MULTILINE)
@@ -79,7 +79,7 @@ def anchors(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_lead_somewhere(page: str) -> None:
+def test_links_have_a_target(page: str) -> None:
     for found in LINK.finditer(text_of(page)):
         link = found[1] or found[2]
         for start in (f"{URL}/blob/main/", f"{URL}/tree/main/"):
@@ -98,7 +98,7 @@ def test_links_lead_somewhere(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", [*PAGES, "Makefile"])
-def test_files_that_are_named_exist(page: str) -> None:
+def test_named_files_exist(page: str) -> None:
     for name in re.findall(r"(?:tests|benchmarks|examples)/[\w./-]*\w|test_\w+\.py", text_of(page)):
         assert (ROOT / name).exists() or list((ROOT / "tests").rglob(name)), name
 

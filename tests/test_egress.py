@@ -1,4 +1,4 @@
-"""Nothing leaves the device: the stack as users run it, with every way out watched.
+"""Nothing leaves the device: the stack as users run it, with all connections watched.
 
 Both examples, with and without a server, and the code of the documents run under the same watch in
 ``test_examples`` and ``test_documents``.
@@ -20,10 +20,10 @@ from llamaindex_gemma_embed import GemmaEmbedding
 
 ROOT = Path(__file__).parent.parent
 CANARY = "canary-5f1e0c"
-NOBODY = "http://127.0.0.1:1"
+NO_SERVER = "http://127.0.0.1:1"
 
 
-def watched(folder: Path, *arguments: str, server: str = NOBODY) -> str:
+def watched(folder: Path, *arguments: str, server: str = NO_SERVER) -> str:
     done = watch.run(list(arguments), folder, OLLAMA_HOST=server, OLLAMA_API_KEY=CANARY)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -37,8 +37,8 @@ def watched(folder: Path, *arguments: str, server: str = NOBODY) -> str:
         "import socket; socket.socket(type=socket.SOCK_DGRAM).sendto(b'x', ('192.0.2.1', 53))",
     ],
 )
-def test_the_watch_sees(code: str, tmp_path: Path) -> None:
-    # Even what is caught.
+def test_the_watch_detects_connections(code: str, tmp_path: Path) -> None:
+    # Including attempts whose error is caught.
     with pytest.raises(AssertionError, match=r"socket\.\w+ (192|telemetry)"):
         watch.run([f"try:\n    {code}\nexcept Exception: pass"], tmp_path)
 
@@ -65,11 +65,11 @@ print(nodes.as_retriever(similarity_top_k=1).retrieve("Which planet is red?")[0]
 """
 
 
-def test_the_model_in_this_process(tmp_path: Path) -> None:
+def test_in_process_models_connect_to_nothing(tmp_path: Path) -> None:
     assert watched(tmp_path, IN_PROCESS).splitlines() == ["Mars is called the Red Planet."] * 2
 
 
-def test_a_key_in_the_environment_goes_to_no_server(tmp_path: Path) -> None:
+def test_a_key_in_the_environment_is_not_sent(tmp_path: Path) -> None:
     with OllamaServer() as server:
         watched(
             tmp_path,
@@ -78,7 +78,7 @@ def test_a_key_in_the_environment_goes_to_no_server(tmp_path: Path) -> None:
             server=server.url,
         )
     paths = {request.path for request in server.requests}
-    # The runtime's questions and the generator's.
+    # The requests of the runtime and of the generator.
     assert {"/api/embed", "/api/tags", "/api/show"} <= paths
     assert CANARY not in str([(request.headers, request.body) for request in server.requests])
 
@@ -95,7 +95,7 @@ def test_cloud_models_are_refused(tag: str) -> None:
             make()
 
 
-def test_only_a_named_host_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_named_host_is_contacted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OLLAMA_API_KEY", CANARY)
     assert OllamaRuntime().settings["host"] == "http://127.0.0.1:11434"
     monkeypatch.setenv("OLLAMA_HOST", "0.0.0.0:11500")

@@ -1,4 +1,4 @@
-"""The path of a text: what reaches the model, and what comes back."""
+"""The path of a text: the model's input, and the result."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ def test_equal_texts_are_computed_once(fake: FakeRuntime) -> None:
     assert not np.allclose(vectors[0], vectors[1])
 
 
-def test_equal_texts_with_other_titles_are_other_texts(fake: FakeRuntime) -> None:
+def test_equal_texts_with_different_titles_are_different_texts(fake: FakeRuntime) -> None:
     vectors = Embedder(fake).embed_documents(["x", "x"], titles=["A", "B"])
     assert not np.allclose(vectors[0], vectors[1])
 
 
 @pytest.mark.parametrize("dimensions", [768, 512, 256, 128])
-def test_nothing_in_nothing_out(fake: FakeRuntime, dimensions: int) -> None:
+def test_an_empty_list_gives_no_vectors(fake: FakeRuntime, dimensions: int) -> None:
     vectors = Embedder(fake, dimensions=dimensions).embed([])
     assert vectors.shape == (0, dimensions)
     assert fake.calls == 0
@@ -74,7 +74,7 @@ def test_an_empty_text_is_its_prompt_alone(fake: FakeRuntime, text: str) -> None
 
 
 @pytest.mark.parametrize("dimensions", [768, 512, 256, 128])
-def test_every_width_is_the_unit_beginning(fake: FakeRuntime, dimensions: int) -> None:
+def test_every_width_is_the_normalised_beginning(fake: FakeRuntime, dimensions: int) -> None:
     vectors = Embedder(fake, dimensions=dimensions).embed_documents(["a", "b"])
     full = np.array([vector_of(DOCUMENT + text) for text in "ab"])[:, :dimensions]
     expected = full / np.linalg.norm(full, axis=1, keepdims=True)
@@ -82,7 +82,9 @@ def test_every_width_is_the_unit_beginning(fake: FakeRuntime, dimensions: int) -
 
 
 @pytest.mark.parametrize("dimensions", [0, -1, 100, 769, 1024, True, "256", 256.5])
-def test_other_widths_are_refused_with_the_right_ones(fake: FakeRuntime, dimensions: int) -> None:
+def test_unsupported_widths_are_refused_with_the_supported_ones(
+    fake: FakeRuntime, dimensions: int
+) -> None:
     with pytest.raises(ConfigurationError, match="768, 512, 256, 128"):
         Embedder(fake, dimensions=dimensions)
 
@@ -98,7 +100,9 @@ def test_other_widths_are_refused_with_the_right_ones(fake: FakeRuntime, dimensi
         {"model": "other"},
     ],
 )
-def test_a_bad_option_is_refused_at_once(fake: FakeRuntime, options: dict[str, str]) -> None:
+def test_a_bad_option_is_refused_by_the_constructor(
+    fake: FakeRuntime, options: dict[str, str]
+) -> None:
     with pytest.raises(ConfigurationError):
         Embedder(**({"runtime": fake} | options))
 
@@ -109,14 +113,14 @@ def test_an_unknown_option_is_refused(fake: FakeRuntime) -> None:
 
 
 @pytest.mark.parametrize("texts", ["one text", b"bytes", {"a": 1}, None, 5])
-def test_what_is_no_list_of_texts_is_refused(fake: FakeRuntime, texts: object) -> None:
+def test_a_value_that_is_not_a_list_of_texts_is_refused(fake: FakeRuntime, texts: object) -> None:
     with pytest.raises(InvalidInput, match="expected a list of texts") as caught:
         Embedder(fake).embed(texts)
     assert caught.value.index is None
 
 
 @pytest.mark.parametrize("item", [None, 5, b"x", ["a"], np.float32(1)])
-def test_an_item_that_is_no_text_is_named(fake: FakeRuntime, item: object) -> None:
+def test_an_item_that_is_not_a_text_is_named(fake: FakeRuntime, item: object) -> None:
     with pytest.raises(InvalidInput, match="index 1") as caught:
         Embedder(fake).embed(["a", item])
     assert caught.value.index == 1
@@ -132,7 +136,7 @@ def test_a_lone_surrogate_is_named_and_not_quoted(fake: FakeRuntime) -> None:
 
 
 @pytest.mark.parametrize("kind", [list, tuple, iter, np.array, lambda texts: (t for t in texts)])
-def test_any_iterable_of_texts_will_do(fake: FakeRuntime, kind: type) -> None:
+def test_any_iterable_of_texts_is_accepted(fake: FakeRuntime, kind: type) -> None:
     assert Embedder(fake).embed(kind(["a", "b"])).shape == (2, 768)
     assert all(type(text) is str for text in fake.texts)
 
@@ -154,7 +158,7 @@ def test_titles_that_do_not_fit_are_refused(
 
 
 class Broken(FakeRuntime):
-    """Fails on one text, as a server would after bisecting."""
+    """Fails on one text, like a server runtime after bisecting."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__()
@@ -203,7 +207,7 @@ def test_siblings_share_the_runtime(fake: FakeRuntime) -> None:
 @pytest.mark.parametrize(
     "task", ["question answering", "fact checking", "code retrieval", custom_task("my own")]
 )
-def test_retrieval_tasks_keep_the_document_prompt(fake: FakeRuntime, task: str) -> None:
+def test_retrieval_tasks_use_the_document_prompt(fake: FakeRuntime, task: str) -> None:
     sibling = Embedder(fake).for_task(task)
     sibling.embed_query("a")
     sibling.embed_documents(["b"])
@@ -223,16 +227,16 @@ class TestFingerprint:
             {"runtime": FakeRuntime(max_tokens=512)},
         ],
     )
-    def test_what_changes_a_document_changes_it(self, options: dict[str, object]) -> None:
+    def test_settings_that_change_a_document_change_it(self, options: dict[str, object]) -> None:
         base = Embedder(FakeRuntime()).fingerprint
         assert Embedder(**({"runtime": FakeRuntime()} | options)).fingerprint != base
 
-    def test_what_changes_no_document_does_not(self) -> None:
+    def test_settings_that_change_no_document_do_not_change_it(self) -> None:
         base = Embedder(FakeRuntime()).fingerprint
         assert Embedder(FakeRuntime(), query_task="fact checking").fingerprint == base
         assert Embedder(FakeRuntime(name="moved elsewhere")).fingerprint == base
 
-    def test_queries_live_apart_from_documents(self) -> None:
+    def test_queries_and_documents_have_different_fingerprints(self) -> None:
         embedder = Embedder(FakeRuntime())
         assert embedder.fingerprint_for("query") != embedder.fingerprint
 
@@ -245,7 +249,7 @@ def test_an_embedder_can_be_pickled() -> None:
 
 
 class Slow(FakeRuntime):
-    """Takes its time, and knows how many use it at once."""
+    """Computes slowly, and counts simultaneous calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -282,13 +286,13 @@ async def test_the_loop_is_never_blocked_and_calls_are_bounded() -> None:
     assert 1 < slow.most <= 4
 
 
-def test_event_loops_may_come_and_go(fake: FakeRuntime) -> None:
+def test_several_event_loops_in_a_row(fake: FakeRuntime) -> None:
     embedder = Embedder(fake)
     results = [asyncio.run(embedder.aembed(["x"])) for _ in range(3)]
     assert (results[0] == results[2]).all()
 
 
-async def test_cancelling_drops_what_has_not_begun() -> None:
+async def test_cancelling_drops_queued_calls() -> None:
     slow = Slow()
     tasks = [asyncio.create_task(Embedder(slow).aembed([f"{i}"])) for i in range(12)]
     await asyncio.sleep(0.02)
@@ -296,12 +300,12 @@ async def test_cancelling_drops_what_has_not_begun() -> None:
         task.cancel()
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert all(isinstance(result, asyncio.CancelledError) for result in results)
-    # Long enough for all twelve, had they stayed in the queue.
+    # Long enough for all twelve if they had stayed in the queue.
     await asyncio.sleep(0.2)
     assert slow.calls <= 4
 
 
-def test_a_stream_takes_texts_as_it_needs_them(fake: FakeRuntime) -> None:
+def test_a_stream_reads_texts_lazily(fake: FakeRuntime) -> None:
     taken: list[int] = []
 
     def source(count: int) -> Iterator[str]:
@@ -318,7 +322,7 @@ def test_a_stream_takes_texts_as_it_needs_them(fake: FakeRuntime) -> None:
     np.testing.assert_array_equal(vectors, embedder.embed(source(2500), titles=titles))
 
 
-def test_a_stream_names_the_text_among_all(fake: FakeRuntime) -> None:
+def test_a_streams_error_index_counts_all_texts(fake: FakeRuntime) -> None:
     texts: list[object] = ["a"] * 2000 + [3]
     with pytest.raises(InvalidInput) as caught:
         list(Embedder(fake).stream(texts))

@@ -1,4 +1,4 @@
-"""Errors survive a worker process, and say where."""
+"""Errors survive pickling, and have an index."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_the_index_is_part_of_the_message() -> None:
     assert str(error) == "text at index 9: it broke"
 
 
-def test_the_tree_at_the_top_of_the_file_is_the_tree() -> None:
+def test_the_documented_tree_is_the_class_tree() -> None:
     for kind in KINDS:
         assert kind.__name__ in (errors.__doc__ or "")
 

@@ -50,7 +50,7 @@ def runtime(folder: Path) -> TransformersRuntime:
 
 @pytest.fixture(scope="module")
 def texts(runtime: TransformersRuntime) -> list[str]:
-    """From nothing to the whole context: below, at and far past the sliding window of 512."""
+    """From empty to the full context: below, at and far beyond the sliding window of 512."""
 
     def tokens(count: int) -> int:
         return runtime.count_tokens([DOCUMENT + " ".join(WORDS[:count])])[0]
@@ -74,7 +74,7 @@ def assert_same(vectors: np.ndarray, reference: np.ndarray) -> None:
     assert np.abs(vectors - reference).max() <= 1e-5
 
 
-def test_the_texts_reach_past_the_window_to_the_end_of_the_context(
+def test_the_texts_reach_the_end_of_the_context(
     runtime: TransformersRuntime, texts: list[str]
 ) -> None:
     tokens = runtime.count_tokens([DOCUMENT + text for text in texts])
@@ -82,7 +82,7 @@ def test_the_texts_reach_past_the_window_to_the_end_of_the_context(
     assert sum(count > 514 for count in tokens) >= 2
 
 
-def test_the_checkpoint_tells_texts_apart(reference: SentenceTransformer) -> None:
+def test_the_checkpoint_distinguishes_texts(reference: SentenceTransformer) -> None:
     vectors = expected(reference, SHORT)
     similarity = vectors @ vectors.T
     assert np.median(similarity) < 0.95
@@ -131,7 +131,7 @@ def test_titles(runtime: TransformersRuntime, reference: SentenceTransformer) ->
     assert_same(vectors, expected(reference, prompted))
 
 
-def test_one_alone_is_one_among_many(
+def test_a_text_alone_has_the_same_vector_as_among_many(
     runtime: TransformersRuntime, texts: list[str], documents: np.ndarray
 ) -> None:
     embedder = Embedder(runtime)
@@ -139,7 +139,7 @@ def test_one_alone_is_one_among_many(
     assert_same(alone, documents)
 
 
-def test_a_cut_text_is_the_references_cut_text(
+def test_a_truncated_text_is_the_references_truncated_text(
     runtime: TransformersRuntime, reference: SentenceTransformer
 ) -> None:
     text = " ".join(WORDS[:4000])
@@ -154,7 +154,7 @@ def test_bfloat16_is_close(folder: Path, texts: list[str], documents: np.ndarray
     assert cosines.min() >= 0.999
 
 
-def test_tokens_are_the_references(
+def test_token_ids_are_the_references(
     runtime: TransformersRuntime, reference: SentenceTransformer, texts: list[str]
 ) -> None:
     theirs = [len(reference.tokenizer(text)["input_ids"]) for text in texts]

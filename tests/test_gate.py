@@ -1,4 +1,4 @@
-"""The gate: what a runtime or a store returned is right, or an error that names the text."""
+"""The gate: vectors of a runtime or a store are valid, or an error names the text."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def passed(*outcomes: Any, count: int = 2, width: int = 2) -> list[Any]:
     return list(checked_outcomes(outcomes, count, width, "It"))
 
 
-def test_vectors_get_unit_length() -> None:
+def test_vectors_are_normalised() -> None:
     ((rows, vectors),) = passed(Batch([1, 0], [[3.0, 4.0], [0.0, 2.0]]))
     assert rows == [1, 0]
     assert vectors.dtype == np.float32
@@ -44,11 +44,11 @@ def test_vectors_get_unit_length() -> None:
         ([[[1.0, 0.0]], [[1.0, 0.0]]], "lists in lists"),
     ],
 )
-def test_a_misshapen_answer_is_refused(vectors: Any, message: str) -> None:
+def test_a_wrong_shape_is_refused(vectors: Any, message: str) -> None:
     with pytest.raises(BadResponse, match=message) as caught:
         passed(Batch([0, 1], vectors))
     assert caught.value.index is None
-    # The library's error quotes what came, which may repeat a text.
+    # The library's error quotes the values, which may repeat a text.
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
 
@@ -67,7 +67,7 @@ def test_a_misshapen_answer_is_refused(vectors: Any, message: str) -> None:
         ([1e30, 1e30], "all-zero|NaN or infinity"),
     ],
 )
-def test_a_vector_that_cannot_be_right_is_named(bad: object, message: str) -> None:
+def test_an_invalid_vector_is_named(bad: object, message: str) -> None:
     batch = Batch([2, 1, 0], [[1.0, 0.0], bad, [0.0, 1.0]])
     outcomes = checked_outcomes([batch], 3, 2, "It")
     rows, _ = next(outcomes)  # The valid ones of the batch are passed on first.
@@ -92,14 +92,14 @@ def test_a_vector_that_cannot_be_right_is_named(bad: object, message: str) -> No
         ([np.ones((2, 2))], "yielded ndarray; yield Batch", None),
     ],
 )
-def test_rows_come_exactly_once(outcomes: list[Any], message: str, index: int | None) -> None:
+def test_rows_must_occur_exactly_once(outcomes: list[Any], message: str, index: int | None) -> None:
     with pytest.raises(BadResponse, match=message) as caught:
         passed(*outcomes)
     assert caught.value.index == index
 
 
 class Own(Runtime):
-    """A user's runtime: the least that one needs."""
+    """A user's runtime: the minimum."""
 
     model = EMBEDDINGGEMMA_300M
     identity = FakeRuntime().identity
@@ -111,7 +111,7 @@ class Own(Runtime):
         yield from self.outcomes
 
 
-def test_a_runtime_of_ones_own_needs_ten_lines() -> None:
+def test_a_custom_runtime_takes_ten_lines() -> None:
     vectors = 5 * np.array([vector_of("a"), vector_of("b")], dtype=np.float64)
     embedder = Embedder(Own([Batch(np.array([1, 0]), vectors)]), dimensions=128)
     result = embedder.embed(["x", "y"])
@@ -123,7 +123,7 @@ def test_a_runtime_of_ones_own_needs_ten_lines() -> None:
 @pytest.mark.parametrize(
     ("batch", "index"),
     [
-        (Batch([0], [vector_of("a")]), 2),  # Uninitialised memory, if nothing checked.
+        (Batch([0], [vector_of("a")]), 2),  # Without a check, uninitialised memory.
         (Batch([0, 1], [vector_of("a"), np.full(WIDTH, np.nan)]), 2),
         (Batch([0, 1], [vector_of("a"), np.zeros(WIDTH)]), 2),
         (Batch([0, 1], np.ones((2, 5))), None),
@@ -137,7 +137,7 @@ def test_a_wrong_runtime_is_an_error_with_the_callers_index(
     assert caught.value.index == index
 
 
-def test_what_is_valid_in_a_wrong_batch_is_stored(tmp_path: Path) -> None:
+def test_valid_vectors_of_a_wrong_batch_are_stored(tmp_path: Path) -> None:
     store = EmbeddingStore(tmp_path / "vectors.sqlite")
     bad = Batch([0, 1, 2], [vector_of("a"), np.zeros(WIDTH), vector_of("c")])
     with pytest.raises(BadResponse):
@@ -146,7 +146,7 @@ def test_what_is_valid_in_a_wrong_batch_is_stored(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [0.0, np.nan, 7.0])
-def test_a_stored_vector_that_cannot_be_right_is_computed_again(
+def test_an_invalid_stored_vector_is_computed_again(
     fake: FakeRuntime, tmp_path: Path, number: float
 ) -> None:
     store = EmbeddingStore(tmp_path / "vectors.sqlite")
@@ -165,7 +165,7 @@ def test_stored_vectors_come_back_bit_for_bit() -> None:
     np.testing.assert_array_equal(valid, vectors[:1])
 
 
-def test_a_runtimes_generator_is_closed_at_once() -> None:
+def test_a_runtimes_generator_is_closed_immediately() -> None:
     closed = []
 
     def outcomes() -> Iterator[Batch]:

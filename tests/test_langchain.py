@@ -1,4 +1,4 @@
-"""The LangChain class: LangChain's own suites on both runtimes, and how it fares in LangChain."""
+"""The LangChain class: LangChain's own suites on two runtimes, and its use in LangChain."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def embeddings(fake: FakeRuntime) -> GemmaEmbeddings:
     return GemmaEmbeddings(fake)
 
 
-def test_roles_have_their_prompts_and_text_stays(
+def test_roles_have_their_prompts_and_texts_are_unchanged(
     embeddings: GemmaEmbeddings, fake: FakeRuntime
 ) -> None:
     embeddings.embed_query("a\n b")
@@ -127,7 +127,7 @@ def test_vectors_are_lists_of_unit_length(fake: FakeRuntime, dimensions: int) ->
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
 
 
-def test_no_texts_is_no_work(embeddings: GemmaEmbeddings, fake: FakeRuntime) -> None:
+def test_an_empty_list_computes_nothing(embeddings: GemmaEmbeddings, fake: FakeRuntime) -> None:
     assert embeddings.embed_documents([]) == []
     assert fake.calls == 0
 
@@ -149,7 +149,7 @@ def test_unknown_options_are_refused(name: str) -> None:
         GemmaEmbeddings("ollama", **{name: {}})
 
 
-def test_model_and_model_name_are_one_thing() -> None:
+def test_model_and_model_name_are_the_same_option() -> None:
     for options in ({"model": "embeddinggemma:x"}, {"model_name": "embeddinggemma:x"}):
         runtime = GemmaEmbeddings("ollama", **options).embedder.runtime
         assert runtime.settings["model"] == "embeddinggemma:x"
@@ -172,7 +172,7 @@ def test_the_names_that_langchain_applications_look_for(fake: FakeRuntime) -> No
             setattr(narrow, name, 128)
 
 
-def test_secrets_are_nowhere_to_be_seen() -> None:
+def test_secrets_are_not_shown() -> None:
     runtime = OllamaRuntime(
         host="https://proxy.example", headers={"Authorization": "Bearer CANARY", "X-Key": "CANARY"}
     )
@@ -193,7 +193,7 @@ def test_three_event_loops_in_a_row() -> None:
 
 
 def embeddings_of(server: OllamaServer, prompted: str) -> list[float]:
-    """What the served model makes of a prompted text."""
+    """The served model's vector of a prompted text."""
     with server, OllamaServer() as fresh:
         (batch,) = OllamaRuntime(host=fresh.url).embed([prompted])
         vector = np.array(batch.vectors[0])
@@ -245,7 +245,7 @@ def test_cache_backed_embeddings(fake: FakeRuntime) -> None:
     assert cached.embed_query("a") == embeddings.embed_query("a") != first[0]
 
 
-def test_queries_cached_as_the_docstring_says(fake: FakeRuntime, tmp_path: Path) -> None:
+def test_queries_are_cached_as_the_docstring_says(fake: FakeRuntime, tmp_path: Path) -> None:
     def cached(embeddings: GemmaEmbeddings) -> CacheBackedEmbeddings:
         queries = LocalFileStore(tmp_path / embeddings.query_cache_namespace)
         return CacheBackedEmbeddings.from_bytes_store(
@@ -314,7 +314,7 @@ async def test_chroma_from_an_event_loop(embeddings: GemmaEmbeddings, tmp_path: 
     assert len(await store.asimilarity_search("a", k=2)) == 2
 
 
-def test_errors_are_the_cores(embeddings: GemmaEmbeddings) -> None:
+def test_errors_are_the_cores_errors(embeddings: GemmaEmbeddings) -> None:
     with pytest.raises(InvalidInput, match=r"pass \[text\]"):
         embeddings.embed_documents("one text")
     with pytest.raises(InvalidInput, match="index 0"):
@@ -339,7 +339,7 @@ class Failing(FakeRuntime):
 
 
 @pytest.mark.parametrize("kind", list(_errors_of(EmbeddingError)))
-async def test_errors_are_langchains_too(kind: type[EmbeddingError]) -> None:
+async def test_errors_are_also_langchains(kind: type[EmbeddingError]) -> None:
     error = kind("it broke", index=1)
     error.attempts = 3
     embeddings = GemmaEmbeddings(Failing(error))
@@ -361,7 +361,7 @@ async def test_errors_are_langchains_too(kind: type[EmbeddingError]) -> None:
             assert each.is_retryable == isinstance(each, TransientError)
 
 
-def test_langchain_retries_what_may_pass() -> None:
+def test_langchain_retries_temporary_errors() -> None:
     from langchain_core.runnables import RunnableLambda
 
     class Busy(FakeRuntime):
@@ -380,7 +380,7 @@ def test_langchain_retries_what_may_pass() -> None:
     assert patient.invoke("a") == GemmaEmbeddings(FakeRuntime()).embed_query("a")
 
 
-def test_an_older_langchain_has_the_cores_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_older_langchain_gets_the_cores_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     older = types.ModuleType("langchain_core.exceptions")
     monkeypatch.setattr(adapter_errors, "exceptions", older)
     monkeypatch.setattr(adapter_errors, "_CLASSES", adapter_errors._classes())
@@ -389,7 +389,7 @@ def test_an_older_langchain_has_the_cores_errors(monkeypatch: pytest.MonkeyPatch
     assert type(caught.value) is errors.ServerBusy
 
 
-def test_without_langchain_the_install_command_is_named() -> None:
+def test_a_missing_langchain_is_an_error_with_the_install_command() -> None:
     script = (
         "import sys; sys.modules['langchain_core'] = None\n"
         "from gemma_embed.errors import MissingDependency\n"

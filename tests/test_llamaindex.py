@@ -1,4 +1,4 @@
-"""The LlamaIndex class: its contract, its fields, and how it fares in LlamaIndex."""
+"""The LlamaIndex class: its contract, its fields, and its use in LlamaIndex."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Slow(FakeRuntime):
         yield from super().embed(texts)
 
 
-async def test_async_batches_do_not_flood_nor_block() -> None:
+async def test_async_batches_are_bounded_and_do_not_block() -> None:
     embedding = GemmaEmbedding(Slow(), embed_batch_size=2)
     beats = 0
 
@@ -109,7 +109,7 @@ async def test_async_batches_do_not_flood_nor_block() -> None:
     assert beats > 20
 
 
-def test_batches_are_of_the_size_asked_for(fake: FakeRuntime) -> None:
+def test_batches_have_the_requested_size(fake: FakeRuntime) -> None:
     GemmaEmbedding(fake, embed_batch_size=7).get_text_embedding_batch([f"{i}" for i in range(20)])
     assert fake.calls == 3
 
@@ -136,7 +136,7 @@ CHANGES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=str)
-def test_each_setting_is_in_to_dict_and_comes_back(change: dict[str, Any]) -> None:
+def test_each_setting_is_in_to_dict_and_restored(change: dict[str, Any]) -> None:
     base = GemmaEmbedding()
     changed = GemmaEmbedding(**change)
     written = changed.to_dict()
@@ -147,7 +147,7 @@ def test_each_setting_is_in_to_dict_and_comes_back(change: dict[str, Any]) -> No
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=str)
-def test_pydantic_reads_what_it_wrote(change: dict[str, Any]) -> None:
+def test_pydantic_round_trip(change: dict[str, Any]) -> None:
     embedding = GemmaEmbedding(**change, store="vectors.sqlite", embed_batch_size=7)
     again = GemmaEmbedding.model_validate(embedding.model_dump())
     assert again.to_dict() == embedding.to_dict()
@@ -179,12 +179,14 @@ def test_equal_settings_are_equal_dicts() -> None:
         ({"embeddings_cache": SimpleKVStore()}, ConfigurationError),
     ],
 )
-def test_bad_options_are_refused_at_once(options: dict[str, Any], kind: type[Exception]) -> None:
+def test_bad_options_are_refused_by_the_constructor(
+    options: dict[str, Any], kind: type[Exception]
+) -> None:
     with pytest.raises(kind):
         GemmaEmbedding(**options)
 
 
-def test_the_role_blind_cache_is_refused_later_too(embedding: GemmaEmbedding) -> None:
+def test_the_role_blind_cache_is_refused_on_assignment(embedding: GemmaEmbedding) -> None:
     with pytest.raises(ConfigurationError, match="pull/23181"):
         embedding.embeddings_cache = SimpleKVStore()
     assert embedding.embeddings_cache is None
@@ -193,7 +195,7 @@ def test_the_role_blind_cache_is_refused_later_too(embedding: GemmaEmbedding) ->
         copied.get_text_embedding("Paris")
 
 
-def test_an_assignment_takes_effect_or_is_refused(
+def test_assignments_take_effect_or_are_refused(
     embedding: GemmaEmbedding, fake: FakeRuntime, tmp_path: Path
 ) -> None:
     embedding.dimensions = 128
@@ -217,7 +219,7 @@ def test_an_assignment_takes_effect_or_is_refused(
     assert embedding.model_name == embedding.to_payload()["model_name"] == "embeddinggemma:300m"
 
 
-def test_model_name_says_what_runs() -> None:
+def test_model_name_names_the_running_model() -> None:
     assert GemmaEmbedding().model_name == "google/embeddinggemma-300m"
     assert GemmaEmbedding("ollama").model_name == "embeddinggemma:300m"
     assert GemmaEmbedding("ollama", model_name="embeddinggemma:x").model_name == "embeddinggemma:x"
@@ -266,7 +268,7 @@ def test_settings_and_vector_store_index(settings: GemmaEmbedding) -> None:
     assert found.score == pytest.approx(query @ vector_of(DOCUMENT + best), abs=1e-5)
 
 
-def test_ingestion_cache_sees_each_change(fake: FakeRuntime) -> None:
+def test_ingestion_cache_depends_on_each_setting(fake: FakeRuntime) -> None:
     cache = IngestionCache()
     nodes = [TextNode(text="a", id_="1")]
 
@@ -306,7 +308,7 @@ class TestTitles:
         ],
     )
     @pytest.mark.parametrize("kind", [TextNode, Document])
-    def test_a_title_takes_its_place(
+    def test_a_title_fills_its_field(
         self, embedding: GemmaEmbedding, fake: FakeRuntime, title: Any, read: str, kind: Any
     ) -> None:
         node = kind(text="Body {x}\n\nmore", metadata={"title": title, "file_path": "/a/b"})
@@ -318,13 +320,13 @@ class TestTitles:
         embedding(GemmaTitles()([TextNode(text="", metadata={"title": "T"})]))
         assert fake.texts == ["title: T | text: "]
 
-    def test_a_text_in_the_prompts_form_is_a_text(
+    def test_a_text_in_the_prompts_form_is_read_as_text(
         self, embedding: GemmaEmbedding, fake: FakeRuntime
     ) -> None:
         embedding.get_text_embedding("title: T | text: Body")
         assert fake.texts == [DOCUMENT + "title: T | text: Body"]
 
-    def test_the_checkpoints_prompts_count(
+    def test_the_checkpoints_prompts_are_used(
         self, fake: FakeRuntime, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         own = Prompts(fake.prompts.prefixes, "passage: ", "passage of {title}: ")
@@ -333,7 +335,7 @@ class TestTitles:
         GemmaEmbedding(fake)(GemmaTitles()([node]))
         assert fake.texts == ["passage of T: Body"]
 
-    def test_without_a_place_for_titles_the_text_goes_alone(
+    def test_a_prompt_without_a_title_field_gets_the_text_alone(
         self,
         fake: FakeRuntime,
         monkeypatch: pytest.MonkeyPatch,
@@ -359,7 +361,7 @@ class TestTitles:
         embedding(GemmaTitles()([TextNode(text="Body", metadata={"file_path": "/a/b"})]))
         assert fake.texts == [DOCUMENT + "Body"]
 
-    def test_chunks_keep_the_title(self, embedding: GemmaEmbedding, fake: FakeRuntime) -> None:
+    def test_chunks_have_the_title(self, embedding: GemmaEmbedding, fake: FakeRuntime) -> None:
         text = " ".join(f"Sentence number {i}." for i in range(40))
         document = Document(text=text, metadata={"heading": "T", "file_path": "/a"})
         pipeline = IngestionPipeline(
@@ -373,7 +375,7 @@ class TestTitles:
         assert len(nodes) > 2
         assert all(text.startswith("title: T | text: Sentence") for text in fake.texts)
 
-    def test_plain_from_documents_sees_titles_set_before(
+    def test_plain_from_documents_uses_titles_set_before(
         self, settings: GemmaEmbedding, fake: FakeRuntime
     ) -> None:
         document = Document(text="Body", metadata={"title": "T"})
@@ -381,7 +383,7 @@ class TestTitles:
         assert fake.texts == ["title: T | text: Body"]
 
     @pytest.mark.parametrize("kind", [TextNode, Document])
-    def test_the_generator_sees_what_it_saw(self, kind: Any) -> None:
+    def test_the_generators_text_is_unchanged(self, kind: Any) -> None:
         metadata = {"title": "T", "author": "A", "secret": "S", "page": 3}
         node = kind(text="Body", metadata=metadata, excluded_llm_metadata_keys=["secret"])
         before = node.get_content(MetadataMode.LLM)
@@ -390,7 +392,7 @@ class TestTitles:
         assert "author: A" in before
         assert "secret" not in before
 
-    def test_templates_of_its_own_give_way(
+    def test_custom_templates_are_replaced(
         self, embedding: GemmaEmbedding, fake: FakeRuntime
     ) -> None:
         node = TextNode(
@@ -404,11 +406,11 @@ class TestTitles:
         assert node.get_content(MetadataMode.LLM) == "title: T\nauthor: A\n\nBody"
 
 
-class TestWhereAnErrorIs:
+class TestErrorLocation:
     def long_node(self) -> TextNode:
         return TextNode(text="long " * 1000, id_="the node", metadata={"file_path": "/notes/a.md"})
 
-    async def test_a_pipeline_names_node_and_file(self, embedding: GemmaEmbedding) -> None:
+    async def test_a_pipeline_error_names_node_and_file(self, embedding: GemmaEmbedding) -> None:
         embedding = embedding.model_copy(update={"embed_batch_size": 2})
         nodes = [*(TextNode(text=f"{n}") for n in range(5)), self.long_node()]
         words = r"index 5: .*\(node the node of /notes/a\.md\)"
@@ -442,7 +444,7 @@ def events() -> Iterator[list[BaseEvent]]:
     dispatcher.event_handlers.remove(handler)
 
 
-def test_events_count_right_and_carry_no_secrets(events: list[BaseEvent]) -> None:
+def test_events_have_right_counts_and_no_secrets(events: list[BaseEvent]) -> None:
     with OllamaServer() as server:
         runtime = OllamaRuntime(host=server.url, headers={"X-Key": "CANARY"})
         embedding = GemmaEmbedding(runtime, embed_batch_size=2, dimensions=128)
@@ -457,14 +459,14 @@ def test_events_count_right_and_carry_no_secrets(events: list[BaseEvent]) -> Non
     assert all("CANARY" not in event.model_dump_json() for event in events)
 
 
-def test_callbacks_may_be_replaced_at_any_time(embedding: GemmaEmbedding) -> None:
+def test_callbacks_can_be_replaced_at_any_time(embedding: GemmaEmbedding) -> None:
     counter = TokenCountingHandler(tokenizer=str.split)
     embedding.callback_manager = CallbackManager([counter])
     embedding.get_text_embedding_batch(["one two", "three"])
     assert counter.total_embedding_token_count == 3
 
 
-def test_secrets_are_nowhere_to_be_seen() -> None:
+def test_secrets_are_not_shown() -> None:
     runtime = OllamaRuntime(host="https://proxy.example", headers={"X-Key": "CANARY"})
     embedding = GemmaEmbedding(runtime)
     for shown in (repr(embedding), str(embedding), embedding.to_json(), embedding.to_payload()):
@@ -476,7 +478,7 @@ def test_a_bar_is_drawn_once(embedding: GemmaEmbedding, capsys: pytest.CaptureFi
     assert capsys.readouterr().err.count("2/2") >= 1
 
 
-def test_errors_are_the_cores(embedding: GemmaEmbedding) -> None:
+def test_errors_are_the_cores_errors(embedding: GemmaEmbedding) -> None:
     with pytest.raises(InvalidInput, match="index 1"):
         embedding.get_text_embedding_batch(["fine", None])
 
@@ -499,7 +501,7 @@ def test_one_call_is_one_span(embedding: GemmaEmbedding) -> None:
     assert batches == ["GemmaEmbedding.get_text_embedding_batch"]
 
 
-def test_without_llamaindex_the_install_command_is_named() -> None:
+def test_a_missing_llamaindex_is_an_error_with_the_install_command() -> None:
     script = (
         "import sys; sys.modules['llama_index'] = None\n"
         "from gemma_embed.errors import MissingDependency\n"

@@ -1,4 +1,4 @@
-"""Texts of more tokens than the model reads: refused, cut, or split."""
+"""Texts of more tokens than the model reads: refused, truncated, or split."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def mean_of(parts: list[str], prefix: str = DOCUMENT) -> Vectors:
     return total / np.linalg.norm(total)
 
 
-def test_error_names_the_text_before_any_work() -> None:
+def test_an_error_names_the_text_before_computing() -> None:
     fake = FakeRuntime(LIMIT)
     with pytest.raises(InputTooLong, match="overlong='truncate'") as caught:
         Embedder(fake).embed_documents(["a", "b", "a", "x" * 41])
@@ -37,14 +37,14 @@ def test_error_names_the_text_before_any_work() -> None:
     assert fake.texts == []
 
 
-def test_the_prompt_counts() -> None:
+def test_the_prompts_tokens_count() -> None:
     fake = FakeRuntime(LIMIT)
     Embedder(fake).embed_documents(["x" * 40])
     with pytest.raises(InputTooLong):
         Embedder(fake).embed_documents(["x" * 40], titles=["longer than none"])
 
 
-def test_truncate_reads_the_beginning_and_says_so(
+def test_truncate_reads_the_beginning_and_warns(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     fake = FakeRuntime(LIMIT)
@@ -91,20 +91,20 @@ def test_parts_of_all_texts_are_computed_together() -> None:
     vectors = Embedder(fake, overlong="split").embed(texts)
     for text, vector in zip(texts, vectors, strict=True):
         np.testing.assert_allclose(vector, mean_of(parts_of(text, 40)), atol=1e-5)
-    # The whole texts, then every round of halving in one call.
+    # The complete texts, then every round of halving in one call.
     assert len(fake.sizes) <= 8
     assert fake.sizes[0] == 3
     assert min(fake.sizes[1:]) > 5
 
 
-def test_a_million_characters_take_a_few_calls() -> None:
+def test_a_million_characters_take_few_calls() -> None:
     fake = FakeRuntime(2048)
     Embedder(fake, overlong="split").embed(["many words in a row " * 50_000])
     assert fake.calls <= 8
     assert sum(map(len, fake.texts)) < 1_100_000
 
 
-def test_parts_are_stored_as_they_are_computed(tmp_path: Path) -> None:
+def test_parts_are_stored_when_they_are_computed(tmp_path: Path) -> None:
     class Failing(FakeRuntime):
         """Computes two batches of parts, then fails."""
 
@@ -136,14 +136,14 @@ def test_parts_are_stored_as_they_are_computed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("store", [False, True])
 def test_a_short_text_is_stored_once(tmp_path: Path, *, store: bool) -> None:
-    kept = EmbeddingStore(tmp_path / "vectors.sqlite") if store else None
+    embedding_store = EmbeddingStore(tmp_path / "vectors.sqlite") if store else None
     fake = FakeRuntime(LIMIT)
-    embedder = Embedder(fake, overlong="split", store=kept)
+    embedder = Embedder(fake, overlong="split", store=embedding_store)
     embedder.embed(["a", "b"])
     embedder.embed(["a", "b"])
     assert len(fake.texts) == (2 if store else 4)
-    if kept is not None:
-        assert kept.stats().vectors == 2
+    if embedding_store is not None:
+        assert embedding_store.stats().vectors == 2
 
 
 def test_a_long_title_is_cut_in_the_parts() -> None:
@@ -157,7 +157,7 @@ def test_a_long_title_is_cut_in_the_parts() -> None:
     np.testing.assert_allclose(vectors[1], mean_of(parts, prefix), atol=1e-6)
 
 
-def test_a_task_that_fills_the_context_is_an_error_at_once() -> None:
+def test_a_task_that_fills_the_context_is_an_error_before_computing() -> None:
     fake = FakeRuntime(LIMIT)
     task = custom_task("a description " * 20)
     with pytest.raises(InputTooLong, match="its title or task") as caught:
@@ -174,11 +174,11 @@ def test_an_error_says_when_the_title_is_at_fault() -> None:
 
 
 @pytest.mark.parametrize(("index", "blamed"), [(None, None), (0, 1)])
-def test_a_text_that_is_split_is_blamed_only_for_its_own_faults(
+def test_a_split_text_is_named_only_for_its_own_faults(
     index: int | None, blamed: int | None
 ) -> None:
     class Breaking(FakeRuntime):
-        """Finds the second text too long, then fails on its parts."""
+        """Reports the second text as too long, then fails on its parts."""
 
         def embed(
             self, texts: Sequence[str], *, truncate: bool = False

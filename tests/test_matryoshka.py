@@ -1,4 +1,4 @@
-"""Search in two steps: narrow first, full-width for the order."""
+"""Search in two steps: candidates by narrow vectors, order by full-width vectors."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ NOTES = Path(__file__).parent.parent / "examples"
 
 
 def exact(prompted: list[str], width: int = 768) -> list[int]:
-    """Rows by similarity, worked out here."""
+    """Rows by similarity, computed here."""
     rows = np.array([vector_of(text)[:width] for text in prompted])
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     return np.argsort(-(rows @ QUERY_VECTOR[:width])).tolist()
 
 
-# What metadata hold: YAML reads some titles as numbers and dates.
+# Titles in metadata: YAML reads some as numbers and dates.
 TITLES = {n: f"T{n}" for n in range(300)} | {7: 1984, 8: 3.5, 9: "", 10: True}
 
 
@@ -68,7 +68,7 @@ class TestLangChain:
         fake.texts.clear()
         return vectorstore
 
-    async def test_the_order_is_that_of_the_full_width(
+    async def test_results_are_in_full_width_order(
         self, filled: InMemoryVectorStore, fake: FakeRuntime
     ) -> None:
         retriever = langchain_gemma_embed.MatryoshkaRetriever(
@@ -77,12 +77,14 @@ class TestLangChain:
         found = [document.metadata["n"] for document in retriever.invoke(QUERY)]
         assert found == exact(PLAIN)[:10]
         assert found != exact(PLAIN, 128)[:10]
-        # The query, once: everything else was in the store.
+        # Only the query, once: everything else was in the store.
         assert fake.texts == [f"task: search result | query: {QUERY}"]
         again = [document.metadata["n"] for document in await retriever.ainvoke(QUERY)]
         assert again == found
 
-    def test_only_candidates_of_the_narrow_index_come(self, filled: InMemoryVectorStore) -> None:
+    def test_only_candidates_of_the_narrow_index_are_returned(
+        self, filled: InMemoryVectorStore
+    ) -> None:
         retriever = langchain_gemma_embed.MatryoshkaRetriever(
             vectorstore=filled, k=20, candidates=20
         )
@@ -97,7 +99,7 @@ class TestLangChain:
         found = [document.metadata["n"] for document in retriever.invoke(QUERY)]
         assert found == [n for n in exact(PLAIN) if n < 3]
 
-    def test_a_wiped_store_costs_model_calls_once(
+    def test_a_cleared_store_is_refilled_once(
         self, filled: InMemoryVectorStore, fake: FakeRuntime
     ) -> None:
         retriever = langchain_gemma_embed.MatryoshkaRetriever(filled, k=5)
@@ -110,7 +112,7 @@ class TestLangChain:
         assert len(fake.texts) == 2 + retriever.candidates
 
     @pytest.mark.parametrize("title_key", [None, "name"])
-    def test_rows_of_an_index_say_their_titles(
+    def test_rows_of_an_index_have_their_titles(
         self, fake: FakeRuntime, tmp_path: Path, title_key: str | None
     ) -> None:
         embeddings = GemmaEmbeddings(fake, dimensions=256, store=tmp_path / "vectors.sqlite")
@@ -129,7 +131,7 @@ class TestLangChain:
         assert found == exact(prompted_as_ingested())[:10]
         assert fake.texts == [f"task: search result | query: {QUERY}"]
 
-    def test_titles_given_by_other_means_need_their_key(
+    def test_titles_passed_separately_need_title_key(
         self, fake: FakeRuntime, tmp_path: Path
     ) -> None:
         embeddings = GemmaEmbeddings(fake, dimensions=256, store=tmp_path / "vectors.sqlite")
@@ -144,7 +146,7 @@ class TestLangChain:
         assert found == exact(prompted_as_ingested())[:10]
         assert fake.texts == [f"task: search result | query: {QUERY}"]
 
-    def test_errors_are_langchains_too(self, filled: InMemoryVectorStore) -> None:
+    def test_errors_are_also_langchains(self, filled: InMemoryVectorStore) -> None:
         class Busy(FakeRuntime):
             def embed(self, texts: Any, *, truncate: bool = False) -> Any:
                 raise ServerBusy("too many requests")
@@ -157,7 +159,9 @@ class TestLangChain:
         with pytest.raises(ModelRateLimitError):
             retriever.invoke(QUERY)
 
-    def test_it_says_what_it_needs(self, fake: FakeRuntime, tmp_path: Path) -> None:
+    def test_wrong_arguments_are_errors_with_the_right_ones(
+        self, fake: FakeRuntime, tmp_path: Path
+    ) -> None:
         path = tmp_path / "vectors.sqlite"
         stores = {
             "pass store=": InMemoryVectorStore(GemmaEmbeddings(fake, dimensions=128)),
@@ -187,7 +191,7 @@ class TestLlamaIndex:
             TextNode(text=text, metadata={"title": f"T{n}", "n": n}) for n, text in enumerate(TEXTS)
         ]
 
-    async def test_the_order_is_that_of_the_full_width(
+    async def test_results_are_in_full_width_order(
         self, embed_model: GemmaEmbedding, nodes: list[TextNode], fake: FakeRuntime
     ) -> None:
         nodes = list(GemmaTitles()(nodes))
@@ -206,7 +210,7 @@ class TestLlamaIndex:
         assert [each.node_id for each in again] == [each.node_id for each in found]
 
     @pytest.mark.parametrize("titled", [False, True])
-    def test_nodes_out_of_chroma(
+    def test_nodes_read_from_chroma(
         self,
         embed_model: GemmaEmbedding,
         nodes: list[TextNode],
@@ -214,7 +218,7 @@ class TestLlamaIndex:
         tmp_path: Path,
         titled: bool,
     ) -> None:
-        # LlamaIndex's own way in: all metadata, or the title alone, are part of the text.
+        # LlamaIndex's own form: all metadata, or only the title, are part of the text.
         nodes = list(GemmaTitles()(nodes)) if titled else nodes
         with chromadb.PersistentClient(
             str(tmp_path / "db"), Settings(anonymized_telemetry=False)
@@ -237,7 +241,7 @@ class TestLlamaIndex:
     @pytest.mark.parametrize("title_key", [None, "name"])
     @pytest.mark.parametrize("marked", [False, True])
     @pytest.mark.parametrize("through", ["llamaindex", "langchain"])
-    def test_rows_of_an_index_say_their_titles(
+    def test_rows_of_an_index_have_their_titles(
         self,
         embed_model: GemmaEmbedding,
         fake: FakeRuntime,
@@ -274,7 +278,7 @@ class TestLlamaIndex:
         retriever = llamaindex_gemma_embed.MatryoshkaRetriever(index, embed_model, filters=only)
         assert [each.node.metadata["n"] for each in retriever.retrieve(QUERY)] == [7]
 
-    def test_a_query_embedded_by_others_is_refused(
+    def test_a_query_with_an_embedding_is_refused(
         self, embed_model: GemmaEmbedding, nodes: list[TextNode]
     ) -> None:
         index = VectorStoreIndex(nodes, embed_model=embed_model)
@@ -286,14 +290,16 @@ class TestLlamaIndex:
             with pytest.raises(InvalidInput, match="embeds the query itself"):
                 retriever.retrieve(bundle)
 
-    def test_it_says_what_it_needs(self, fake: FakeRuntime, nodes: list[TextNode]) -> None:
+    def test_wrong_arguments_are_errors_with_the_right_ones(
+        self, fake: FakeRuntime, nodes: list[TextNode]
+    ) -> None:
         embed_model = GemmaEmbedding(fake, dimensions=128)
         index = VectorStoreIndex(nodes, embed_model=embed_model)
         with pytest.raises(ConfigurationError, match="pass store="):
             llamaindex_gemma_embed.MatryoshkaRetriever(index, embed_model)
 
 
-def test_two_steps_find_what_the_full_width_finds(tmp_path: Path) -> None:
+def test_two_steps_find_the_same_as_the_full_width(tmp_path: Path) -> None:
     """The bundled model on the example notes: as good as 768 wide, from an index of 128."""
     paths = sorted((NOTES / "notes").glob("*.md"))
     rows = [

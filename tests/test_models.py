@@ -1,4 +1,4 @@
-"""The model table: one row a model, found by config, hub id or server tag."""
+"""The model table: a row for each model, found by config, hub id or server tag."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_dimensions_are_refused_by_the_constructor(value: object) -> None:
 
 
 @pytest.mark.parametrize("value", [np.int64(256), np.uint16(256), np.array(256)])
-def test_integers_of_numpy_are_the_same_width(value: int) -> None:
+def test_numpy_integers_are_accepted_as_widths(value: int) -> None:
     width = EMBEDDINGGEMMA_300M.checked_dimensions(value)
     assert type(width) is int
     assert width == 256
@@ -120,7 +120,7 @@ def test_the_search_finds_constants() -> None:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_no_constant_of_a_model_is_outside_the_table(path: Path) -> None:
+def test_constants_of_models_are_only_in_the_table(path: Path) -> None:
     places = {
         place
         for row in (EMBEDDINGGEMMA_300M, BUNDLED)

@@ -1,4 +1,4 @@
-"""Models and texts are data: nothing in them is run, imported or obeyed."""
+"""Models and texts are data: nothing in them is run, imported or followed as an instruction."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ["shared", "langchain_gemma_embed", "llamaindex_gemma_embed", "examples"]
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
-# Each runs, or may run, what a file says.
+# Each runs, or may run, code from a file.
 NEVER_CALLED = {
     "eval",
     "exec",
@@ -40,14 +40,14 @@ NEVER_IMPORTED = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve"
 
 
 def name_of(node: ast.expr) -> str:
-    """``a.b.c`` for the expression of that form."""
+    """Return ``a.b.c`` for an expression of that form."""
     if isinstance(node, ast.Attribute):
         return f"{name_of(node.value)}.{node.attr}"
     return node.id if isinstance(node, ast.Name) else "?"
 
 
-def sins(source: str) -> Iterator[str]:
-    """What in a program could run code out of data."""
+def violations(source: str) -> Iterator[str]:
+    """Yield the parts of a program that could run code from data."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -60,7 +60,7 @@ def sins(source: str) -> Iterator[str]:
         if not isinstance(node, ast.Call):
             continue
         name = name_of(node.func)
-        # Also behind a handle, as in self._torch.load.
+        # Also through an attribute, as in self._torch.load.
         ends = {name, ".".join(name.rsplit(".", 2)[-2:]).lstrip("_")}
         if ends & NEVER_CALLED:
             yield f"call of {name}"
@@ -73,7 +73,7 @@ def sins(source: str) -> Iterator[str]:
                 yield f"use_safetensors=False in a call of {name}"
 
 
-def test_the_search_finds_them() -> None:
+def test_the_search_finds_dangerous_calls() -> None:
     program = """if True:
         import pickle, torch
         from dill import loads
@@ -86,13 +86,13 @@ def test_the_search_finds_them() -> None:
         AutoModel.from_pretrained("x", trust_remote_code=flag, use_safetensors=False)
         subprocess.run("x", shell=True)
         """
-    assert len(list(sins(program))) == 12
-    assert list(sins("json.load(f); load_file(f); x.from_pretrained(y)")) == []
+    assert len(list(violations(program))) == 12
+    assert list(violations("json.load(f); load_file(f); x.from_pretrained(y)")) == []
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_no_file_of_ours_runs_code_from_data(path: Path) -> None:
-    assert list(sins(path.read_text())) == []
+def test_no_project_file_runs_code_from_data(path: Path) -> None:
+    assert list(violations(path.read_text())) == []
 
 
 def test_no_library_looks_for_weights_in_a_folder() -> None:
@@ -104,7 +104,7 @@ def test_no_library_looks_for_weights_in_a_folder() -> None:
     ]
     assert loads
     for call in loads:
-        # Tensors are handed over, read by safetensors; without a folder nothing else can be found.
+        # Tensors read by safetensors are passed in; without a folder nothing else can be found.
         assert isinstance(call.args[0], ast.Constant)
         assert call.args[0].value is None
         assert "state_dict" in {keyword.arg for keyword in call.keywords}
@@ -132,7 +132,7 @@ def test_a_class_named_in_a_model_is_not_imported(
     assert "evil_module" not in sys.modules
 
 
-def test_code_that_a_config_names_is_not_run(folder: Path, narrow: Path) -> None:
+def test_code_named_in_a_config_is_not_run(folder: Path, narrow: Path) -> None:
     code = "raise SystemExit('code of a model was run')"
     for name in ("modeling_evil", "configuration_evil", "tokenization_evil"):
         (folder / f"{name}.py").write_text(code)
@@ -172,14 +172,16 @@ def test_a_title_fills_its_own_field_only(imitation: str) -> None:
 
 
 @pytest.mark.parametrize("imitation", IMITATIONS)
-def test_a_text_follows_its_prompt_whatever_it_says(imitation: str) -> None:
+def test_any_text_follows_its_prompt(imitation: str) -> None:
     prompts = EMBEDDINGGEMMA_300M.prompts
     for task in TASKS:
         assert prompts.prompted(imitation, task) == prompts.prefix(task) + imitation
 
 
 @pytest.mark.parametrize("token", ["<bos>", "<eos>", "<pad>", "<unk>", "<mask>"])
-def test_a_special_tokens_name_is_letters(local: TransformersRuntime, token: str) -> None:
+def test_a_special_tokens_name_in_a_text_is_plain_letters(
+    local: TransformersRuntime, token: str
+) -> None:
     tokenize = local._load().tokenize
     (ids,) = tokenize([f"a {token} b"])
     special = set(range(5))

@@ -1,4 +1,4 @@
-"""What installs, what imports load, and what each import name costs."""
+"""The packages of the wheel, and the modules that each import loads."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def run(*command: str | Path, cwd: Path = ROOT, **environment: str) -> str:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the sdist, and the wheel built from it."""
     folder = tmp_path_factory.mktemp("dist")
-    # No isolation: nothing is fetched; hatchling is part of the test extra.
+    # No isolation, so nothing is downloaded; hatchling is part of the test extra.
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT)
     return folder
 
 
-def test_the_wheel_holds_exactly_four_packages(built: Path) -> None:
+def test_the_wheel_has_exactly_four_packages(built: Path) -> None:
     (wheel,) = built.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
@@ -91,7 +91,7 @@ def test_the_metadata_links_the_project(built: Path) -> None:
 
 
 def top_level(python: Path) -> set[str]:
-    """Importable names of this project in an environment, as seen from elsewhere."""
+    """Importable names of this project in an environment, from another folder."""
     code = (
         "import importlib.util as u\n"
         "names = ['gemma_embed', 'gemma_fast', 'langchain_gemma_embed', 'llamaindex_gemma_embed',"
@@ -102,7 +102,7 @@ def top_level(python: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("kind", ["wheel", "sdist", "editable"])
-def test_an_installation_gives_exactly_four_names(built: Path, tmp_path: Path, kind: str) -> None:
+def test_an_installation_adds_exactly_four_names(built: Path, tmp_path: Path, kind: str) -> None:
     venv.create(tmp_path / "env", with_pip=False, symlinks=True)
     env = tmp_path / "env"
     (site,) = env.glob("lib/python*/site-packages")
@@ -111,7 +111,7 @@ def test_an_installation_gives_exactly_four_names(built: Path, tmp_path: Path, k
     options = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
     if kind == "editable":
         options.append("--editable")
-        # What an editable install would fetch besides; here nothing is fetched.
+        # What an editable install would also download; here nothing is downloaded.
         shutil.copytree(Path(editables.__file__).parent, site / "editables")
     here = sysconfig.get_path("purelib")
     pip = [sys.executable, "-m", "pip", "--python", env, "install"]

@@ -1,4 +1,4 @@
-"""Prompts, byte for byte as the model card and the published checkpoint state them."""
+"""Prompts, byte for byte those of the model card and the published checkpoint."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def test_the_text_is_never_altered(text: str, task: str) -> None:
     assert PROMPTS.prompted(text, task) == CARD[task] + text
 
 
-def test_a_title_takes_its_place() -> None:
+def test_a_title_fills_its_field() -> None:
     assert (
         PROMPTS.prompted("body", "document", "Eiffel Tower") == "title: Eiffel Tower | text: body"
     )
 
 
 @pytest.mark.parametrize("title", [None, "", "  \n", "|"])
-def test_a_blank_title_is_none(title: str | None) -> None:
+def test_a_blank_title_counts_as_none(title: str | None) -> None:
     assert PROMPTS.prompted("body", "document", title) == "title: none | text: body"
 
 
@@ -65,7 +65,7 @@ def test_a_blank_title_is_none(title: str | None) -> None:
         ("{title} {0}", "{title} {0}"),
     ],
 )
-def test_a_title_cannot_fake_the_text_field(title: str, cleaned: str) -> None:
+def test_a_title_cannot_forge_the_text_field(title: str, cleaned: str) -> None:
     assert PROMPTS.prompted("body", "document", title) == f"title: {cleaned} | text: body"
 
 
@@ -83,13 +83,13 @@ def test_a_description_that_would_break_the_prompt_is_refused(description: str) 
 @pytest.mark.parametrize(
     ("description", "words"), [("x\ud800", "lone surrogate"), (None, "NoneType"), (b"x", "bytes")]
 )
-def test_a_description_that_is_no_text_is_refused(description: object, words: str) -> None:
+def test_a_description_that_is_not_unicode_is_refused(description: object, words: str) -> None:
     with pytest.raises(ConfigurationError, match=words):
         custom_task(description)
 
 
 @pytest.mark.parametrize("key", ["query", "document"])
-def test_a_checkpoints_own_prompt_that_is_no_text_is_refused(key: str) -> None:
+def test_a_checkpoints_prompt_that_is_not_unicode_is_refused(key: str) -> None:
     own = checkpoints.PROMPTS | {key: "ask \ud800: "}
     with pytest.raises(ModelCorrupt, match=f"{key!r}.* lone surrogate"):
         PROMPTS.overridden(own, EMBEDDINGGEMMA_300M.prompt_keys)
@@ -107,7 +107,7 @@ def test_a_checkpoint_that_agrees_changes_nothing() -> None:
     assert changed == ()
 
 
-def test_a_fine_tunes_own_prompts_win() -> None:
+def test_a_fine_tunes_prompts_are_used() -> None:
     own = checkpoints.PROMPTS | {"query": "ask: ", "document": "title: none | passage: "}
     prompts, changed = PROMPTS.overridden(own, EMBEDDINGGEMMA_300M.prompt_keys)
     assert changed == ("document", "query")
@@ -116,7 +116,7 @@ def test_a_fine_tunes_own_prompts_win() -> None:
     assert prompts.prompted("x", "clustering") == CARD["clustering"] + "x"
 
 
-def test_a_fine_tune_without_a_place_for_titles_refuses_them() -> None:
+def test_a_fine_tune_without_a_title_field_refuses_titles() -> None:
     prompts, _ = PROMPTS.overridden({"document": "passage: "}, EMBEDDINGGEMMA_300M.prompt_keys)
     assert prompts.prompted("x", "document") == "passage: x"
     with pytest.raises(InvalidInput, match="no place for a title"):

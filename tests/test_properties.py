@@ -1,8 +1,8 @@
-"""What must hold for any input, tried on what hypothesis thinks of.
+"""Properties for any input, tested with hypothesis.
 
-The doors are the real ones: an in-process model on a small checkpoint, and a server whose answers
-are worked out here. Vectors in exact arithmetic are equal; a batch's shape moves the in-process
-model's by rounding.
+The runtimes are real: an in-process model on a small checkpoint, and a server whose answers are
+computed here. In exact arithmetic, vectors are equal; the in-process model's differ by rounding
+with a batch's shape.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from gemma_embed.vectors import cut, plan_batches
 DOCUMENT = "title: none | text: "
 ROUNDING = 2e-6
 
-# Lone surrogates included, which st.text() alone leaves out.
+# Including lone surrogates, which st.text() alone leaves out.
 ANY = st.text(st.characters(codec=None, exclude_categories=()), max_size=25)
 UNICODE = st.text(max_size=25)
 LISTS = st.lists(UNICODE, max_size=5)
@@ -99,7 +99,9 @@ def test_any_text_gives_vectors_or_invalid_input(
 
 @few
 @given(first=LISTS, second=LISTS)
-def test_lists_may_be_joined(embedder: Embedder, first: list[str], second: list[str]) -> None:
+def test_joined_lists_give_joined_vectors(
+    embedder: Embedder, first: list[str], second: list[str]
+) -> None:
     apart = np.concatenate([embedder.embed(first), embedder.embed(second)])
     np.testing.assert_allclose(embedder.embed(first + second), apart, atol=ROUNDING)
 
@@ -114,7 +116,7 @@ def test_order_is_the_callers(embedder: Embedder, data: st.DataObject, texts: li
 
 @few
 @given(texts=LISTS, tokens=st.integers(1, 400))
-def test_batches_do_not_matter_in_process(
+def test_batches_do_not_change_vectors_in_process(
     local: TransformersRuntime, monkeypatch: pytest.MonkeyPatch, texts: list[str], tokens: int
 ) -> None:
     expected = Embedder(local).embed(texts)
@@ -134,7 +136,7 @@ def test_batches_do_not_matter_in_process(
         }
     ),
 )
-def test_batches_do_not_matter_on_a_server(
+def test_batches_do_not_change_vectors_on_a_server(
     server: OllamaServer, texts: list[str], options: dict[str, int]
 ) -> None:
     expected = [vector_of(DOCUMENT + text) for text in texts]
@@ -144,7 +146,9 @@ def test_batches_do_not_matter_on_a_server(
 
 @many
 @given(texts=LISTS, width=WIDTHS)
-def test_every_width_is_the_unit_beginning_of_the_full_one(texts: list[str], width: int) -> None:
+def test_every_width_is_the_normalised_beginning_of_the_full_one(
+    texts: list[str], width: int
+) -> None:
     full = Embedder(FakeRuntime()).embed(texts)[:, :width]
     expected = full / np.linalg.norm(full, axis=1, keepdims=True)
     vectors = Embedder(FakeRuntime(), dimensions=width).embed(texts)
@@ -154,23 +158,23 @@ def test_every_width_is_the_unit_beginning_of_the_full_one(texts: list[str], wid
 
 @few
 @given(runs=st.lists(st.tuples(LISTS, WIDTHS), min_size=1, max_size=4))
-def test_a_store_changes_nothing(
+def test_a_store_does_not_change_vectors(
     tmp_path_factory: pytest.TempPathFactory, runs: list[tuple[list[str], int]]
 ) -> None:
-    # Bit for bit: with a store, without one, and from one that already holds some of it.
+    # Bit for bit: with a store, without one, and from a store that already has some of them.
     path = tmp_path_factory.mktemp("store") / "s"
     with EmbeddingStore(path) as store:
         for texts, width in runs:
             runtime = FakeRuntime()
-            kept = Embedder(runtime, dimensions=width, store=store).embed(texts)
+            stored = Embedder(runtime, dimensions=width, store=store).embed(texts)
             plain = Embedder(FakeRuntime(), dimensions=width).embed(texts)
-            assert kept.tobytes() == plain.tobytes()
+            assert stored.tobytes() == plain.tobytes()
         assert store.stats().vectors == len({text for texts, _ in runs for text in texts})
 
 
 @few
 @given(before=LISTS, texts=LISTS, width=WIDTHS)
-def test_a_store_changes_nothing_in_a_model(
+def test_a_store_does_not_change_vectors_of_a_model(
     bundled: OnnxRuntime,
     tmp_path_factory: pytest.TempPathFactory,
     before: list[str],
@@ -206,7 +210,7 @@ def test_long_texts_are_named_or_halved_without_loss(texts: list[str], limit: in
         assert "".join(parts) == text
         mean = sum(max(1, len(part.encode())) * vector_of(DOCUMENT + part) for part in parts)
         np.testing.assert_allclose(vector, mean / np.linalg.norm(mean), atol=1e-5)
-    # Nothing else was computed but the prompt alone, to see that it leaves room.
+    # In addition only the prompt was computed, to check that it fits.
     read = {part.removeprefix(DOCUMENT) for part in runtime.texts}
     wanted = {part for text in texts for part in parts_of(text, limit - len(DOCUMENT))}
     assert read - wanted <= {""}
@@ -225,16 +229,16 @@ def parts_of(text: str, most: int) -> list[str]:
     size=st.integers(1, 80),
     padded=st.booleans(),
 )
-def test_a_plan_holds_each_text_once_and_keeps_to_its_bounds(
+def test_a_plan_contains_each_text_once_within_its_bounds(
     sizes: list[int], items: int, size: int, padded: bool
 ) -> None:
     batches = plan_batches(sizes, items, size, padded=padded)
     assert sorted(row for batch in batches for row in batch) == list(range(len(sizes)))
     for batch in batches:
-        held = [sizes[row] for row in batch]
-        cost = len(held) * max(held) if padded else sum(held)
-        assert len(held) <= items
-        assert cost <= size or len(held) == 1
+        lengths = [sizes[row] for row in batch]
+        cost = len(lengths) * max(lengths) if padded else sum(lengths)
+        assert len(lengths) <= items
+        assert cost <= size or len(lengths) == 1
 
 
 NUMBERS = st.floats(width=32) | st.floats() | st.integers() | st.sampled_from([1e309, 10**400])
@@ -251,7 +255,7 @@ ROWS = st.lists(st.lists(SCALARS, min_size=1, max_size=3), max_size=4)
 
 @many
 @given(value=JSON_VALUES | ROWS | st.lists(st.lists(NUMBERS, min_size=2, max_size=2), max_size=3))
-def test_numbers_of_any_kind_are_vectors_or_bad(value: Any) -> None:
+def test_any_numbers_are_vectors_or_a_bad_response(value: Any) -> None:
     try:
         ((_, vectors),) = checked_outcomes([Batch([0, 1], value)], 2, 2, "a test")
     except BadResponse as error:
@@ -270,7 +274,7 @@ def unpaused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry, "pause", pause)
 
 
-def whole(value: Any) -> Callable[[Reply], Reply]:
+def body_of(value: Any) -> Callable[[Reply], Reply]:
     return lambda reply: Reply(200, json.dumps(value).encode(), JSON)
 
 
@@ -287,8 +291,8 @@ def numbers(values: list[Any]) -> Callable[[Reply], Reply]:
     )
 
 
-LIES = st.one_of(
-    JSON_VALUES.map(whole),
+ALTERATIONS = st.one_of(
+    JSON_VALUES.map(body_of),
     JSON_VALUES.map(embeddings),
     ROWS.map(embeddings),
     st.lists(SCALARS, max_size=3).map(numbers),
@@ -303,12 +307,12 @@ LIES = st.one_of(
 
 @pytest.mark.usefixtures("unpaused")
 @settings(parent=few, max_examples=80)
-@given(lie=LIES)
-def test_any_answer_of_a_server_is_vectors_or_bad(
-    server: OllamaServer, remote: OllamaRuntime, lie: Callable[[Reply], Reply]
+@given(alteration=ALTERATIONS)
+def test_any_answer_of_a_server_is_vectors_or_an_error(
+    server: OllamaServer, remote: OllamaRuntime, alteration: Callable[[Reply], Reply]
 ) -> None:
     texts = ["one", "two"]
-    server.answer(lie, times=None)
+    server.answer(alteration, times=None)
     try:
         vectors = Embedder(remote).embed(texts)
     except BadResponse as error:
@@ -316,13 +320,13 @@ def test_any_answer_of_a_server_is_vectors_or_bad(
     else:
         assert vectors.shape == (2, 768)
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
-        # Whatever was said beside the vectors, these are of the right kind.
+        # Whatever else is in the answer, the vectors are valid.
         assert all(map(math.isfinite, vectors.ravel()))
     finally:
         server.clear_faults()
 
 
-# Where each key that is read stands in a real answer.
+# The position of each key that is read in a real answer.
 KEYS: dict[str, list[tuple[str | int, ...]]] = {
     "/api/version": [("version",)],
     "/api/tags": [
@@ -363,7 +367,7 @@ def changed(place: tuple[str | int, ...], value: Any) -> Callable[[Any], Any]:
         inner[place[-1]] = value
         return answer
 
-    # Not as Go writes it: half a surrogate pair has no UTF-8.
+    # Go would not write it: half a surrogate pair has no UTF-8.
     return lambda reply: replace(
         reply, body=json.dumps(change(json.loads(reply.body))).encode(), content_type=JSON
     )
@@ -373,7 +377,7 @@ def changed(place: tuple[str | int, ...], value: Any) -> Callable[[Any], Any]:
 @pytest.mark.parametrize("path", KEYS)
 @settings(parent=few, max_examples=60)
 @given(data=st.data(), value=EXTREMES | JSON_VALUES)
-def test_any_value_in_a_real_answer_is_taken_or_named(
+def test_any_value_in_a_real_answer_is_accepted_or_an_error(
     server: OllamaServer, path: str, data: st.DataObject, value: Any
 ) -> None:
     place = data.draw(st.sampled_from(KEYS[path]))
@@ -394,10 +398,10 @@ def test_any_value_in_a_real_answer_is_taken_or_named(
 @pytest.mark.parametrize("path", ["/api/version", "/api/tags", "/api/show"])
 @settings(parent=few, max_examples=25)
 @given(value=JSON_VALUES)
-def test_any_answer_to_a_question_is_taken_or_named(
+def test_any_answer_about_the_server_is_accepted_or_an_error(
     server: OllamaServer, path: str, value: Any
 ) -> None:
-    server.answer(whole(value), path=path, times=None)
+    server.answer(body_of(value), path=path, times=None)
     try:
         assert Embedder(OllamaRuntime(host=server.url)).embed(["one"]).shape == (1, 768)
     except EmbeddingError as error:

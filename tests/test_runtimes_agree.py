@@ -1,4 +1,4 @@
-"""One checkpoint behind both runtimes: the same text reaches it, and the same vectors come back."""
+"""One checkpoint on both runtimes: the same prompted texts and the same vectors."""
 
 from __future__ import annotations
 

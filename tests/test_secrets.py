@@ -1,4 +1,4 @@
-"""A canary in every place for a secret, and every place in which it must not turn up."""
+"""A canary in every place for a secret, and every place where it must not appear."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def runtime(server: OllamaServer) -> OllamaRuntime:
     return OllamaRuntime(host=server.url, headers=headers)
 
 
-def test_it_is_sent_and_so_in_use(runtime: OllamaRuntime, server: OllamaServer) -> None:
+def test_it_is_sent(runtime: OllamaRuntime, server: OllamaServer) -> None:
     Embedder(runtime).embed(["a"])
     assert server.requests[-1].headers["x-other"] == CANARY
     assert server.requests[-1].headers["authorization"] == f"Bearer {CANARY}"
@@ -149,7 +149,7 @@ def test_it_is_in_no_error_and_no_log(
     caplog: pytest.LogCaptureFixture,
     failure: str,
 ) -> None:
-    # All loggers, httpx's and httpcore's too.
+    # All loggers, including httpx's and httpcore's.
     caplog.set_level(logging.DEBUG)
     embedder = Embedder(runtime)
     embedder.embed(["first"])
@@ -190,7 +190,7 @@ def test_a_malformed_header_is_not_quoted(
         ("STRASSENBAHN", "straßenbahn"),
     ],
 )
-def test_a_text_that_is_echoed_is_not_shown(
+def test_an_echoed_text_is_not_shown(
     runtime: OllamaRuntime, server: OllamaServer, text: str, echo: str
 ) -> None:
     server.fail(400, f"invalid: {echo}", warm_up=False, times=None)
@@ -221,7 +221,7 @@ def another_architecture(server: OllamaServer, said: str) -> None:
 
 @pytest.mark.parametrize("change", [old, windowless, others, another_architecture])
 @pytest.mark.parametrize("said", [CANARY, "\x1b[31m" + "x" * 5000])
-def test_what_a_server_says_of_itself_is_cleaned_and_bounded(
+def test_a_servers_statements_are_cleaned_and_bounded(
     runtime: OllamaRuntime,
     server: OllamaServer,
     caplog: pytest.LogCaptureFixture,
@@ -237,8 +237,8 @@ def test_what_a_server_says_of_itself_is_cleaned_and_bounded(
         assert len(shown) < 900
 
 
-def test_a_path_is_shown_and_says_so() -> None:
-    # What SECURITY.md warns of.
+def test_a_path_is_shown_and_the_error_says_so() -> None:
+    # SECURITY.md warns of this.
     assert "/path/" in repr(OllamaRuntime(host="http://127.0.0.1/path/x"))
     assert "path included" in " ".join((OllamaRuntime.__init__.__doc__ or "").split())
 
@@ -257,7 +257,7 @@ def test_a_path_is_shown_and_says_so() -> None:
     ],
 )
 @pytest.mark.parametrize("given", ["host", "OLLAMA_HOST"])
-def test_an_address_that_holds_it_is_refused_without_it(
+def test_an_address_with_it_is_refused_without_quoting(
     monkeypatch: pytest.MonkeyPatch, address: str, given: str
 ) -> None:
     if given == "OLLAMA_HOST":
@@ -265,7 +265,7 @@ def test_an_address_that_holds_it_is_refused_without_it(
     with pytest.raises(ConfigurationError) as caught:
         OllamaRuntime(host=address if given == "host" else None)
     assert CANARY not in "".join(traceback.format_exception(caught.value)).replace(
-        # The test's own source line, should a traceback quote it.
+        # The test's own source line, in case a traceback quotes it.
         "CANARY",
         "",
     )
@@ -281,7 +281,7 @@ def test_an_address_that_holds_it_is_refused_without_it(
         {"X-Key": CANARY.encode()},
     ],
 )
-def test_a_header_that_cannot_be_sent_is_refused_without_it(headers: Any) -> None:
+def test_an_invalid_header_is_refused_without_quoting(headers: Any) -> None:
     with pytest.raises(ConfigurationError) as caught:
         OllamaRuntime(headers=headers)
     assert CANARY not in "".join(traceback.format_exception(caught.value))

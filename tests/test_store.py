@@ -1,4 +1,4 @@
-"""The embedding store: what is computed once is found again, by whoever shares the file."""
+"""The embedding store: vectors are computed once and shared by all users of the file."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_vectors_come_back_bit_for_bit(tmp_path: Path) -> None:
     assert found.tobytes() == vectors[[asked[row] for row in rows]].tobytes()
 
 
-def test_spaces_and_widths_are_apart(tmp_path: Path) -> None:
+def test_spaces_and_widths_are_separate(tmp_path: Path) -> None:
     store, texts, _ = filled(tmp_path / "s", 10)
     assert store.get("another space", texts, 768)[0] == []
     assert store.get(SPACE, texts, 512)[0] == []
@@ -71,7 +71,7 @@ def test_a_second_run_computes_nothing(fake: FakeRuntime, store: EmbeddingStore)
     assert first.tobytes() == Embedder(fake).embed_documents(TEXTS).tobytes()
 
 
-def test_only_what_is_missing_is_computed(fake: FakeRuntime, store: EmbeddingStore) -> None:
+def test_only_missing_vectors_are_computed(fake: FakeRuntime, store: EmbeddingStore) -> None:
     embedder = Embedder(fake, store=store)
     embedder.embed_documents(TEXTS[:10])
     fake.texts.clear()
@@ -81,7 +81,7 @@ def test_only_what_is_missing_is_computed(fake: FakeRuntime, store: EmbeddingSto
     np.testing.assert_array_equal(vectors, Embedder(fake).embed_documents(mixed))
 
 
-def test_another_width_costs_no_call(fake: FakeRuntime, store: EmbeddingStore) -> None:
+def test_another_width_needs_no_model_call(fake: FakeRuntime, store: EmbeddingStore) -> None:
     Embedder(fake, store=store, dimensions=128).embed_documents(TEXTS)
     calls = fake.calls
     for width in (768, 512, 256, 128):
@@ -94,7 +94,7 @@ def test_another_width_costs_no_call(fake: FakeRuntime, store: EmbeddingStore) -
 @pytest.mark.parametrize(
     "change", [{"revision": "2"}, {"precision": "int8"}, {"runtime": "other"}, {"max_tokens": 99}]
 )
-def test_other_weights_and_software_miss(
+def test_other_weights_and_software_are_misses(
     store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:
     fake = FakeRuntime()
@@ -106,7 +106,9 @@ def test_other_weights_and_software_miss(
     assert len(fake.texts) == len(TEXTS)
 
 
-def test_tasks_titles_and_policies_miss(fake: FakeRuntime, store: EmbeddingStore) -> None:
+def test_other_tasks_titles_and_policies_are_misses(
+    fake: FakeRuntime, store: EmbeddingStore
+) -> None:
     embedder = Embedder(fake, store=store)
     for make in (
         lambda: embedder.embed(["x"]),
@@ -122,7 +124,7 @@ def test_tasks_titles_and_policies_miss(fake: FakeRuntime, store: EmbeddingStore
 
 
 @pytest.mark.parametrize("overlong", ["truncate", "split"])
-def test_long_texts_are_stored_too(store: EmbeddingStore, overlong: Any) -> None:
+def test_long_texts_are_stored(store: EmbeddingStore, overlong: Any) -> None:
     fake = FakeRuntime(max_tokens=60)
     texts = ["short", "long " * 30]
     first = Embedder(fake, overlong=overlong, store=store).embed(texts)
@@ -132,7 +134,7 @@ def test_long_texts_are_stored_too(store: EmbeddingStore, overlong: Any) -> None
     assert again.tobytes() == first.tobytes()
 
 
-def test_queries_leave_no_trace(fake: FakeRuntime, store: EmbeddingStore) -> None:
+def test_queries_are_not_stored(fake: FakeRuntime, store: EmbeddingStore) -> None:
     Embedder(fake, store=store).embed_query("secret")
     assert not store.path.exists()
 
@@ -146,7 +148,7 @@ async def test_adapters_share_a_store(fake: FakeRuntime, store: EmbeddingStore) 
     assert fake.calls == calls
 
 
-def test_the_llamaindex_adapter_writes_its_store_down(tmp_path: Path) -> None:
+def test_the_llamaindex_adapter_serialises_its_store(tmp_path: Path) -> None:
     store = EmbeddingStore(tmp_path / "s", max_bytes=5_000_000)
     written = GemmaEmbedding(store=store).to_dict()
     again = GemmaEmbedding.from_dict(written)
@@ -154,7 +156,7 @@ def test_the_llamaindex_adapter_writes_its_store_down(tmp_path: Path) -> None:
     assert again.embedder.store.settings == store.settings
 
 
-def test_finished_batches_survive_a_failure(store: EmbeddingStore) -> None:
+def test_finished_batches_are_stored_despite_a_failure(store: EmbeddingStore) -> None:
     class Failing(FakeRuntime):
         def embed(self, texts: Any, *, truncate: bool = False) -> Any:
             for number, batch in enumerate(super().embed(texts, truncate=truncate)):
@@ -168,11 +170,11 @@ def test_finished_batches_survive_a_failure(store: EmbeddingStore) -> None:
         embedder.embed_documents(["known", *TEXTS])
     healthy = FakeRuntime()
     Embedder(healthy, store=store).embed_documents(TEXTS)
-    # Seven batches of three, but the first has one text only.
+    # Seven batches of three, but the first has only one text.
     assert len(healthy.texts) == len(TEXTS) - 19
 
 
-def test_progress_counts_what_was_found(fake: FakeRuntime, store: EmbeddingStore) -> None:
+def test_progress_counts_stored_vectors(fake: FakeRuntime, store: EmbeddingStore) -> None:
     Embedder(fake, store=store).embed(TEXTS[:20])
     seen: list[tuple[int, int]] = []
     Embedder(fake, store=store, progress=lambda *done: seen.append(done)).embed(TEXTS)
@@ -194,7 +196,7 @@ def test_stats_and_clear(tmp_path: Path) -> None:
     assert secret not in store.path.read_bytes()
 
 
-def test_the_batch_just_written_stays(tmp_path: Path) -> None:
+def test_the_batch_just_written_is_not_evicted(tmp_path: Path) -> None:
     store = EmbeddingStore(tmp_path / "s", max_bytes=1_000_000)
     texts = [f"text {i}" for i in range(1000)]
     vectors = np.array([vector_of(text) for text in texts])
@@ -207,7 +209,7 @@ def test_the_batch_just_written_stays(tmp_path: Path) -> None:
     assert store.stats().bytes <= 1_000_000
 
 
-def test_the_oldest_go_first(tmp_path: Path) -> None:
+def test_the_oldest_vectors_are_evicted_first(tmp_path: Path) -> None:
     store = EmbeddingStore(tmp_path / "s", max_bytes=1_000_000)
     for start in range(0, 2000, 100):
         texts = [f"text {i}" for i in range(start, start + 100)]
@@ -222,7 +224,7 @@ def test_the_oldest_go_first(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [0, 999_999, -1, 2e6, "2000000"])
-def test_a_limit_that_cannot_work_is_refused(tmp_path: Path, value: Any) -> None:
+def test_an_invalid_limit_is_refused(tmp_path: Path, value: Any) -> None:
     with pytest.raises(ConfigurationError, match="max_bytes"):
         EmbeddingStore(tmp_path / "s", max_bytes=value)
 
@@ -234,7 +236,7 @@ def test_another_type_than_a_store_is_refused(wrong: Any) -> None:
 
 
 @pytest.mark.parametrize("content", [b"hello, this is a diary" * 100, b"hello", b"S", None])
-def test_another_programs_file_is_left_alone(tmp_path: Path, content: bytes | None) -> None:
+def test_another_programs_file_is_not_changed(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "file"
     if content is None:
         with sqlite3.connect(path) as connection:
@@ -281,7 +283,7 @@ def test_a_deleted_file_is_created_again(tmp_path: Path) -> None:
     assert len(store.get(SPACE, texts, 768)[0]) == 3
 
 
-def test_another_process_may_put_the_file_aside(tmp_path: Path) -> None:
+def test_another_process_may_rename_the_file(tmp_path: Path) -> None:
     store, texts, vectors = filled(tmp_path / "s", 3)
     store.path.rename(tmp_path / "elsewhere")
     other = EmbeddingStore(store.path)
@@ -289,14 +291,14 @@ def test_another_process_may_put_the_file_aside(tmp_path: Path) -> None:
     assert store.get(SPACE, texts, 768)[0] == [0]
 
 
-def test_a_folder_in_the_way(tmp_path: Path) -> None:
+def test_a_folder_at_the_path(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="embedding store") as caught:
         EmbeddingStore(tmp_path).get(SPACE, ["x"], 768)
     assert isinstance(caught.value.__cause__, OSError)
 
 
 def in_a_child(check: Callable[[], None]) -> None:
-    """Run a check in a fork of its own, whose limits and user it may change."""
+    """Run a check in its own fork, in which it may change limits and user."""
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -311,7 +313,7 @@ def in_a_child(check: Callable[[], None]) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
-def test_a_read_only_file_is_refused_before_the_model_works(tmp_path: Path) -> None:
+def test_a_read_only_file_is_refused_before_computing(tmp_path: Path) -> None:
     store, texts, _ = filled(tmp_path / "s", 3)
     store.close()
     store.path.chmod(0o444)
@@ -387,7 +389,7 @@ def test_processes_share_a_store(tmp_path: Path) -> None:
     assert found.tobytes() == np.array([vector_of(texts[row]) for row in rows]).tobytes()
 
 
-def test_a_fork_opens_the_file_for_itself(tmp_path: Path) -> None:
+def test_a_fork_opens_its_own_connection(tmp_path: Path) -> None:
     store, texts, vectors = filled(tmp_path / "s", 3)
 
     def check() -> None:
@@ -398,7 +400,7 @@ def test_a_fork_opens_the_file_for_itself(tmp_path: Path) -> None:
     assert len(store.get(SPACE, [*texts, "child"], 768)[0]) == 4
 
 
-def test_a_fork_waits_for_the_end_of_an_operation(tmp_path: Path) -> None:
+def test_a_fork_waits_until_an_operation_ends(tmp_path: Path) -> None:
     store, texts, vectors = filled(tmp_path / "s", 3)
     inside, forking = threading.Event(), threading.Event()
 
@@ -406,7 +408,7 @@ def test_a_fork_waits_for_the_end_of_an_operation(tmp_path: Path) -> None:
         connection.execute("BEGIN EXCLUSIVE")
         inside.set()
         forking.wait()
-        # Long enough for the fork, which otherwise carries the lock into the child.
+        # Long enough for the fork, which would otherwise copy the lock into the child.
         time.sleep(0.2)
         connection.execute("COMMIT")
 
@@ -425,7 +427,7 @@ def test_a_fork_waits_for_the_end_of_an_operation(tmp_path: Path) -> None:
     assert len(store.get(SPACE, [*texts, "child"], 768)[0]) == 4
 
 
-def test_pickles_and_copies_lead_to_the_same_file(tmp_path: Path) -> None:
+def test_pickles_and_copies_use_the_same_file(tmp_path: Path) -> None:
     store, texts, _ = filled(tmp_path / "s", 3)
     for twin in (pickle.loads(pickle.dumps(store)), copy.deepcopy(store)):
         assert len(twin.get(SPACE, texts, 768)[0]) == 3
@@ -452,7 +454,7 @@ def test_a_kill_between_batches_loses_nothing_committed(tmp_path: Path) -> None:
     assert killed.returncode == -9
     runtime = FakeRuntime()
     Embedder(runtime, store=path).embed(TEXTS)
-    # Five batches of three, but the first has one text only.
+    # Five batches of three, but the first has only one text.
     assert len(runtime.texts) == 40 - 13
 
 
@@ -468,7 +470,7 @@ def test_wrong_input_never_touches_the_store(fake: FakeRuntime, store: Embedding
     assert not store.path.exists()
 
 
-def test_the_stores_key_holds_all_of_the_identity(fake: FakeRuntime) -> None:
+def test_the_stores_key_contains_the_complete_identity(fake: FakeRuntime) -> None:
     # A field added to Identity later is part of the key by construction; ``source`` is not.
     assert {"model", "source", "revision", "runtime", "precision", "max_tokens"} == set(
         Identity.__dataclass_fields__

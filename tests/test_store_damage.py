@@ -1,4 +1,4 @@
-"""A damaged store: misses or right vectors, never an error, never a wrong vector."""
+"""A damaged store: misses or right vectors, never an error or a wrong vector."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ SPACE = "0123456789abcdef"
 PAGE = 16384
 
 
-class Sound:
-    """A sound store, of which damaged copies are made."""
+class Undamaged:
+    """An undamaged store, and damaged copies of it."""
 
     def __init__(self, path: Path, count: int) -> None:
         self.path = path
@@ -34,14 +34,14 @@ class Sound:
         self.bytes = path.read_bytes()
 
     def found_in(self, store: EmbeddingStore) -> list[int]:
-        """Rows that a store finds; checks their vectors."""
+        """Return the rows that a store finds; check their vectors."""
         rows, found = store.get(SPACE, self.texts, 768)
         assert found.tobytes() == self.vectors[rows].tobytes()
         assert len(set(rows)) == len(rows)
         return rows
 
     def left_by(self, damage: Callable[[bytearray], None]) -> list[int]:
-        """Rows found in a damaged copy; checks that the copy works again."""
+        """Return the rows found in a damaged copy; check that the copy works again."""
         path = self.path.with_name("copy")
         data = bytearray(self.bytes)
         damage(data)
@@ -49,7 +49,7 @@ class Sound:
         store = EmbeddingStore(path)
         left = self.found_in(store)
         lost = sorted(set(range(len(self.texts))) - set(left))
-        # Writing may meet damage that reading did not, and put the file aside.
+        # Writing may find damage that reading did not, and rename the file.
         for _ in range(3):
             store.put(SPACE, [self.texts[row] for row in lost], self.vectors[lost])
             lost = sorted(set(range(len(self.texts))) - set(self.found_in(store)))
@@ -64,13 +64,13 @@ class Sound:
 
 
 @pytest.fixture(scope="module")
-def few(tmp_path_factory: pytest.TempPathFactory) -> Sound:
-    return Sound(tmp_path_factory.mktemp("few") / "s", 20)
+def few(tmp_path_factory: pytest.TempPathFactory) -> Undamaged:
+    return Undamaged(tmp_path_factory.mktemp("few") / "s", 20)
 
 
 @pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory) -> Sound:
-    return Sound(tmp_path_factory.mktemp("many") / "s", 1500)
+def many(tmp_path_factory: pytest.TempPathFactory) -> Undamaged:
+    return Undamaged(tmp_path_factory.mktemp("many") / "s", 1500)
 
 
 def flip(*places: int, bit: int = 1) -> Callable[[bytearray], None]:
@@ -81,14 +81,14 @@ def flip(*places: int, bit: int = 1) -> Callable[[bytearray], None]:
     return damage
 
 
-def test_any_bit_of_the_header(few: Sound) -> None:
-    # And the first page's own header.
+def test_a_flipped_bit_in_the_header(few: Undamaged) -> None:
+    # And the header of the first page.
     for place in range(112):
         for bit in range(8):
             assert len(few.left_by(flip(place, bit=1 << bit))) in (0, 20), place
 
 
-def test_any_byte_of_the_schema(few: Sound) -> None:
+def test_a_changed_byte_in_the_schema(few: Undamaged) -> None:
     schema = few.bytes[:PAGE].rindex(b"\0" * 64) + 64
     assert few.bytes.index(b"CREATE TABLE") > schema
     # Another letter, and a byte that is not UTF-8.
@@ -96,22 +96,22 @@ def test_any_byte_of_the_schema(few: Sound) -> None:
         assert len(few.left_by(flip(place, bit=bit))) in (0, 20), place
 
 
-def test_a_bit_anywhere(many: Sound) -> None:
+def test_a_flipped_bit_anywhere(many: Undamaged) -> None:
     draw = random.Random(7)
     unharmed = 0
     for _ in range(100):
         place = draw.randrange(len(many.bytes))
         unharmed += len(many.left_by(flip(place, bit=1 << draw.randrange(8)))) >= 1490
-    # Most bits are a vector's.
+    # Most bits belong to vectors.
     assert unharmed > 90
 
 
-def test_bits_in_many_places(many: Sound) -> None:
+def test_flipped_bits_in_many_places(many: Undamaged) -> None:
     many.left_by(flip(*random.Random(8).sample(range(len(many.bytes)), 200)))
 
 
 def test_damaged_vectors_are_misses_and_the_others_are_found(
-    many: Sound, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    many: Undamaged, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     damaged = range(400, 1100)
     data = bytearray(many.bytes)
@@ -126,13 +126,13 @@ def test_damaged_vectors_are_misses_and_the_others_are_found(
     assert not caplog.records
 
 
-def test_an_index_that_leads_to_other_rows(few: Sound) -> None:
+def test_an_index_that_points_to_other_rows(few: Undamaged) -> None:
     (page,) = (
         place
         for place in range(2 * PAGE, len(few.bytes), PAGE)
         if few.bytes[place] == 10  # A leaf of an index.
     )
-    # Each entry ends with its row's id, after a header of the lengths of key and id.
+    # Each entry ends with its row's id, after a header with the lengths of key and id.
     keys = [
         place
         for place in range(page, page + PAGE - 37)
@@ -148,11 +148,11 @@ def test_an_index_that_leads_to_other_rows(few: Sound) -> None:
     assert len(few.left_by(both_to_one_row)) == 19
 
 
-def test_a_damaged_file_is_put_aside(
-    many: Sound, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_a_damaged_file_is_renamed(
+    many: Undamaged, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path, aside = tmp_path / "s", tmp_path / "s.damaged"
-    # Twice, and the second one takes the place of the first.
+    # Twice, and the second one replaces the first.
     for number in (1, 2):
         data = bytearray(many.bytes)
         data[number * PAGE :] = b"\xff" * (len(data) - number * PAGE)
@@ -168,7 +168,7 @@ def test_a_damaged_file_is_put_aside(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_truncated_file_is_put_aside(many: Sound, tmp_path: Path) -> None:
+def test_a_truncated_file_is_renamed(many: Undamaged, tmp_path: Path) -> None:
     path = tmp_path / "s"
     for size in (100, PAGE, PAGE + 1, len(many.bytes) // 2, len(many.bytes) - PAGE):
         path.write_bytes(many.bytes[:size])
@@ -177,13 +177,13 @@ def test_a_truncated_file_is_put_aside(many: Sound, tmp_path: Path) -> None:
         (tmp_path / "s.damaged").unlink()
 
 
-def test_a_first_page_that_is_gone_is_refused(many: Sound, tmp_path: Path) -> None:
+def test_a_file_without_its_first_page_is_refused(many: Undamaged, tmp_path: Path) -> None:
     (tmp_path / "s").write_bytes(bytes(PAGE) + many.bytes[PAGE:])
     with pytest.raises(StoreError, match="first page"):
         EmbeddingStore(tmp_path / "s").get(SPACE, many.texts, 768)
 
 
-def test_a_store_of_another_version_is_left_alone(tmp_path: Path) -> None:
+def test_a_store_of_another_version_is_not_changed(tmp_path: Path) -> None:
     path = tmp_path / "s"
     EmbeddingStore(path).stats()
     with sqlite3.connect(path) as connection:
@@ -197,7 +197,9 @@ def test_a_store_of_another_version_is_left_alone(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_is_written_to_a_file_put_aside_is_written_again(few: Sound, tmp_path: Path) -> None:
+def test_vectors_written_to_a_renamed_file_are_written_again(
+    few: Undamaged, tmp_path: Path
+) -> None:
     path = tmp_path / "s"
     path.write_bytes(few.bytes)
     runs = 0
@@ -212,29 +214,29 @@ def test_what_is_written_to_a_file_put_aside_is_written_again(few: Sound, tmp_pa
     assert runs == 2
 
 
-def test_the_new_file_of_another_process_is_not_put_aside(few: Sound, tmp_path: Path) -> None:
+def test_the_new_file_of_another_process_is_not_renamed(few: Undamaged, tmp_path: Path) -> None:
     path = tmp_path / "s"
     path.write_bytes(few.bytes)
     store = EmbeddingStore(path)
     runs = 0
 
-    def meet_damage(connection: sqlite3.Connection) -> None:
+    def find_damage(connection: sqlite3.Connection) -> None:
         nonlocal runs
         runs += 1
         if runs == 1:
-            # Another process meets it too, and is faster.
+            # Another process finds it as well, and is faster.
             database.put_aside(path)
             path.write_bytes(few.bytes)
-            raise database.Damaged("as a test has it")
+            raise database.Damaged("damaged by the test")
 
-    store._run(meet_damage)
+    store._run(find_damage)
     assert runs == 2
     assert len(few.found_in(store)) == 20
 
 
 @pytest.mark.timeout(20)
-def test_inode_numbers_that_change_by_themselves(
-    few: Sound, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_changing_inode_numbers(
+    few: Undamaged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     numbers = itertools.count()
     monkeypatch.setattr(database, "file_id", lambda _: (0, next(numbers)))
@@ -248,12 +250,12 @@ def test_inode_numbers_that_change_by_themselves(
     assert len(few.found_in(store)) == 20
 
 
-def test_damage_that_stays_is_an_error(few: Sound, tmp_path: Path) -> None:
+def test_permanent_damage_is_an_error(few: Undamaged, tmp_path: Path) -> None:
     path = tmp_path / "s"
     path.write_bytes(few.bytes)
 
-    def meet_damage(connection: sqlite3.Connection) -> None:
-        raise database.Damaged("as a test has it")
+    def find_damage(connection: sqlite3.Connection) -> None:
+        raise database.Damaged("damaged by the test")
 
-    with pytest.raises(StoreError, match="as a test has it"):
-        EmbeddingStore(path)._run(meet_damage)
+    with pytest.raises(StoreError, match="damaged by the test"):
+        EmbeddingStore(path)._run(find_damage)

@@ -1,4 +1,4 @@
-"""The in-process runtime: what it refuses, and how it behaves among threads and processes."""
+"""The in-process runtime: refused models, threads and processes."""
 
 from __future__ import annotations
 
@@ -201,26 +201,26 @@ REFUSED: dict[str, tuple[Damage, type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("damage", REFUSED)
-def test_a_checkpoint_that_would_be_wrong_is_refused(copied: Path, damage: str) -> None:
+def test_an_unsupported_checkpoint_is_refused(copied: Path, damage: str) -> None:
     change, kind, message = REFUSED[damage]
     change(copied)
     with pytest.raises(kind, match=message):
         embed(copied)
 
 
-def test_a_stack_with_causal_attention_is_refused(
+def test_a_transformers_version_with_causal_attention_is_refused(
     narrow: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # As an old stack does: the config says bidirectional, and the model does not listen.
+    # Like an old version: the config says bidirectional, and the model ignores it.
     from transformers.models.gemma3 import configuration_gemma3
 
     real = configuration_gemma3.Gemma3TextConfig.__post_init__
 
-    def deaf(self: object, **kwargs: object) -> None:
+    def causal(self: object, **kwargs: object) -> None:
         real(self, **kwargs)
         self.use_bidirectional_attention = False
 
-    monkeypatch.setattr(configuration_gemma3.Gemma3TextConfig, "__post_init__", deaf)
+    monkeypatch.setattr(configuration_gemma3.Gemma3TextConfig, "__post_init__", causal)
     with pytest.raises(WrongModel, match=r"causal attention.*pip install -U"):
         embed(narrow)
 
@@ -238,30 +238,30 @@ def test_a_stack_with_causal_attention_is_refused(
         ({"dtype": torch.float64}, "is unknown; use 'float32' or 'bfloat16'"),
     ],
 )
-def test_a_bad_option_is_refused_at_once(options: dict[str, str], message: str) -> None:
+def test_a_bad_option_is_refused_by_the_constructor(options: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         TransformersRuntime(**options)
 
 
 @pytest.mark.parametrize("device", ["cuda:9", "nonsense"])
-def test_a_device_that_is_not_there_is_refused(narrow: Path, device: str) -> None:
+def test_a_missing_device_is_refused(narrow: Path, device: str) -> None:
     runtime = TransformersRuntime(narrow, device=device)
     with pytest.raises(ConfigurationError, match="cannot be used by this build"):
         Embedder(runtime).embed(["a"])
 
 
-def test_a_revision_of_a_folder_is_refused(narrow: Path) -> None:
+def test_a_revision_for_a_folder_is_refused(narrow: Path) -> None:
     with pytest.raises(ConfigurationError, match="is a folder"):
         embed(narrow, revision="main")
 
 
 @pytest.mark.parametrize("model", ["./nowhere", "/no/such/folder", "just-a-name", "a/b/c"])
-def test_a_folder_that_is_not_there_is_named(model: str) -> None:
+def test_a_missing_folder_is_named(model: str) -> None:
     with pytest.raises(ModelNotFound, match="neither an existing folder nor a hub id"):
         embed(model)
 
 
-def test_missing_packages_are_named_with_the_command(
+def test_missing_packages_are_named_with_the_install_command(
     narrow: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "safetensors", None)
@@ -274,7 +274,7 @@ def test_nothing_is_loaded_before_the_first_text(tmp_path: Path) -> None:
     assert embedder.embed([]).shape == (0, 768)
 
 
-def test_not_a_number_is_named(copied: Path) -> None:
+def test_a_nan_vector_names_its_text(copied: Path) -> None:
     weights = load_file(copied / "model.safetensors")
     poisoned = TransformersRuntime(copied, device="cpu")
     token = poisoned._load().tokenize(["☠"])[0][1]
@@ -291,7 +291,9 @@ def test_special_tokens_in_a_text_are_text(local: TransformersRuntime) -> None:
     assert special > plain + 2
 
 
-def test_a_fine_tunes_prompts_win_visibly(copied: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_fine_tunes_prompts_are_used_and_logged(
+    copied: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     own = checkpoints.PROMPTS | {"query": "ask: "}
     checkpoints.edit_json(copied / "config_sentence_transformers.json", prompts=own)
     tuned = Embedder(TransformersRuntime(copied, device="cpu"))
@@ -327,7 +329,7 @@ def test_copies_share_the_loaded_model(
     assert shared(local) is local
 
 
-def test_a_pickle_carries_settings_and_no_weights(local: TransformersRuntime) -> None:
+def test_a_pickle_contains_settings_but_not_weights(local: TransformersRuntime) -> None:
     expected = Embedder(local).embed(["a"])
     data = pickle.dumps(local)
     assert len(data) < 20_000
@@ -347,7 +349,7 @@ def test_a_spawned_process_gives_the_same_vectors(local: TransformersRuntime) ->
     np.testing.assert_allclose(theirs, embedder.embed(["a", "b"]), atol=1e-6)
 
 
-def test_threads_get_the_vectors_that_one_would(narrow: Path) -> None:
+def test_threads_get_the_same_vectors_as_one(narrow: Path) -> None:
     runtime = TransformersRuntime(narrow, device="cpu")
     embedder = Embedder(runtime)
     start = threading.Barrier(8)
@@ -373,9 +375,7 @@ def test_the_model_is_loaded_once(narrow: Path, monkeypatch: pytest.MonkeyPatch)
     assert len(loads) == 1
 
 
-def test_no_bar_and_no_output_while_loading(
-    narrow: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_loading_prints_nothing(narrow: Path, capfd: pytest.CaptureFixture[str]) -> None:
     embed(narrow)
     captured = capfd.readouterr()
     assert captured.out == ""

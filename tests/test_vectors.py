@@ -13,7 +13,7 @@ SIZES = st.lists(st.integers(0, 50), max_size=40)
 
 
 @given(SIZES, st.integers(1, 8), st.integers(1, 100), st.booleans())
-def test_a_plan_holds_every_row_once_and_keeps_its_bounds(
+def test_a_plan_contains_every_row_once_within_its_bounds(
     sizes: list[int], max_items: int, max_size: int, padded: bool
 ) -> None:
     batches = plan_batches(sizes, max_items, max_size, padded=padded)
@@ -35,16 +35,16 @@ def test_padding_counts() -> None:
 
 
 @pytest.mark.parametrize("dimensions", [768, 512, 256, 128])
-def test_a_cut_is_the_beginning_with_unit_length(dimensions: int) -> None:
+def test_a_cut_is_the_normalised_beginning(dimensions: int) -> None:
     vectors = np.random.default_rng(0).normal(size=(5, 768)).astype(np.float32)
-    kept = cut(vectors, dimensions)
-    assert kept.dtype == np.float32
-    assert kept.shape == (5, dimensions)
-    np.testing.assert_allclose(np.linalg.norm(kept, axis=1), 1, atol=1e-6)
-    cosines = (kept * vectors[:, :dimensions]).sum(1)
+    shortened = cut(vectors, dimensions)
+    assert shortened.dtype == np.float32
+    assert shortened.shape == (5, dimensions)
+    np.testing.assert_allclose(np.linalg.norm(shortened, axis=1), 1, atol=1e-6)
+    cosines = (shortened * vectors[:, :dimensions]).sum(1)
     np.testing.assert_allclose(cosines, np.linalg.norm(vectors[:, :dimensions], axis=1), rtol=1e-5)
 
 
-def test_cutting_in_steps_is_cutting_at_once() -> None:
+def test_cutting_in_steps_equals_cutting_once() -> None:
     vectors = np.random.default_rng(1).normal(size=(3, 768)).astype(np.float32)
     np.testing.assert_allclose(cut(cut(vectors, 512), 128), cut(vectors, 128), atol=1e-7)

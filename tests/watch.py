@@ -1,8 +1,7 @@
-"""Programs that run with every way out of this machine watched.
+"""Run programs and watch all their connections.
 
-Python calls an audit hook for each connection, datagram and look-up of a name, whoever makes it.
-What does not stay on this machine is refused and written down, and the test fails even if the
-library that tried does not mind.
+Python calls an audit hook for each connection, datagram and name look-up of any library. Those to
+another machine are refused and logged, and the test fails even if the library ignores the error.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ _HOOK = """if True:
         exec(sys.argv[0])
     """
 
-# What users have not set, they have not set here.
+# Variables that users have not set are not set here either.
 _UNSET = ("HF_", "TRANSFORMERS_", "ANONYMIZED_", "DO_NOT_TRACK", "LANGSMITH", "LANGCHAIN", "OLLAMA")
 
 
@@ -48,7 +47,7 @@ def run(arguments: list[str], folder: Path, **environment: str) -> subprocess.Co
 
     Args:
         arguments: A path that ends in .py and its arguments, or code.
-        folder: Where it runs, and keeps a hub's cache.
+        folder: Its working folder, with the hub's cache.
         **environment: More variables.
     """
     clean = {name: value for name, value in os.environ.items() if not name.startswith(_UNSET)}

@@ -1,4 +1,4 @@
-"""The packed forward pass: transformers' vectors on many shapes, and never others."""
+"""The packed forward pass: transformers' vectors on many shapes, or it is not used."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from gemma_fast.attention import FlexAttention, GroupedAttention, groups_of
 from gemma_fast.errors import Unsupported
 from gemma_fast.packed import PackedForward
 
-# Compiling is for a GPU; what it computes is the same.
+# Compilation is for GPUs; uncompiled, it computes the same.
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
 CPU = torch.device("cpu")
@@ -37,12 +37,12 @@ SHAPES = {
     "one head": (2, 1, 1, 64, 24, 5),
     "narrow window": (12, 3, 1, 16, 96, 2),
 }
-# Alone, short, equal neighbours, and round the widest window.
+# Alone, short, of equal length, and around the widest window.
 BATCHES = ([3], [1, 2, 3], [5, 5, 5], [300, 7, 7, 30], [258, 257, 256, 4], [900, 513])
 
 
 def stock(shape: str, dtype: torch.dtype = torch.float32, **changes: Any) -> StockForward:
-    """A random network, its norms far from their initial zeros."""
+    """A random network with norms far from their initial zeros."""
     layers, heads, key_heads, size, hidden, window = SHAPES[shape]
     generator = torch.Generator().manual_seed(layers)
     options: dict[str, Any] = {
@@ -78,7 +78,7 @@ def tokens(lengths: list[int]) -> list[list[int]]:
 
 @pytest.mark.parametrize("attention", ["grouped", "flex"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_vectors_are_those_of_transformers(shape: str, attention: str) -> None:
+def test_vectors_are_equal_to_those_of_transformers(shape: str, attention: str) -> None:
     reference = stock(shape)
     batches = [tokens(lengths) for lengths in (BATCHES if attention == "grouped" else BATCHES[2:4])]
     expected = [reference(batch) for batch in batches]
@@ -87,7 +87,7 @@ def test_vectors_are_those_of_transformers(shape: str, attention: str) -> None:
         torch.testing.assert_close(packed(batch), vectors, atol=2e-6, rtol=0)
 
 
-def test_without_onednn_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vectors_are_the_same_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "_onednn", lambda _: None)
     reference = stock("two key heads")
     batch = tokens([70, 3, 3])
@@ -106,8 +106,8 @@ def test_a_network_without_dense_layers() -> None:
     torch.testing.assert_close(packed(batch), expected, atol=2e-6, rtol=0)
 
 
-def test_a_window_is_counted_from_token_to_token() -> None:
-    # One text, window 2: tokens see themselves and their neighbours, beyond a block's edge too.
+def test_the_window_counts_tokens_in_both_directions() -> None:
+    # One text, window 2: tokens see themselves and their neighbours, also across a block's edge.
     length = 300
     value = torch.eye(length)[:, None, :]
     flat = torch.zeros(length, 1, length)
@@ -137,7 +137,7 @@ def test_texts_longer_than_the_window_are_not_padded() -> None:
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_bfloat16(monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
-    # A processor that has it computes in it; another in float32, of a table in bfloat16.
+    # Computed in bfloat16 if the processor supports it, else in float32 from a bfloat16 table.
     monkeypatch.setattr(verification, "has_fast_bfloat16", lambda _: fast)
     monkeypatch.setattr(linear, "_onednn", lambda _: None)
     batch = tokens([300, 7, 7, 30])
@@ -160,7 +160,7 @@ def test_bfloat16(monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
         ({"attn_logit_softcapping": 50.0}, "it caps attention scores"),
     ],
 )
-def test_a_network_it_does_not_know_is_left_to_transformers(
+def test_an_unknown_network_falls_back_to_transformers(
     caplog: pytest.LogCaptureFixture, changes: dict[str, Any], reason: str
 ) -> None:
     known = stock("one head", **changes)
@@ -171,7 +171,7 @@ def test_a_network_it_does_not_know_is_left_to_transformers(
     assert reason in record.getMessage()
 
 
-def test_another_class_is_unknown() -> None:
+def test_an_unknown_class_is_unsupported() -> None:
     backbone = stock("one head").backbone
     backbone.__class__ = type("Gemma9TextModel", (Gemma3TextModel,), {})
     with pytest.raises(Unsupported, match="its class is Gemma9TextModel"):
@@ -190,7 +190,7 @@ SABOTAGE = {
 
 
 @pytest.mark.parametrize("what", SABOTAGE)
-def test_a_pass_that_is_wrong_is_caught(
+def test_a_wrong_forward_pass_is_detected(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, what: str
 ) -> None:
     class Sabotaged(PackedForward):
@@ -208,7 +208,7 @@ def test_a_pass_that_is_wrong_is_caught(
 
 
 class CompilationError(Exception):
-    """As Triton's and others' are: of no kind in common."""
+    """Like Triton's and others' errors: without a common base class."""
 
 
 UNEXPECTED = [
@@ -222,7 +222,7 @@ UNEXPECTED = [
 
 @pytest.mark.parametrize("when", ["packing", "computing"])
 @pytest.mark.parametrize("error", UNEXPECTED, ids=lambda error: type(error).__name__)
-def test_a_torch_without_what_it_needs_is_survived(
+def test_a_torch_build_without_a_needed_feature_falls_back(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception, when: str
 ) -> None:
     fail(monkeypatch, when, error)
@@ -250,7 +250,7 @@ EXHAUSTED = [
 
 @pytest.mark.parametrize("when", ["packing", "computing"])
 @pytest.mark.parametrize("error", EXHAUSTED, ids=lambda error: type(error).__name__)
-def test_memory_that_is_short_for_a_moment_does_not_make_it_slow_for_good(
+def test_a_temporary_lack_of_memory_does_not_disable_packing(
     narrow: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -269,13 +269,13 @@ def test_memory_that_is_short_for_a_moment_does_not_make_it_slow_for_good(
 
 
 def no_compiler(*arguments: object) -> None:
-    # In a circle with what was computed, as a compiler leaves it.
+    # In a reference cycle with the computed values, as a compiler leaves it.
     error = CompilationError("no compiler")
     raise error
 
 
 @pytest.mark.parametrize("when", ["packing", "computing", "comparing"])
-def test_the_weights_are_never_there_twice(monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+def test_weights_are_never_in_memory_twice(monkeypatch: pytest.MonkeyPatch, when: str) -> None:
     alive: list[weakref.ref[Any]] = []
     real = PackedForward.__init__
 
@@ -300,7 +300,7 @@ def test_the_weights_are_never_there_twice(monkeypatch: pytest.MonkeyPatch, when
     assert len(alive) == 5
 
 
-def test_on_a_gpu_the_second_way_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_falls_back_to_the_second_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[str] = []
 
     def call(self: PackedForward, sequences: list[list[int]]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The safetensors reader: what is in the files that it is given, or which file is wrong."""
+"""The safetensors reader: the tensors of the given files, or an error that names the file."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_tensors_and_rows_are_read(tmp_path: Path, dtype: torch.dtype) -> None:
         rows.take([0, 12])
 
 
-def test_only_the_files_named_are_read(tmp_path: Path) -> None:
+def test_only_the_named_files_are_read(tmp_path: Path) -> None:
     names = sorted(TENSORS)
     parts = [
         saved(tmp_path / f"{n}.safetensors", {f"model.{name}": TENSORS[name]})
@@ -53,7 +53,7 @@ def test_only_the_files_named_are_read(tmp_path: Path) -> None:
     assert list(Weights(parts[:1])) == names[:1]
 
 
-def test_a_tensor_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+def test_a_duplicate_tensor_is_refused(tmp_path: Path) -> None:
     files = [saved(tmp_path / f"{n}.safetensors", TENSORS) for n in "ab"]
     with pytest.raises(Damaged, match=r"a\.safetensors and b\.safetensors both hold"):
         Weights(files)
@@ -108,7 +108,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
         Weights([file])
 
 
-def test_a_file_cut_short_after_its_header_was_read_is_named(tmp_path: Path) -> None:
+def test_a_file_truncated_after_reading_its_header_is_named(tmp_path: Path) -> None:
     file = saved(tmp_path / "a.safetensors", TENSORS)
     weights = Weights([file])
     rows = Rows(weights["embed_tokens.weight"])
@@ -119,7 +119,7 @@ def test_a_file_cut_short_after_its_header_was_read_is_named(tmp_path: Path) -> 
         rows.take([11])
 
 
-def test_quantised_numbers_are_named(tmp_path: Path) -> None:
+def test_quantised_tensors_are_named(tmp_path: Path) -> None:
     file = saved(tmp_path / "a.safetensors", {"x": torch.ones(3)}, torch.int8)
     with pytest.raises(Damaged, match=r"stores x as I8.*before they were quantised"):
         Weights([file])

@@ -24,7 +24,7 @@ pytestmark = [
     ),
 ]
 
-# Of integration/testdata/embed.json in ollama/ollama, key "embeddinggemma", without a prompt.
+# From integration/testdata/embed.json in ollama/ollama, key "embeddinggemma", without a prompt.
 SKY = "why is the sky blue?"
 SKY_STARTS = (-0.12450384, -0.008483137, 0.07272157, 0.03808375, 0.0027417676, 0.047930364)
 
@@ -52,7 +52,7 @@ def embedded(runtime: OllamaRuntime, texts: list[str]) -> Vectors:
     return vectors
 
 
-def test_the_server_is_one_to_trust(runtime: OllamaRuntime) -> None:
+def test_the_server_version_is_supported(runtime: OllamaRuntime) -> None:
     identity = runtime.identity
     assert len(identity.revision) == 64
     assert identity.runtime in ("ollama/era-bidirectional", "ollama/era-unknown")
@@ -67,7 +67,7 @@ def test_ollama_s_own_golden_vector(runtime: OllamaRuntime) -> None:
     assert np.abs(start - golden).max() < 0.02
 
 
-def test_the_planets(runtime: OllamaRuntime) -> None:
+def test_planets(runtime: OllamaRuntime) -> None:
     prompts = runtime.prompts
     query = prompts.prompted(PLANET_QUERY, "query")
     documents = [prompts.prompted(text, "document") for text in PLANETS]
@@ -76,14 +76,14 @@ def test_the_planets(runtime: OllamaRuntime) -> None:
     np.testing.assert_allclose(vectors[1:] @ vectors[0], PLANET_SCORES, atol=0.03)
 
 
-def test_a_text_beside_others_has_the_vector_it_has_alone(runtime: OllamaRuntime) -> None:
+def test_a_vector_does_not_depend_on_other_texts(runtime: OllamaRuntime) -> None:
     texts = [f"text {number} " + "word " * number for number in range(20)]
     together = embedded(runtime, texts)
     alone = np.concatenate([embedded(runtime, [text]) for text in texts[::5]])
     assert (together[::5] * alone).sum(axis=1).min() >= 0.9999
 
 
-def test_too_long_a_text_is_reported_or_cut(runtime: OllamaRuntime) -> None:
+def test_a_text_that_is_too_long_is_reported_or_truncated(runtime: OllamaRuntime) -> None:
     long = "word " * 3000
     outcomes = list(runtime.embed(["short", long]))
     assert [o for o in outcomes if isinstance(o, TooLong)] == [TooLong(1, None)]

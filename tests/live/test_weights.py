@@ -50,8 +50,8 @@ def test_planets(runtime: TransformersRuntime, dimensions: int, published: list[
     np.testing.assert_allclose(scores, published, atol=1e-3)
 
 
-def test_an_independent_export_starts_the_same(runtime: TransformersRuntime) -> None:
-    # The ONNX export's first numbers, as qdrant/fastembed's tests state them.
+def test_vectors_start_like_an_independent_export(runtime: TransformersRuntime) -> None:
+    # The ONNX export's first numbers, from qdrant/fastembed's tests.
     embedder = Embedder(runtime)
     document = [-0.08181356, 0.0214127, 0.05120273, -0.03690156, -0.0254504]
     query = [-0.22990295, 0.03311195, 0.04290345, -0.03558498, -0.01399477]
@@ -61,10 +61,10 @@ def test_an_independent_export_starts_the_same(runtime: TransformersRuntime) -> 
     np.testing.assert_allclose(embedder.embed_query("hello world")[:5], query, atol=1e-3)
 
 
-def test_the_lean_tokenizer_reads_gemmas_own(runtime: TransformersRuntime) -> None:
+def test_the_lean_tokenizer_reads_gemmas_tokenizer(runtime: TransformersRuntime) -> None:
     lean = OnnxRuntime(os.environ["GEMMA_EMBED_WEIGHTS"], precision="int8")._load().tokenize
     assert isinstance(lean, BpeTokenizer)
-    # The entry that crosses from one word into the next is ">▁</".
+    # The entry that spans two words is ">▁</".
     pieces = [">", " ", "</", "<", "/", "  ", "▁", "p", "> </", "</p>", "\n\n", "<b>", "é", "中"]
     source = random.Random(0)
     texts = ["".join(source.choices(pieces, k=source.randint(1, 30))) for _ in range(3000)]

@@ -1,4 +1,4 @@
-"""What users type where a runtime or an option belongs, and what they are told."""
+"""Values passed as a runtime or an option, and the errors for wrong ones."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from gemma_embed.runtimes.named import RUNTIMES
 
 
 class Mine(Runtime):
-    """A runtime of one's own that loads when it is looked at."""
+    """A custom runtime that loads when it is looked at."""
 
     model = EMBEDDINGGEMMA_300M
 
@@ -52,7 +52,7 @@ def test_a_name_opens_its_runtime(name: Any) -> None:
     assert again.settings == runtime.settings
 
 
-def test_an_object_is_taken_as_it_is() -> None:
+def test_a_runtime_object_is_used_unchanged() -> None:
     for runtime in (FakeRuntime(), Mine(), OnnxRuntime("bundled")):
         assert open_runtime(runtime) is runtime  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="give it to the runtime"):
@@ -84,7 +84,9 @@ def test_an_object_is_taken_as_it_is() -> None:
         (lambda: "embeddinggemma", "runtime='ollama', model='embeddinggemma'"),
     ],
 )
-def test_what_is_no_runtime_is_told_what_to_type(make: Callable[[], Any], message: str) -> None:
+def test_a_value_that_is_not_a_runtime_is_an_error_with_the_right_call(
+    make: Callable[[], Any], message: str
+) -> None:
     given = make()
     for opens in (open_runtime, Embedder):
         with pytest.raises(ConfigurationError, match=message):
@@ -108,13 +110,13 @@ def test_what_is_no_runtime_is_told_what_to_type(make: Callable[[], Any], messag
         ("colour", "unknown"),
     ],
 )
-def test_an_unknown_option_is_told_where_it_belongs(option: str, advice: str) -> None:
+def test_an_unknown_option_is_an_error_that_says_where_it_belongs(option: str, advice: str) -> None:
     with pytest.raises(ConfigurationError, match=rf"Here does not take {option} .*{advice}") as e:
         reject_unknown({option: "hf_canary"}, "Here")
     assert "canary" not in str(e.value)
 
 
-def test_each_runtime_says_what_it_does_not_take() -> None:
+def test_each_runtime_names_the_options_it_does_not_take() -> None:
     with pytest.raises(ConfigurationError, match=r"TransformersRuntime does not take host"):
         TransformersRuntime(host="x")  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match=r"OnnxRuntime does not take device, dtype"):
@@ -123,7 +125,7 @@ def test_each_runtime_says_what_it_does_not_take() -> None:
         open_runtime({"runtime": "onnx", "device": "cpu"})
 
 
-def test_an_error_inside_a_constructor_is_not_taken_for_an_unknown_option(
+def test_an_error_inside_a_constructor_is_not_an_unknown_option(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Broken(Mine):

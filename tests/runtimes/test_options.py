@@ -1,4 +1,4 @@
-"""Checks of constructor arguments, and values that each process makes for itself."""
+"""Checks of constructor arguments, and values that each process creates itself."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SECRET = "canary-of-a-token-7f3a"
     ("kinds", "value"),
     [((str, None), None), ((str, None), "a"), ((int,), 3), ((str, Path), Path("a"))],
 )
-def test_kinds_that_pass(kinds: tuple[Any, ...], value: object) -> None:
+def test_accepted_types(kinds: tuple[Any, ...], value: object) -> None:
     check_kind("option", value, *kinds)
 
 
@@ -41,7 +41,7 @@ def test_kinds_that_pass(kinds: tuple[Any, ...], value: object) -> None:
         ((str,), dict, "option must be str, not the class dict"),
     ],
 )
-def test_kinds_that_do_not(kinds: tuple[Any, ...], value: object, message: str) -> None:
+def test_refused_types(kinds: tuple[Any, ...], value: object, message: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         check_kind("option", value, *kinds)
     assert str(caught.value) == message
@@ -79,7 +79,7 @@ def test_choices_are_listed(value: Any) -> None:
 
 
 class TestPerProcess:
-    def test_made_once_however_many_threads_ask(self) -> None:
+    def test_it_is_made_once_for_many_threads(self) -> None:
         made: list[object] = []
 
         def make() -> object:
@@ -111,7 +111,7 @@ class TestPerProcess:
             value.get()
         assert value.get() == "made"
 
-    def test_cleared_it_is_made_again(self) -> None:
+    def test_it_is_made_again_after_clear(self) -> None:
         value = PerProcess(object)
         first = value.get()
         value.clear()
@@ -120,7 +120,7 @@ class TestPerProcess:
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
     @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-    def test_a_forked_child_makes_its_own_even_if_a_thread_had_the_lock(self) -> None:
+    def test_a_forked_child_makes_its_own_even_if_a_thread_has_the_lock(self) -> None:
         slow = threading.Event()
         value = PerProcess(lambda: (slow.wait(10), os.getpid())[1])
         thread = threading.Thread(target=value.get)

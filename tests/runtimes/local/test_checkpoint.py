@@ -1,4 +1,4 @@
-"""What was judged is what is loaded: one list of files, whatever else lies in the folder."""
+"""Only the checked files are loaded, whatever else is in the folder."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def vectors_of(kind: Any, folder: Path) -> np.ndarray:
     return Embedder(kind(folder)).embed(TEXTS)
 
 
-# Backups, other formats, training's remains, other tools' files: name, and what is in it.
+# Backups, other formats, training files, other tools' files: name and content.
 FOREIGN = [
     "model_old.safetensors",
     "model-old.safetensors",
@@ -103,7 +103,7 @@ def put(folder: Path, name: str, other: Path) -> None:
 
 
 @pytest.mark.parametrize("shards", [1, 3])
-def test_foreign_files_change_nothing(
+def test_unrelated_files_change_nothing(
     narrow: Path, other: Path, tmp_path: Path, shards: int
 ) -> None:
     shape = checkpoints.SHAPES["narrow"]
@@ -126,7 +126,7 @@ def test_foreign_files_change_nothing(
         assert Embedder(kind(littered)).fingerprint == Embedder(kind(clean)).fingerprint
 
 
-def test_foreign_files_near_a_published_graph_change_nothing(folder: Path) -> None:
+def test_unrelated_files_next_to_a_published_graph_change_nothing(folder: Path) -> None:
     (folder / "onnx").mkdir()
     parts = ["model.onnx", "model.onnx_data", "model.onnx_data_1"]
     for name in parts:
@@ -144,7 +144,7 @@ def test_foreign_files_near_a_published_graph_change_nothing(folder: Path) -> No
 
 
 @pytest.mark.parametrize("part", ["model.safetensors", "2_Dense/model.safetensors"])
-def test_the_judged_files_are_those_that_count(folder: Path, other: Path, part: str) -> None:
+def test_the_checked_files_decide_the_vectors(folder: Path, other: Path, part: str) -> None:
     before = {kind: (vectors_of(kind, folder), kind(folder).identity) for kind in KINDS}
     put(folder, part, other)
     for kind, (vectors, identity) in before.items():
@@ -238,7 +238,9 @@ REFUSED: dict[str, tuple[Callable[[Path], None], type[ModelError], str]] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_would_be_loaded_otherwise_is_refused(folder: Path, name: str, kind: Any) -> None:
+def test_a_layout_that_would_load_differently_is_refused(
+    folder: Path, name: str, kind: Any
+) -> None:
     change, error, message = REFUSED[name]
     change(folder)
     with pytest.raises(error, match=message) as caught:
@@ -246,13 +248,13 @@ def test_what_would_be_loaded_otherwise_is_refused(folder: Path, name: str, kind
     assert str(folder) in str(caught.value)
 
 
-def test_transformers_sees_no_file_that_was_not_judged(
+def test_transformers_sees_only_checked_files(
     folder: Path, other: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runtime = TransformersRuntime(folder, device="cpu")
     expected = vectors_of(TransformersRuntime, folder)
-    assert runtime.prompts  # Judged.
-    # After that an adapter appears, where peft is installed, and a config.json that names weights.
+    assert runtime.prompts  # Checked.
+    # Then an adapter appears, with peft installed, and a config.json that names weights.
     monkeypatch.setattr("transformers.integrations.peft.is_peft_available", lambda: True)
     adapter(folder)
     put(folder, "model_old.safetensors", other)
@@ -261,7 +263,7 @@ def test_transformers_sees_no_file_that_was_not_judged(
     np.testing.assert_array_equal(Embedder(runtime).embed(TEXTS), expected)
 
 
-def test_a_gguf_folder_is_told_from_an_empty_one(tmp_path: Path) -> None:
+def test_a_gguf_folder_gets_its_own_error(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").touch()
     with pytest.raises(ModelNotFound, match=r"GGUF.*ollama create"):
         read(tmp_path)
@@ -282,7 +284,7 @@ def test_a_gguf_folder_is_told_from_an_empty_one(tmp_path: Path) -> None:
         (None, None, 64, 64),
     ],
 )
-def test_the_tokens_read_are_the_references(
+def test_the_token_limit_is_the_references(
     folder: Path, positions: object, sequence: object, tokenizer: object, expected: int
 ) -> None:
     checkpoints.edit_json(folder / "sentence_bert_config.json", max_seq_length=sequence)
@@ -294,7 +296,7 @@ def test_the_tokens_read_are_the_references(
 
 
 @pytest.mark.parametrize(("sequence", "tokenizer"), [(None, 64), (64, 2048), (2048, 64)])
-def test_long_texts_are_cut_where_the_reference_cuts(
+def test_long_texts_are_truncated_where_the_reference_truncates(
     folder: Path, sequence: object, tokenizer: object
 ) -> None:
     checkpoints.edit_json(folder / "sentence_bert_config.json", max_seq_length=sequence)
@@ -310,7 +312,7 @@ EMPTY = dict.fromkeys(checkpoints.PROMPTS, "")
 
 
 @pytest.mark.parametrize("prompts", [{"query": "", "document": ""}, EMPTY])
-def test_empty_prompts_are_a_default_and_no_statement(
+def test_empty_prompts_only_use_the_models_prompts(
     folder: Path, caplog: pytest.LogCaptureFixture, prompts: dict[str, str]
 ) -> None:
     checkpoints.edit_json(folder / "config_sentence_transformers.json", prompts=prompts)
@@ -333,7 +335,7 @@ def test_some_empty_prompts_are_named(folder: Path, caplog: pytest.LogCaptureFix
 
 
 class TestRevision:
-    """The hash of a local folder, computed once for the files as they are."""
+    """The hash of a local folder, computed once for unchanged files."""
 
     @pytest.fixture(autouse=True)
     def _settled(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,7 +343,7 @@ class TestRevision:
 
     @pytest.fixture
     def hashed(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-        """The files that are read to be hashed."""
+        """The files that were read for hashing."""
         names: list[str] = []
         real = revision._add
         monkeypatch.setattr(
@@ -356,7 +358,7 @@ class TestRevision:
         assert OnnxRuntime(folder).identity.revision == first
         assert len(hashed) == 5
 
-    def test_what_is_too_new_to_be_sure_of_is_not_cached(
+    def test_hashes_of_recently_changed_files_are_not_cached(
         self, folder: Path, hashed: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(revision, "_SETTLED", 2.0)
@@ -366,11 +368,11 @@ class TestRevision:
     @pytest.mark.parametrize(
         "name", ["config.json", "tokenizer.json", "model.safetensors", "3_Dense/model.safetensors"]
     )
-    def test_any_change_is_noticed(self, folder: Path, name: str) -> None:
+    def test_any_change_is_detected(self, folder: Path, name: str) -> None:
         path = folder / name
         before, times = read(folder).revision, path.stat()
         content = path.read_bytes()
-        # Same size, old time of change, in the same file: only the ctime tells.
+        # Same size, same mtime, same file: only the ctime differs.
         with path.open("r+b") as file:
             file.seek(-2, os.SEEK_END)
             file.write(b" }" if name.endswith("json") else b"\1\1")
@@ -390,7 +392,7 @@ class TestRevision:
         assert read(folder).revision == before
         assert entry.read_text() == before
 
-    def test_a_cache_that_cannot_be_written_is_done_without(
+    def test_an_unwritable_cache_is_not_needed(
         self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (tmp_path / "file").touch()
@@ -398,7 +400,7 @@ class TestRevision:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
         assert read(folder).revision == before
 
-    def test_what_changed_since_it_was_judged_has_no_name(self, folder: Path) -> None:
+    def test_files_changed_after_the_check_have_no_revision(self, folder: Path) -> None:
         seen = read(folder)
         (folder / "config.json").touch()
         with pytest.raises(ModelChanged):

@@ -1,27 +1,27 @@
-"""The fault matrix of this machine, L1 to L14: row by row what the caller gets.
+"""The fault matrix of this machine, L1 to L14: the required result of each row.
 
-| Row | Fault | Right |
+| Row | Fault | Required |
 | --- | --- | --- |
-| L1 | no weights, offline | ``ModelNotFound`` with place and command; the hub is not asked |
+| L1 | missing weights, offline | ``ModelNotFound`` with folder and command, no request |
 | L2 | a gated repository | ``ModelNotFound`` with licence and login; the token is never shown |
-| L3 | any file gone, cut, a pointer, a page, no JSON | ``ModelError``; fixed, it works |
-| L4 | pickled weights | refused unread; next to safetensors never opened |
-| L5 | float16 | refused with the reason; a checkpoint stored so is computed in float32 |
-| L6 | a device that is not there | ``ConfigurationError`` at first use, never another device |
+| L3 | a missing, truncated, pointer or HTML file | ``ModelError``; works once fixed |
+| L4 | pickled weights | refused without reading; never opened next to safetensors |
+| L5 | float16 | refused with the reason; a float16 checkpoint is computed in float32 |
+| L6 | a missing device | ``ConfigurationError`` at first use, never another device |
 | L7 | memory exhausted | halved down to one text, then ``OutOfMemory`` with its tokens |
-| L8 | Ctrl-C in mid batch | at once; what was finished is stored; the object stays usable |
-| L9 | fork, spawn, pickle, deepcopy, joblib | the same vectors or ``ConfigurationError``, no wait |
-| L10 | eight threads | the vectors that one would get, without a word on standard error |
-| L11 | folder changed or gone, full disk, cache not writable, no home | a clear error, no crash |
+| L8 | Ctrl-C during a batch | immediate; finished batches are stored; the object stays usable |
+| L9 | fork, spawn, pickle, deepcopy, joblib | the same vectors, or ``ConfigurationError`` at once |
+| L10 | eight threads | the vectors that one thread gets, nothing on standard error |
+| L11 | folder changed or missing, full disk, unwritable cache, no home | a clear error |
 | L12 | another model at the path | ``WrongModel`` |
-| L13 | NaN | ``BadResponse`` with the index; the good rows of its batch are stored |
-| L14 | an event loop | never blocked, not by loading either; cancelled at once |
+| L13 | NaN | ``BadResponse`` with the index; the valid rows of its batch are stored |
+| L14 | an event loop | never blocked, even while loading; immediate cancellation |
 
-Single cases of L3, L4, L12 and L13 are in ``test_transformers_runtime``, L1 and L2 against more of
-a hub's refusals in ``test_hub``, threads and copies of the adapters in their own files.
+More cases of L3, L4, L12 and L13 are in ``test_transformers_runtime``, more of a hub's refusals
+(L1, L2) in ``test_hub``, threads and copies of the adapters in their own files.
 
-One row differs from what a user may expect: a device is judged at first use, not by the
-constructor, which does not import torch.
+One row may be unexpected: a device is checked at first use, not by the constructor, which does not
+import torch.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fresh(function: Callable[..., Any], *arguments: object) -> Any:
-    """Run a function in a process in which torch has not computed yet."""
+    """Run a function in a process in which torch has not computed before."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "transformers.models.gemma3.modeling_gemma3"])
     with ProcessPoolExecutor(1, mp_context=context) as pool:
@@ -107,7 +107,7 @@ def fresh(function: Callable[..., Any], *arguments: object) -> Any:
 
 @contextmanager
 def limit(kind: int, most: int) -> Iterator[None]:
-    """Set one of the system's limits for this process."""
+    """Set a resource limit for this process."""
     before = resource.getrlimit(kind)
     resource.setrlimit(kind, (most, before[1]))
     try:
@@ -118,7 +118,7 @@ def limit(kind: int, most: int) -> Iterator[None]:
 
 @pytest.fixture
 def hub_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
-    """Sets the hub's address, and lets it be asked."""
+    """Sets the hub's address, and allows requests to it."""
 
     def at(endpoint: str) -> None:
         template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, endpoint)
@@ -186,7 +186,7 @@ FILES = [
     "tokenizer.json",
     "tokenizer_config.json",
 ]
-# Without these the model card's values hold.
+# Without these files the model card's values apply.
 OPTIONAL = {
     "config_sentence_transformers.json",
     "sentence_bert_config.json",
@@ -207,7 +207,7 @@ def test_l3_damaged(folder: Path, right: np.ndarray, name: str) -> None:
             with pytest.raises(ModelError) as caught:
                 embedder.embed(TEXTS)
             assert str(folder) in str(caught.value), damage
-        # Fixed, the same folder works: nothing half read is remembered.
+        # After the fix, the same folder works: an incomplete read is not cached.
         if file.is_dir():
             file.rmdir()
         file.unlink(missing_ok=True)
@@ -216,7 +216,7 @@ def test_l3_damaged(folder: Path, right: np.ndarray, name: str) -> None:
     np.testing.assert_allclose(embedder.embed(TEXTS), right, atol=1e-6)
 
 
-def test_l3_fixed_the_same_object_works(folder: Path, right: np.ndarray) -> None:
+def test_l3_the_same_object_works_after_a_fix(folder: Path, right: np.ndarray) -> None:
     embedder = Embedder(runtime(folder))
     for name in ("model.safetensors", "config.json"):
         (folder / name).rename(folder / "aside")
@@ -240,7 +240,7 @@ def test_l3_fixed_the_same_object_works(folder: Path, right: np.ndarray) -> None
         ("layer_types", ["a"]),
     ],
 )
-def test_l3_a_config_of_nonsense(folder: Path, key: str, value: object) -> None:
+def test_l3_an_invalid_config(folder: Path, key: str, value: object) -> None:
     checkpoints.edit_json(folder / "config.json", **{key: value})
     with pytest.raises(ModelCorrupt, match="download the model again"):
         Embedder(runtime(folder)).embed(["a"])
@@ -254,7 +254,7 @@ def test_l3_a_config_of_nonsense(folder: Path, key: str, value: object) -> None:
         ("config.json", "max_position_embeddings"),
     ],
 )
-def test_l3_a_length_of_nonsense(folder: Path, name: str, key: str, value: object) -> None:
+def test_l3_an_invalid_length(folder: Path, name: str, key: str, value: object) -> None:
     checkpoints.edit_json(folder / name, **{key: value})
     with pytest.raises(ModelCorrupt, match=f"{name} has a {key}"):
         Embedder(runtime(folder)).embed(["a"])
@@ -295,7 +295,7 @@ def test_l4_pickled(
 def test_l5_float16(folder: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"float16 overflows.*'float32' or 'bfloat16'"):
         runtime(folder, dtype="float16")
-    # Stored in half, as some conversions are, it is still computed in float32.
+    # A checkpoint stored in half precision is still computed in float32.
     checkpoints.edit_json(folder / "config.json", dtype="float16", torch_dtype="float16")
     vectors = []
     for stored in (torch.float16, torch.float32):
@@ -328,7 +328,7 @@ def test_l6_an_option_of_another_type(options: dict[str, Any]) -> None:
         TransformersRuntime(**options)
 
 
-# As Python says it, torch on a CPU and a GPU, oneDNN, and torch on Apple's.
+# Messages of Python, torch on a CPU and on a GPU, oneDNN, and torch on Apple's GPUs.
 EXHAUSTED = [
     MemoryError(),
     RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory"),
@@ -339,7 +339,7 @@ EXHAUSTED = [
 
 
 def limited(monkeypatch: pytest.MonkeyPatch, tokens: int, error: Exception) -> list[int]:
-    """Let a forward pass of more tokens fail; return the sizes tried."""
+    """Make forward passes with more tokens fail; return the attempted sizes."""
     tried: list[int] = []
     real = Network.forward
 
@@ -373,7 +373,7 @@ def test_l7_memory_exhausted(
     assert caught.value.__cause__ is error
 
 
-def test_l7_another_error_of_torch_is_not_taken_for_it(
+def test_l7_another_error_of_torch_is_not_out_of_memory(
     local: TransformersRuntime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried = limited(monkeypatch, 0, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
@@ -415,7 +415,7 @@ def _starved(folder: Path) -> list[int]:
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
 def test_l7_the_system_really_refuses(narrow: Path) -> None:
     sizes = fresh(_starved, narrow)
-    # All at once, then less, and at last all again.
+    # Everything at once, then smaller batches, and finally everything again.
     assert sizes[0] == sizes[-1] == 96
     assert min(sizes) < 96
 
@@ -460,7 +460,7 @@ def test_l9_pickle_copy_worker(local: TransformersRuntime, right: np.ndarray) ->
 
 @pytest.mark.parametrize("kind", [TransformersRuntime, OnnxRuntime])
 def test_l9_spawn(narrow: Path, right: np.ndarray, kind: Any) -> None:
-    # Loaded and computing here, and there from the settings alone.
+    # Loaded in this process; in the other, only from the settings.
     embedder = Embedder(kind(narrow))
     np.testing.assert_allclose(embedder.embed(TEXTS), right, atol=1e-5)
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -485,7 +485,7 @@ def _forks(folder: Path) -> list[str]:
     def fork(threads: int) -> str:
         child = os.fork()
         if child == 0:
-            # What stands still is ended.
+            # A process that hangs is killed.
             signal.alarm(30)
             torch.set_num_threads(threads)
             try:
@@ -512,7 +512,7 @@ def test_l9_fork(narrow: Path) -> None:
 
 
 def test_l10_threads(narrow: Path, right: np.ndarray, capfd: pytest.CaptureFixture[str]) -> None:
-    # Not loaded yet: they also meet in loading.
+    # Not loaded yet: the threads also load at the same time.
     embedder = Embedder(runtime(narrow))
     start = threading.Barrier(8)
 
@@ -542,7 +542,7 @@ def test_l10_one_thread_and_two_that_compute(narrow: Path, right: np.ndarray, ki
         np.testing.assert_allclose(vectors, right, atol=1e-5)
 
 
-def test_l11_folder_put_aside(folder: Path, right: np.ndarray) -> None:
+def test_l11_folder_moved_away(folder: Path, right: np.ndarray) -> None:
     embedder = Embedder(runtime(folder))
     embedder.embed(["a"])
     name = embedder.fingerprint
@@ -551,15 +551,13 @@ def test_l11_folder_put_aside(folder: Path, right: np.ndarray) -> None:
     assert embedder.fingerprint == name
 
 
-def test_l11_weights_put_in_the_place_of_others(
-    folder: Path, right: np.ndarray, tmp_path: Path
-) -> None:
+def test_l11_weights_replaced(folder: Path, right: np.ndarray, tmp_path: Path) -> None:
     embedder = Embedder(runtime(folder))
     embedder.embed(["a"])
     other = checkpoints.build(tmp_path / "other", checkpoints.SHAPES["narrow"], seed=1)
     (other / "model.safetensors").replace(folder / "model.safetensors")
     np.testing.assert_allclose(embedder.embed(TEXTS), right, atol=1e-6)
-    # But never under the name of the others.
+    # But never under the other weights' name.
     with pytest.raises(ModelChanged, match="make a new runtime"):
         _ = embedder.fingerprint
     assert not np.allclose(Embedder(runtime(folder)).embed(TEXTS), right, atol=0.1)
@@ -584,8 +582,8 @@ def _written_over(narrow: Path, place: Path) -> list[str]:
     return refused
 
 
-def test_l11_weights_written_over(narrow: Path, tmp_path: Path) -> None:
-    # In a process of its own: a mapped file that is cut short ends the process that reads on.
+def test_l11_weights_overwritten(narrow: Path, tmp_path: Path) -> None:
+    # In a process of its own: truncating a mapped file kills the process that reads it.
     assert len(fresh(_written_over, narrow, tmp_path)) == 4
 
 
@@ -602,7 +600,7 @@ def test_l11_changed_while_loading(folder: Path, monkeypatch: pytest.MonkeyPatch
         Embedder(runtime(folder)).embed(["a"])
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="limits are another thing there")
+@pytest.mark.skipif(sys.platform == "win32", reason="limits work differently there")
 def test_l11_cache_and_disk(
     narrow: Path,
     hub_home: Callable[[str], None],
@@ -624,7 +622,7 @@ def test_l11_cache_and_disk(
         ):
             embedder.embed(["a"])
         assert embedder.embed(["a"]).shape == (1, 768)
-    # And from now on without the hub.
+    # From now on without the hub.
     assert Embedder("transformers").embed(["a"]).shape == (1, 768)
 
 
@@ -685,7 +683,7 @@ def test_l13_nan(folder: Path, tmp_path: Path) -> None:
         with pytest.raises(BadResponse, match="NaN or infinity") as caught:
             embedder.embed(texts)
         assert caught.value.index == 2
-        # The long ones, computed first, and the good one of the last batch.
+        # The long ones, computed first, and the valid one of the last batch.
         assert store.stats().vectors == 3
         assert embedder.embed(["short"]).shape == (1, 768)
 
@@ -693,7 +691,7 @@ def test_l13_nan(folder: Path, tmp_path: Path) -> None:
 async def test_l14_the_loop_is_never_blocked(
     narrow: Path, right: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The loop itself lets each step go on: were it blocked, nothing would.
+    # The loop itself releases each step: a blocked loop would stop everything.
     steps = {name: threading.Event() for name in ("load", "compute")}
     reached: list[str] = []
     for name, method in (("load", "__init__"), ("compute", "forward")):
@@ -732,13 +730,13 @@ async def test_l14_cancelled(
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    # It came back while the forward pass still waits.
+    # It returned while the forward pass still waits.
     assert not go.is_set()
     go.set()
     np.testing.assert_allclose(await Embedder(local).aembed(TEXTS), right, atol=1e-6)
 
 
-def test_the_table_above_names_every_row_that_is_tested() -> None:
+def test_every_tested_row_is_in_the_table() -> None:
     tested = {name.split("_")[1].upper() for name in globals() if name.startswith("test_l")}
     assert tested == {f"L{number}" for number in range(1, 15)}
     assert all(f"| {row} |" in (__doc__ or "") for row in tested)

@@ -1,4 +1,4 @@
-"""From a hub id to a folder, against a hub on this machine that refuses in the real one's ways."""
+"""From a hub id to a folder, against a local hub with the real hub's refusals."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ except Exception as error:
 
 @contextmanager
 def hub(status: int, code: str | None) -> Iterator[tuple[str, list[str]]]:
-    """A hub that answers everything alike; yields its address and the paths asked for."""
+    """A hub with one answer to all requests; yields its address and the requested paths."""
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -117,7 +117,7 @@ def hub_with(checkpoint: Path) -> Iterator[str]:
 
 
 def run(home: Path, endpoint: str, **options: object) -> str:
-    # The hub's library reads its address when imported, so each case is a process.
+    # The hub's library reads its address when imported, so each case runs in a process.
     clean = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
     env = clean | {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "HF_TOKEN": "hf_canary"}
     done = subprocess.run(
@@ -142,7 +142,9 @@ def run(home: Path, endpoint: str, **options: object) -> str:
         (500, None, "the hub could not be reached"),
     ],
 )
-def test_a_refusal_names_all_ways_out(tmp_path: Path, status: int, code: str, message: str) -> None:
+def test_a_refusal_names_all_alternatives(
+    tmp_path: Path, status: int, code: str, message: str
+) -> None:
     with hub(status, code) as (endpoint, asked):
         output = run(tmp_path, endpoint)
     assert output.startswith("ModelNotFound")
@@ -179,7 +181,7 @@ def cached(home: Path, checkpoint: Path) -> Path:
     return snapshot
 
 
-def test_what_is_on_the_disk_is_used_without_asking(tmp_path: Path, narrow: Path) -> None:
+def test_a_cached_model_is_used_without_asking_the_hub(tmp_path: Path, narrow: Path) -> None:
     cached(tmp_path, narrow)
     with hub(500, None) as (endpoint, asked):
         output = run(tmp_path, endpoint)
@@ -187,7 +189,7 @@ def test_what_is_on_the_disk_is_used_without_asking(tmp_path: Path, narrow: Path
     assert asked == []
 
 
-def test_an_interrupted_download_is_not_taken_for_the_model(tmp_path: Path, narrow: Path) -> None:
+def test_an_interrupted_download_is_not_used_as_the_model(tmp_path: Path, narrow: Path) -> None:
     (cached(tmp_path, narrow) / "model.safetensors").unlink()
     with hub(500, None) as (endpoint, asked):
         output = run(tmp_path, endpoint)
@@ -240,14 +242,14 @@ def test_an_interrupted_download_is_resumed(
         at(endpoint)
         assert model_folder(GOOGLE, None, offline=False) == snapshot
     assert (snapshot / name).read_bytes() == (sharded / name).read_bytes()
-    # Complete now: the hub is not asked.
+    # Complete now: no request to the hub.
     with hub(500, None) as (endpoint, asked):
         at(endpoint)
         assert model_folder(GOOGLE, None, offline=False) == snapshot
     assert asked == []
 
 
-def test_a_repository_without_a_file_is_told_from_an_unreachable_hub(
+def test_a_missing_file_in_a_repository_and_an_unreachable_hub_are_distinguished(
     tmp_path: Path, sharded: Path, at: Callable[[str], None]
 ) -> None:
     less = Path(shutil.copytree(sharded, tmp_path / "less"))
@@ -264,7 +266,7 @@ def advice(model: str, *, offline: bool = True) -> str:
     return str(caught.value)
 
 
-def test_the_ways_out_are_those_of_the_model_that_was_named(at: Callable[[str], None]) -> None:
+def test_alternatives_are_those_of_the_named_model(at: Callable[[str], None]) -> None:
     gated = advice(GOOGLE)
     assert "accept the licence on https://huggingface.co/google/embeddinggemma-300m" in gated
     assert "ollama pull embeddinggemma:300m" in gated
@@ -276,7 +278,7 @@ def test_the_ways_out_are_those_of_the_model_that_was_named(at: Callable[[str], 
         assert "ollama" not in said
 
 
-def test_the_reason_for_not_asking_the_hub_is_told(
+def test_the_error_says_why_the_hub_was_not_asked(
     at: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "and offline=True" in advice("someone/model")
@@ -298,10 +300,10 @@ def test_the_reason_for_not_asking_the_hub_is_told(
         ("x/model.safetensors", r"is a file; name the model's folder, 'x'"),
     ],
 )
-def test_what_is_neither_folder_nor_hub_id_is_told_what_it_is(model: str, message: str) -> None:
+def test_a_name_that_is_neither_folder_nor_hub_id_is_explained(model: str, message: str) -> None:
     assert re.search(message, advice(model))
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
-def test_a_file_is_told_its_folder(narrow: Path, name: str) -> None:
+def test_a_file_is_an_error_that_names_its_folder(narrow: Path, name: str) -> None:
     assert f"is a file; name the model's folder, {str(narrow)!r}" in advice(str(narrow / name))

@@ -1,4 +1,4 @@
-"""Token ids page by page: every text once, long ones first, never all at once."""
+"""Token ids in pages: every text once, long ones first, never all at once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gemma_embed.runtimes.local.pages import token_pages
 
 
 class Characters:
-    """A token for each character, between two others; notes how much it was asked at once."""
+    """A token for each character, between two others; records the largest call."""
 
     def __init__(self) -> None:
         self.largest = 0
@@ -32,7 +32,7 @@ def _small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "_CHARACTERS", 60)
 
 
-def test_every_text_comes_once_and_few_at_a_time() -> None:
+def test_every_text_is_tokenised_once_and_few_at_a_time() -> None:
     texts = [chr(97 + i) * (i % 5) for i in range(23)]
     tokenize = Characters()
     found: dict[int, list[int]] = {}
@@ -44,14 +44,14 @@ def test_every_text_comes_once_and_few_at_a_time() -> None:
     assert tokenize.largest == 4
 
 
-def test_long_texts_bound_a_page_too() -> None:
+def test_long_texts_make_a_page_shorter() -> None:
     texts = ["a" * 25] * 6
     tokenize = Characters()
     sizes = [len(page) for page in token_pages(tokenize, texts, 30, truncate=False)]
     assert sizes == [2, 2, 2]
 
 
-def test_what_is_too_long_is_known_before_the_first_page() -> None:
+def test_texts_that_are_too_long_are_known_before_the_first_page() -> None:
     texts = ["a"] * 9 + ["b" * 9] + ["c"] * 9 + ["d" * 1000]
     outcomes = list(token_pages(Characters(), texts, 10, truncate=False))
     assert outcomes[:2] == [TooLong(9, 11), TooLong(19, None)]
@@ -59,7 +59,7 @@ def test_what_is_too_long_is_known_before_the_first_page() -> None:
     assert rows == [row for row in range(19) if row != 9]
 
 
-def test_a_cut_text_keeps_its_closing_token() -> None:
+def test_a_truncated_text_ends_with_its_closing_token() -> None:
     (page,) = token_pages(Characters(), ["abcdefghijk"], 5, truncate=True)
     assert page == {0: [2, ord("a"), ord("b"), ord("c"), 1]}
 
@@ -74,7 +74,7 @@ def test_vectors_do_not_depend_on_pages(
     np.testing.assert_allclose(small, Embedder(local).embed(texts), atol=1e-6)
 
 
-def test_a_long_text_on_the_last_page_stops_the_work_before_it_begins(
+def test_a_long_text_on_the_last_page_raises_before_computing(
     local: TransformersRuntime,
 ) -> None:
     done: list[int] = []

@@ -1,4 +1,4 @@
-"""A model is one row: another context, other prompts and widths, and no Dense layers."""
+"""A model is one row: here with another context, prompts and widths, without Dense layers."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def reference(folder: Path) -> SentenceTransformer:
 
 
 @pytest.mark.parametrize("kind", [TransformersRuntime, OnnxRuntime])
-def test_it_is_embedded_like_the_reference(
+def test_vectors_are_the_references(
     folder: Path, reference: SentenceTransformer, kind: Any
 ) -> None:
     embedder = Embedder(kind(folder), overlong="truncate")
@@ -81,7 +81,7 @@ def test_it_is_embedded_like_the_reference(
 
 
 @pytest.mark.parametrize("kind", [TransformersRuntime, OnnxRuntime])
-def test_widths_and_tasks_are_known_before_any_weights(
+def test_widths_and_tasks_are_known_before_loading(
     folder: Path, kind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kind, "_open", None)
@@ -93,17 +93,15 @@ def test_widths_and_tasks_are_known_before_any_weights(
     assert embedder.for_task("query").document_task == "document"
 
 
-def test_the_row_of_a_hub_id_goes_by_its_name() -> None:
+def test_a_hub_ids_row_is_found_by_its_name() -> None:
     assert TransformersRuntime("someone/second").model == SECOND
     assert OnnxRuntime("someone/fine-tune").model == EMBEDDINGGEMMA_300M
     assert TransformersRuntime("bundled").model.name == "gemma-embed-bundled"
 
 
 @pytest.mark.parametrize("kind", [TransformersRuntime, OnnxRuntime])
-def test_a_row_that_loading_contradicts_is_an_error_with_the_right_call(
-    tmp_path: Path, kind: Any
-) -> None:
-    # Taken for the first row, since nothing was there yet.
+def test_weights_of_another_row_are_an_error_with_the_right_call(tmp_path: Path, kind: Any) -> None:
+    # The first row is assumed, because the folder did not exist yet.
     runtime = kind(tmp_path / "later")
     assert runtime.model == EMBEDDINGGEMMA_300M
     folder = checkpoints.build(tmp_path / "later", SHAPE, context=700)

@@ -1,34 +1,34 @@
-"""The fault matrix of a server, O1 to O24: row by row what the caller gets, and what it costs.
+"""The fault matrix of a server, O1 to O24: the required result and cost of each row.
 
-| Row | Fault | Right |
+| Row | Fault | Required |
 | --- | --- | --- |
-| O1 | no server listens | repeated with pauses, ``ConnectionFailed`` with what to do |
-| O2 | the host's name is not known | the same class, one repeat |
-| O3 | reset before the answer | repeated |
-| O4 | reset in the body, truncated JSON, a wrong Content-Length | repeated, ``BadResponse`` |
-| O5 | a byte a second in headers or body | ``ServerTimeout`` at the deadline of it all |
-| O6 | a slow answer | vectors in time, ``ServerTimeout`` late; no thread left |
-| O7 | 500 once, always, with a page | repeated, ``ServerFailed`` with an excerpt |
-| O8 | NaN refused | divided, not repeated; ``BadResponse`` with the index |
+| O1 | no server listens | retried with pauses, ``ConnectionFailed`` with the fix |
+| O2 | an unknown host name | the same class, one retry |
+| O3 | reset before the answer | retried |
+| O4 | reset in the body, truncated JSON, a wrong Content-Length | retried, ``BadResponse`` |
+| O5 | a byte a second in headers or body | ``ServerTimeout`` at the total deadline |
+| O6 | a slow answer | vectors within the deadline, else ``ServerTimeout``; no thread left |
+| O7 | 500 once, always, with a page | retried, ``ServerFailed`` with an excerpt |
+| O8 | NaN refused | bisected, not retried; ``BadResponse`` with the index |
 | O9 | 503, 429, Retry-After | honoured up to a minute; ``ServerBusy`` |
-| O10 | an unknown model | ``ModelNotFound`` with the command, at once |
-| O11 | too long; a runner that dies of a text | ``InputTooLong``; ``ServerFailed``; the index |
-| O12 | 401, 403, 407, 413, 301 | at once; redirects not followed |
+| O10 | an unknown model | ``ModelNotFound`` with the command, immediately |
+| O11 | too long; a text that crashes the runner | ``InputTooLong``; ``ServerFailed``; the index |
+| O12 | 401, 403, 407, 413, 301 | immediate error; redirects not followed |
 | O13 | n - 1, n + 1, 0 vectors; none, null, strings, nested | ``BadResponse``, mostly of the gate |
-| O14 | another width, varying widths | ``BadResponse``, with the index if one text's is wrong |
-| O15 | NaN, Infinity, 1e309, null, zeros | ``BadResponse`` of the gate with the index |
-| O16 | vectors not of length 1 | given length 1 |
+| O14 | another width, varying widths | ``BadResponse``, with the index for one wrong vector |
+| O15 | NaN, Infinity, 1e309, null, zeros | ``BadResponse`` from the gate with the index |
+| O16 | vectors without unit length | normalised |
 | O17 | order | each text gets its own vector, alone or among others |
-| O18 | killed in a job of 5,000 texts, and back | all vectors, each right, few requests more |
+| O18 | killed and restarted in a job of 5,000 texts | all vectors right, few extra requests |
 | O19 | the model was unloaded | loaded again, slowly |
-| O20 | other weights, or another server, behind the name | ``ModelChanged``, and no vector of it |
+| O20 | other weights, or another server, behind the name | ``ModelChanged``, none of its vectors |
 | O21 | a gzip bomb, a body of a gigabyte | ``BadResponse`` after a few megabytes |
-| O22 | interrupted, cancelled | at once; the runtime stays usable |
+| O22 | interrupted, cancelled | immediate; the runtime stays usable |
 | O23 | a hundred threads; a fork | right vectors, bounded requests |
-| O24 | a proxy in the environment | not before this machine |
+| O24 | a proxy in the environment | not used for this machine |
 
-Each row has its bound: the time-outs of all its requests and a margin. Pauses are noted and not
-made; their sums have bounds of their own.
+Each row has a time limit: the time-outs of all its requests and a margin. Pauses are recorded but
+not made; their sums have their own limits.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ from gemma_embed.runtimes.remote.loop import LOOP
 
 pytestmark = pytest.mark.timeout(30)
 
-# Of equal length, so that they are sent in this order.
+# Of equal length, so they are sent in this order.
 TEXTS = ["the first text", "a poison in it", "the third text"]
 DROP = 60.0
 
@@ -105,7 +105,7 @@ def server() -> Iterator[OllamaServer]:
 
 @pytest.fixture(autouse=True)
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses between attempts, none of which is really made."""
+    """The pauses between attempts, recorded but not made."""
     made: list[float] = []
 
     async def pause(seconds: float, stop: asyncio.Event) -> bool:
@@ -117,7 +117,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def warm(server: OllamaServer, **options: Any) -> Embedder:
-    """An embedder that has checked the server and had the model loaded."""
+    """An embedder that has checked the server and loaded the model."""
     embedder = Embedder(OllamaRuntime(host=server.url, **options))
     embedder.embed(["first"])
     server.requests.clear()
@@ -129,32 +129,32 @@ def embeds(server: OllamaServer) -> int:
     return sum(request.path == "/api/embed" for request in server.requests)
 
 
-def literal(body: bytes | str, status: int = 200) -> faults.Lie:
+def literal(body: bytes | str, status: int = 200) -> faults.Alteration:
     data = body if isinstance(body, bytes) else body.encode()
     return lambda reply: Reply(status, data, JSON)
 
 
-def number(written: str) -> faults.Lie:
+def number(written: str) -> faults.Alteration:
     """Put a literal number into each vector."""
     row = "[" + ",".join([written] + ["0.1"] * 767) + "]"
 
-    def lie(reply: Reply) -> Reply:
+    def alteration(reply: Reply) -> Reply:
         count = len(json.loads(reply.body)["embeddings"])
         return Reply(200, ('{"embeddings":[' + ",".join([row] * count) + "]}").encode(), JSON)
 
-    return lie
+    return alteration
 
 
-def rows(change: Callable[[list[Any]], object]) -> faults.Lie:
+def rows(change: Callable[[list[Any]], object]) -> faults.Alteration:
     return faults.vectors(change)
 
 
-def always(lie: faults.Lie) -> Callable[[OllamaServer], None]:
-    return lambda server: server.answer(lie, times=None)
+def always(alteration: faults.Alteration) -> Callable[[OllamaServer], None]:
+    return lambda server: server.answer(alteration, times=None)
 
 
-def once(lie: faults.Lie) -> Callable[[OllamaServer], None]:
-    return lambda server: server.answer(lie, times=1)
+def once(alteration: faults.Alteration) -> Callable[[OllamaServer], None]:
+    return lambda server: server.answer(alteration, times=1)
 
 
 def failing(status: int, error: str = "", **options: Any) -> Callable[[OllamaServer], None]:
@@ -167,7 +167,7 @@ def poisoned(status: int, error: str) -> Callable[[OllamaServer], None]:
 
 @dataclass(frozen=True)
 class Row:
-    """A fault: how it comes about, and what must follow.
+    """A fault: its cause and the required result.
 
     Attributes:
         strike: Makes the server faulty.
@@ -189,7 +189,7 @@ class Row:
 
 
 SOON = {"timeout": 0.3}
-# What a loaded machine may take for a few requests to itself.
+# Time that a busy machine may take for a few local requests.
 MARGIN = 5.0
 ROWS = {
     "O1-refused": Row(lambda s: s.stop(), ConnectionFailed, 0, "ollama serve"),
@@ -227,7 +227,7 @@ ROWS = {
     "O7-500-always": Row(failing(500, "boom"), ServerFailed, 4, 'it says "boom"'),
     "O7-502-page": Row(failing(502, body="<p>Bad\x00 gateway</p>"), ServerFailed, 4, "Bad gateway"),
     "O7-504-page": Row(failing(504, body="<html>" + "x" * 999), ServerFailed, 4, "x" * 200 + '"'),
-    # 3 texts, then 1, 2, 1, 1: the one to blame is never asked about twice alone.
+    # 3 texts, then 1, 2, 1, 1: the faulty text is never sent twice alone.
     "O8-nan-refused": Row(poisoned(400, faults.NAN_REFUSED), BadResponse, 5, "num_gpu 0", 1),
     "O8-nan-unencodable": Row(poisoned(500, faults.NAN_UNENCODABLE), BadResponse, 5, "NaN", 1),
     "O9-503-once": Row(failing(503, faults.BUSY, times=1), None, 2),
@@ -246,7 +246,7 @@ ROWS = {
         "overlong='truncate'",
         1,
     ),
-    # Each list that has the text twice, the text alone four times.
+    # Each list with the text twice, the text alone four times.
     "O11-runner-dies-of-a-text": Row(
         poisoned(400, faults.RUNNER_EOF), ServerFailed, 10, "shorten or leave out", 1
     ),
@@ -257,7 +257,7 @@ ROWS = {
     "O12-403": Row(failing(403), ServerRefused, 1, "denies access"),
     "O12-404-path": Row(failing(404, "page not found"), ServerRefused, 1, "path included"),
     "O12-407": Row(failing(407), ServerRefused, 1, "denies access"),
-    # Divided, since one text may be the large one; the second refused alone ends it.
+    # Bisected, since one text may be the large one; the second single refusal ends it.
     "O12-413": Row(failing(413), ServerRefused, 4, "limit on a request's body", 0),
     "O12-501": Row(failing(501, faults.NO_EMBEDDINGS), WrongModel, 1, "does not embed"),
     "O13-one-fewer": Row(always(faults.one_fewer), BadResponse, 1, "2 vectors for 3", gate=True),
@@ -322,14 +322,14 @@ def test_row(server: OllamaServer, name: str) -> None:
             assert server.url in str(error)
             assert error.attempts in ([0] if row.gate else range(1, 5))
             assert (error.elapsed > 0) == (not row.gate)
-    # Where the time-out is the usual 300 s, none is waited for.
+    # With the default time-out of 300 s, the test waits for none.
     timeout = row.options.get("timeout", 0.0)
     assert time.monotonic() - started < row.requests * timeout + MARGIN
     assert embeds(server) == row.requests
-    # A few megabytes lie in the buffers of the connection; the rest was never sent.
+    # A few megabytes are in the connection's buffers; the rest was never sent.
     assert all(request.written < 1 << 25 for request in server.requests)
 
-    # And nothing is left of it.
+    # The connection is closed.
     server.stop()
     server.clear_faults()
     server.install(MODEL)
@@ -341,11 +341,11 @@ def test_row(server: OllamaServer, name: str) -> None:
 def test_o2_unknown_host(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def nobody(*args: object, **kwargs: object) -> None:
+    def unresolvable(*args: object, **kwargs: object) -> None:
         asked.append(args)
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-    monkeypatch.setattr(socket, "getaddrinfo", nobody)
+    monkeypatch.setattr(socket, "getaddrinfo", unresolvable)
     with pytest.raises(
         ConnectionFailed, match="host name of the Ollama server cannot be resolved"
     ) as caught:
@@ -354,7 +354,7 @@ def test_o2_unknown_host(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(asked) == 2
 
 
-def test_o5_drip_in_the_first_questions(
+def test_o5_slow_bytes_in_the_first_requests(
     server: OllamaServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gemma_embed.runtimes.remote.service.QUESTION_TIMEOUT", 0.3)
@@ -364,14 +364,14 @@ def test_o5_drip_in_the_first_questions(
     assert [request.path for request in server.requests].count("/api/tags") == 2
 
 
-def test_o5_drip_in_a_load(server: OllamaServer) -> None:
+def test_o5_slow_bytes_while_loading(server: OllamaServer) -> None:
     server.answer(faults.dripping_head(0.1), warm_up=True, times=None)
     with pytest.raises(ServerTimeout, match="load_timeout="):
         Embedder(OllamaRuntime(host=server.url, load_timeout=0.3)).embed(["a"])
 
 
 def test_o5_a_pull_may_take_longer_than_its_time_out(server: OllamaServer) -> None:
-    # It lasts 2 s; the time-out is between two reports.
+    # It takes 2 s; the time-out is between two reports.
     server.answer(faults.dripping(0.2), path="/api/pull")
     OllamaRuntime(host=server.url, load_timeout=0.8).pull()
 
@@ -379,7 +379,7 @@ def test_o5_a_pull_may_take_longer_than_its_time_out(server: OllamaServer) -> No
 @pytest.mark.parametrize(
     ("name", "most"), [("O1-refused", 0.5 + 1.0 + 2.0), ("O9-503-always", 0.5 + 1.0 + 2.0)]
 )
-def test_pauses_have_a_bound(
+def test_pauses_are_bounded(
     server: OllamaServer, pauses: list[float], name: str, most: float
 ) -> None:
     embedder = warm(server)
@@ -390,9 +390,7 @@ def test_pauses_have_a_bound(
     assert sum(pauses) <= most
 
 
-def test_o9_pauses_that_a_server_asks_for_have_a_bound(
-    server: OllamaServer, pauses: list[float]
-) -> None:
+def test_o9_requested_pauses_are_bounded(server: OllamaServer, pauses: list[float]) -> None:
     embedder = warm(server)
     server.fail(503, headers={"Retry-After": "1e300"}, times=None)
     with pytest.raises(ServerBusy):
@@ -438,7 +436,7 @@ def test_o18_killed_in_a_job_of_5000_texts(
     vectors = Embedder(runtime, progress=kill).embed(texts)
     np.testing.assert_allclose(vectors, expected(texts), atol=1e-6)
     sent = [r for r in server.requests if r.path == "/api/embed" and r.json["input"]]
-    # 79 batches, and at most the two in flight lost in each of two deaths.
+    # 79 batches, plus at most two in flight that each of two restarts loses.
     assert len(texts) / 64 <= len(sent) <= 79 + 4
 
 
@@ -447,7 +445,7 @@ def test_o19_unloaded_in_between(server: OllamaServer) -> None:
     embedder = warm(server, keep_alive=0)
     np.testing.assert_allclose(embedder.embed(TEXTS), expected(TEXTS), atol=1e-6)
     assert len(server.loads) == 3
-    # That it was loaded again was a reason to see whether it is the same.
+    # The reload was a reason to check whether it is the same model.
     assert [request.path for request in server.requests] == [
         "/api/embed",
         "/api/version",
@@ -467,7 +465,7 @@ def test_o20_other_weights_under_the_name(server: OllamaServer) -> None:
         with pytest.raises(ModelChanged, match=r"85462619ee72 .* ffffffffffff") as caught:
             embedder.embed(TEXTS)
         assert "create a new runtime" in str(caught.value)
-    # It costs two small requests at the load, and again until a new runtime is made.
+    # It costs two small requests at the load, and again until a new runtime is created.
     assert [request.path for request in server.requests] == [
         *("/api/embed", "/api/version", "/api/tags"),
     ] * 2
@@ -477,7 +475,7 @@ def test_o20_other_weights_under_the_name(server: OllamaServer) -> None:
     assert again.fingerprint != embedder.fingerprint
 
 
-def test_o20_no_vector_of_the_other_weights_is_handed_on(server: OllamaServer) -> None:
+def test_o20_no_vector_of_other_weights_is_returned(server: OllamaServer) -> None:
     texts = [f"text {number:03}" for number in range(60)]
     embedder = warm(server, max_batch=5, concurrency=1)
     got: list[int] = []
@@ -495,22 +493,22 @@ def test_o20_no_vector_of_the_other_weights_is_handed_on(server: OllamaServer) -
     assert len(got) == 30
 
 
-def test_o20_another_server_after_a_restart(server: OllamaServer) -> None:
+def test_o20_another_server_version_after_a_restart(server: OllamaServer) -> None:
     embedder = warm(server)
     server.stop()
     with pytest.raises(ConnectionFailed):
         embedder.embed(TEXTS)
-    # Its weights are the same, but it computes them otherwise: Ollama 0.24 knows no window.
+    # Same weights, but other vectors: Ollama 0.24 ignores the window.
     server.version = "0.24.0"
     server.start()
     with pytest.raises(ModelChanged, match=r"era-bidirectional\).*era-windowless"):
         embedder.embed(TEXTS)
 
 
-def test_o20_a_check_under_way_does_not_settle_a_later_doubt(server: OllamaServer) -> None:
-    """One thread's check was answered before the weights changed; another's question just after.
+def test_o20_a_running_check_does_not_answer_a_later_question(server: OllamaServer) -> None:
+    """One thread's check was answered before the weights changed, another's starts just after.
 
-    A third thread's vectors, which came without a load, must not pass on the first one's word.
+    A third thread's vectors, computed without a load, must not pass because of the first check.
     """
     embedder = warm(server, concurrency=3)
     runtime = embedder.runtime
@@ -524,14 +522,14 @@ def test_o20_a_check_under_way_does_not_settle_a_later_doubt(server: OllamaServe
         server.answer(loaded)
         server.answer(faults.stalled(0.4), path="/api/tags")
         first = pool.submit(lambda: list(runtime.embed(["first"])))
-        # Its check has the old digest in hand, and waits for it.
+        # Its check has received the old digest, and waits.
         asked("/api/tags", 1)
         server.load_seconds = 0.15
         server.install(OTHER)
         server.answer(faults.stalled(1.0), path="/api/version")
         second = pool.submit(lambda: list(runtime.embed(["second"])))
         assert len(first.result()) == 1
-        # The second one's check is under way; nothing of the other weights was reported yet.
+        # The second check is running; the other weights were not reported yet.
         asked("/api/version", 2)
         assert not second.done()
         third = pool.submit(lambda: list(runtime.embed(["third"])))
@@ -540,7 +538,9 @@ def test_o20_a_check_under_way_does_not_settle_a_later_doubt(server: OllamaServe
                 outcome.result()
 
 
-def test_o20_every_minute(server: OllamaServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_o20_the_model_is_checked_every_minute(
+    server: OllamaServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ollama_service, "_KNOWN_FOR", 0.0)
     embedder = warm(server)
     server.install(OTHER)
@@ -548,14 +548,14 @@ def test_o20_every_minute(server: OllamaServer, monkeypatch: pytest.MonkeyPatch)
         embedder.embed(TEXTS)
 
 
-def test_o20_nothing_is_asked_while_nothing_happens(server: OllamaServer) -> None:
+def test_o20_an_idle_runtime_sends_no_requests(server: OllamaServer) -> None:
     embedder = warm(server)
     for number in range(5):
         embedder.embed([f"{number}"])
     assert [request.path for request in server.requests] == ["/api/embed"] * 5
 
 
-def test_o20_a_model_deleted_meanwhile(
+def test_o20_a_model_deleted_while_in_use(
     server: OllamaServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ollama_service, "_KNOWN_FOR", 0.0)
@@ -565,7 +565,7 @@ def test_o20_a_model_deleted_meanwhile(
         embedder.embed(TEXTS)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="signals are another thing there")
+@pytest.mark.skipif(sys.platform == "win32", reason="signals work differently there")
 def test_o22_ctrl_c(server: OllamaServer) -> None:
     server.answer(faults.stalled(DROP), times=None)
     code = (
@@ -575,7 +575,7 @@ def test_o22_ctrl_c(server: OllamaServer) -> None:
     )
     arguments = [sys.executable, "-c", code, server.url]
     with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as program:
-        # The load, and the two batches under way.
+        # The load, and the two batches in flight.
         while embeds(server) < 3 and program.poll() is None:
             time.sleep(0.01)
         program.send_signal(signal.SIGINT)
@@ -614,7 +614,7 @@ def test_o23_a_hundred_threads(server: OllamaServer) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-def test_o23_a_fork_in_mid_request(server: OllamaServer) -> None:
+def test_o23_a_fork_during_a_request(server: OllamaServer) -> None:
     embedder = warm(server)
     server.answer(faults.stalled(0.3))
     with ThreadPoolExecutor(1) as pool:
@@ -630,7 +630,7 @@ def test_o23_a_fork_in_mid_request(server: OllamaServer) -> None:
 
 
 @pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"])
-def test_o24_no_proxy_before_this_machine(
+def test_o24_no_proxy_for_this_machine(
     server: OllamaServer, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     for other in ("NO_PROXY", "no_proxy"):
@@ -639,7 +639,7 @@ def test_o24_no_proxy_before_this_machine(
     np.testing.assert_allclose(warm(server).embed(TEXTS), expected(TEXTS), atol=1e-6)
 
 
-def test_o24_a_proxy_before_another_machine_unless_excepted(
+def test_o24_a_proxy_for_another_machine_unless_excluded(
     server: OllamaServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", server.url.replace("//", "//user:canary@"))
@@ -655,7 +655,7 @@ def test_o24_a_proxy_before_another_machine_unless_excepted(
 
 
 def test_o24_a_malformed_proxy_is_named_and_not_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The ollama package is imported by now; what it makes of such a variable is tested elsewhere.
+    # The ollama package is already imported; its own handling of the variable is tested elsewhere.
     monkeypatch.setenv("HTTP_PROXY", "http://canary:port")
     monkeypatch.delenv("NO_PROXY", raising=False)
     monkeypatch.delenv("no_proxy", raising=False)
@@ -664,7 +664,7 @@ def test_o24_a_malformed_proxy_is_named_and_not_quoted(monkeypatch: pytest.Monke
     assert "canary" not in str(caught.value)
 
 
-def test_the_table_above_names_every_row_that_is_tested() -> None:
+def test_every_tested_row_is_in_the_table() -> None:
     tested = {name.partition("-")[0] for name in ROWS}
     tested |= {name.split("_")[1].upper() for name in globals() if name.startswith("test_o")}
     assert tested == {f"O{number}" for number in range(1, 25)}

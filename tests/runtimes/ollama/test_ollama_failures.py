@@ -1,4 +1,4 @@
-"""OllamaRuntime where things go wrong: what is repeated, what is divided, and who is told what."""
+"""OllamaRuntime and failures: what is retried, what is bisected, and which error is raised."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def server() -> Iterator[OllamaServer]:
 
 @pytest.fixture
 def runtime(server: OllamaServer) -> OllamaRuntime:
-    """One that has checked the server and loaded the model, so that only texts are left to fail."""
+    """A runtime that has checked the server and loaded the model, so that only texts can fail."""
     runtime = OllamaRuntime(host=server.url)
     list(runtime.embed(["first"]))
     server.requests.clear()
@@ -51,7 +51,7 @@ def runtime(server: OllamaServer) -> OllamaRuntime:
 
 @pytest.fixture(autouse=True)
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses between attempts, none of which is really made."""
+    """The pauses between attempts, recorded but not made."""
     made: list[float] = []
 
     async def pause(seconds: float, stop: asyncio.Event) -> bool:
@@ -62,7 +62,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return made
 
 
-def literal(body: bytes | str, status: int = 200, content_type: str = JSON) -> faults.Lie:
+def literal(body: bytes | str, status: int = 200, content_type: str = JSON) -> faults.Alteration:
     data = body if isinstance(body, bytes) else body.encode()
     return lambda reply: Reply(status, data, content_type)
 
@@ -72,7 +72,7 @@ def inputs(server: OllamaServer) -> list[list[str]]:
 
 
 def failure(runtime: OllamaRuntime, texts: list[str]) -> tuple[EmbeddingError, list[int]]:
-    """The error that embedding ends with, and the rows that were embedded before."""
+    """The error of a call, and the rows that were embedded before it."""
     rows: list[int] = []
 
     def collect() -> None:
@@ -88,7 +88,7 @@ def failure(runtime: OllamaRuntime, texts: list[str]) -> tuple[EmbeddingError, l
 
 Break = Callable[[OllamaServer, int | None], None]
 
-# What may pass: how it is broken, what it is called when it does not pass.
+# Temporary failures: how the server fails, and the error if it does not recover.
 TRANSIENT: dict[str, tuple[Break, type[EmbeddingError]]] = {
     "reset": (lambda s, n: s.reset_connection(times=n), ConnectionFailed),
     "408": (lambda s, n: s.fail(408, "", times=n), ServerBusy),
@@ -133,9 +133,9 @@ TRANSIENT: dict[str, tuple[Break, type[EmbeddingError]]] = {
 }
 
 
-class TestWhatMayPass:
+class TestTemporaryFailures:
     @pytest.mark.parametrize("name", TRANSIENT)
-    def test_is_tried_again(
+    def test_it_is_retried(
         self, server: OllamaServer, runtime: OllamaRuntime, pauses: list[float], name: str
     ) -> None:
         TRANSIENT[name][0](server, 2)
@@ -145,7 +145,7 @@ class TestWhatMayPass:
         assert len(pauses) == 2
 
     @pytest.mark.parametrize("name", TRANSIENT)
-    def test_and_given_up_after_max_retries(
+    def test_it_is_raised_after_max_retries(
         self, server: OllamaServer, runtime: OllamaRuntime, name: str
     ) -> None:
         break_it, kind = TRANSIENT[name]
@@ -158,13 +158,13 @@ class TestWhatMayPass:
         if isinstance(error, TransientError):
             assert error.attempts == 4
 
-    def test_no_text_is_blamed_for_the_server(
+    def test_a_server_error_names_no_text(
         self, server: OllamaServer, runtime: OllamaRuntime
     ) -> None:
         server.fail(503, times=None)
         assert failure(runtime, ["a"])[0].index is None
 
-    def test_not_at_all_with_max_retries_0(self, server: OllamaServer) -> None:
+    def test_max_retries_0_disables_retries(self, server: OllamaServer) -> None:
         runtime = OllamaRuntime(host=server.url, max_retries=0)
         list(runtime.embed(["first"]))
         server.fail(503, times=1)
@@ -202,7 +202,7 @@ class TestWhatMayPass:
         server.start()
         assert len(list(runtime.embed(["a"]))) == 1
 
-    def test_a_port_where_nobody_listens(self) -> None:
+    def test_a_closed_port(self) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -211,7 +211,7 @@ class TestWhatMayPass:
         assert error.attempts == 4
 
     @pytest.mark.parametrize("path", ["/api/version", "/api/tags", "/api/show"])
-    def test_the_first_questions_are_repeated_too(self, server: OllamaServer, path: str) -> None:
+    def test_the_first_requests_are_retried(self, server: OllamaServer, path: str) -> None:
         server.fail(503, path=path, times=2)
         server.reset_connection(path=path)
         assert len(list(OllamaRuntime(host=server.url).embed(["a"]))) == 1
@@ -227,7 +227,7 @@ class TestWhatMayPass:
 
 
 class TestTime:
-    def test_no_answer_in_time_is_repeated_once(self, server: OllamaServer) -> None:
+    def test_a_timeout_is_retried_once(self, server: OllamaServer) -> None:
         runtime = OllamaRuntime(host=server.url, timeout=0.2)
         list(runtime.embed(["first"]))
         server.answer(faults.stalled(1.0), times=None)
@@ -237,17 +237,17 @@ class TestTime:
         assert inputs(server)[-2:] == [["a"], ["a"]]
         assert inputs(server).count(["a"]) == 2
 
-    def test_an_answer_that_trickles_is_not_waited_for(self, server: OllamaServer) -> None:
+    def test_a_slow_answer_ends_at_the_deadline(self, server: OllamaServer) -> None:
         runtime = OllamaRuntime(host=server.url, timeout=0.3, max_retries=0)
         list(runtime.embed(["first"]))
-        # A piece every 0.2 s: each in time by itself, all of them in 2 s.
+        # A piece every 0.2 s: each within the time-out, all of them take 2 s.
         server.answer(faults.dripping(0.2), times=None)
         started = time.monotonic()
         error, _ = failure(runtime, ["a"])
         assert isinstance(error, ServerTimeout)
         assert time.monotonic() - started < 1.5
 
-    def test_loading_has_a_time_out_of_its_own(self) -> None:
+    def test_loading_has_its_own_timeout(self) -> None:
         with OllamaServer(load_seconds=0.5) as server:
             assert len(list(OllamaRuntime(host=server.url, timeout=0.3).embed(["a"]))) == 1
         with OllamaServer(load_seconds=2.0) as server:
@@ -288,7 +288,7 @@ class TestRefusals:
             (500, faults.NO_MEMORY, ServerRefused, "out-of-memory"),
         ],
     )
-    def test_are_final(
+    def test_they_are_not_retried(
         self,
         server: OllamaServer,
         runtime: OllamaRuntime,
@@ -306,7 +306,7 @@ class TestRefusals:
         assert len(inputs(server)) == 1
         assert pauses == []
 
-    def test_redirects_are_not_followed_and_no_token_goes_along(self, server: OllamaServer) -> None:
+    def test_redirects_are_not_followed_and_no_token_is_sent(self, server: OllamaServer) -> None:
         with OllamaServer() as other:
             runtime = OllamaRuntime(host=server.url, headers={"Authorization": "Bearer abc"})
             list(runtime.embed(["first"]))
@@ -336,8 +336,8 @@ class TestRefusals:
         assert str(error).isprintable()
 
 
-class TestBlame:
-    """A list fails, and no answer says for which text: halves tell."""
+class TestWhichTextFailed:
+    """A list fails without naming the text: bisection finds it."""
 
     @pytest.mark.parametrize(
         ("status", "text", "kind"),
@@ -349,7 +349,7 @@ class TestBlame:
             (413, "too large", ServerRefused),
         ],
     )
-    def test_the_text_is_named_and_all_others_are_embedded(
+    def test_the_faulty_text_is_named_and_all_others_are_embedded(
         self,
         server: OllamaServer,
         runtime: OllamaRuntime,
@@ -369,7 +369,7 @@ class TestBlame:
 
     @pytest.mark.parametrize("version", ["0.12.7", "0.14.0", "0.33.0"])
     def test_a_model_that_computes_nan_is_caught_on_every_server(self, version: str) -> None:
-        # A vector of zeros where the server is of the newest era: status 200.
+        # The newest servers return a vector of zeros with status 200.
         model = ServedModel(embed=lambda text: [float("nan") if "odd" in text else 1.0] * 768)
         with OllamaServer([model], version=version) as server:
             error, rows = failure(OllamaRuntime(host=server.url), ["a", "b", "odd", "c"])
@@ -377,7 +377,7 @@ class TestBlame:
         assert error.index == 2
         assert rows == [0, 1, 3]
 
-    def test_when_every_text_fails_the_second_ends_it(
+    def test_if_every_text_fails_the_second_failure_ends_the_call(
         self, server: OllamaServer, runtime: OllamaRuntime
     ) -> None:
         server.fail_texts(lambda text: True, 400, faults.NAN_REFUSED)
@@ -387,7 +387,7 @@ class TestBlame:
         assert len(inputs(server)) < 12
 
     @pytest.mark.parametrize(("status", "text"), [(404, "page not found"), (401, ""), (400, "no")])
-    def test_what_no_text_can_cause_is_not_divided(
+    def test_an_error_not_caused_by_a_text_is_not_bisected(
         self, server: OllamaServer, runtime: OllamaRuntime, status: int, text: str
     ) -> None:
         server.fail(status, text, times=None)
@@ -395,20 +395,20 @@ class TestBlame:
         assert error.index is None
         assert len(inputs(server)) == 1
 
-    def test_batches_that_succeed_beside_a_failing_one_are_not_lost(
+    def test_batches_that_succeed_next_to_a_failing_one_are_returned(
         self, server: OllamaServer
     ) -> None:
         runtime = OllamaRuntime(host=server.url, max_batch=2)
         server.fail_texts(lambda text: "poison" in text, 400, faults.NAN_REFUSED)
         error, rows = failure(runtime, ["poison!", "a", "b", "c", "d", "e"])
         assert error.index == 0
-        # Its neighbour, and the batch that was under way; a third was not begun or came through.
+        # Its neighbour, and the batch in flight; a third one did not start or finished.
         assert set(rows) >= {1, 2, 3}
 
 
-class TestAnswersThatCannotBeRight:
+class TestWrongResponses:
     @pytest.mark.parametrize(
-        ("lie", "words"),
+        ("alteration", "words"),
         [
             (faults.one_fewer, "2 vectors for 3"),
             (faults.one_more, "4 vectors for 3"),
@@ -426,10 +426,14 @@ class TestAnswersThatCannotBeRight:
             (lambda reply: replace(reply, headers={"Content-Encoding": "gzip"}), "compressed"),
         ],
     )
-    def test_as_a_whole(
-        self, server: OllamaServer, runtime: OllamaRuntime, lie: faults.Lie, words: str
+    def test_a_wrong_response_is_refused(
+        self,
+        server: OllamaServer,
+        runtime: OllamaRuntime,
+        alteration: faults.Alteration,
+        words: str,
     ) -> None:
-        server.answer(lie, times=None)
+        server.answer(alteration, times=None)
         error, rows = failure(runtime, ["a", "b", "c"])
         assert type(error) is BadResponse
         assert words in str(error)
@@ -448,19 +452,21 @@ class TestAnswersThatCannotBeRight:
             None,
         ],
     )
-    def test_for_one_text(self, server: OllamaServer, runtime: OllamaRuntime, wrong: Any) -> None:
-        def spoilt(rows: list[Any]) -> list[Any]:
-            # The text at row 2 always comes third, or first of its half.
+    def test_a_wrong_vector_names_its_text(
+        self, server: OllamaServer, runtime: OllamaRuntime, wrong: Any
+    ) -> None:
+        def damaged(rows: list[Any]) -> list[Any]:
+            # The text at row 2 is always third, or first of its half.
             sent = inputs(server)[-1]
             return [wrong if text == "b2" else row for text, row in zip(sent, rows, strict=True)]
 
-        server.answer(faults.vectors(spoilt), times=None)
+        server.answer(faults.vectors(damaged), times=None)
         error, rows = failure(runtime, ["a0", "a1", "b2", "a3"])
         assert type(error) is BadResponse
         assert error.index == 2
         assert rows == [0, 1, 3]
 
-    def test_numbers_as_json_does_not_allow_them(
+    def test_numbers_outside_json_are_refused(
         self, server: OllamaServer, runtime: OllamaRuntime
     ) -> None:
         for number in ("NaN", "Infinity", "1e309"):
@@ -470,29 +476,27 @@ class TestAnswersThatCannotBeRight:
             assert isinstance(error, BadResponse)
             assert error.index == 0
 
-    def test_a_duration_that_no_float_holds(
+    def test_a_duration_larger_than_a_float(
         self, server: OllamaServer, runtime: OllamaRuntime
     ) -> None:
         server.answer(faults.edited(lambda answer: {**answer, "load_duration": 10**400}))
         assert len(list(runtime.embed(["a"]))) == 1
 
-    def test_a_version_of_many_digits_is_like_any_other_that_is_unknown(
-        self, server: OllamaServer
-    ) -> None:
+    def test_a_version_of_many_digits_is_unknown(self, server: OllamaServer) -> None:
         version = {"version": "9" * 5000 + ".1.2"}
         server.answer(faults.edited(lambda answer: version), path="/api/version", times=None)
         assert OllamaRuntime(host=server.url).identity.runtime == "ollama/era-unknown"
 
     @pytest.mark.parametrize("path", ["/api/version", "/api/tags", "/api/show"])
-    @pytest.mark.parametrize("lie", [faults.html_page, literal("[]"), literal("{")])
-    def test_to_the_first_questions(self, server: OllamaServer, path: str, lie: faults.Lie) -> None:
-        server.answer(lie, path=path, times=None)
+    @pytest.mark.parametrize("alteration", [faults.html_page, literal("[]"), literal("{")])
+    def test_wrong_answers_to_the_first_requests(
+        self, server: OllamaServer, path: str, alteration: faults.Alteration
+    ) -> None:
+        server.answer(alteration, path=path, times=None)
         with pytest.raises(BadResponse):
             _ = OllamaRuntime(host=server.url).identity
 
-    def test_a_pull_that_speaks_nonsense(
-        self, server: OllamaServer, runtime: OllamaRuntime
-    ) -> None:
+    def test_a_pull_with_invalid_lines(self, server: OllamaServer, runtime: OllamaRuntime) -> None:
         server.answer(literal("nonsense\n"), path="/api/pull")
         with pytest.raises(BadResponse):
             runtime.pull()
@@ -504,7 +508,9 @@ class TestAnswersThatCannotBeRight:
             runtime.pull()
 
 
-def test_a_job_outlives_its_server(server: OllamaServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_survives_a_restart_of_the_server(
+    server: OllamaServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def pause(seconds: float, stop: asyncio.Event) -> bool:
         await asyncio.sleep(0.1)
         return stop.is_set()

@@ -1,4 +1,4 @@
-"""OllamaRuntime where all goes well: what is sent, what comes back, what it makes sure of."""
+"""OllamaRuntime without failures: requests, vectors, and checks of the model."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def runtime(server: OllamaServer) -> OllamaRuntime:
 
 
 def embeds(server: OllamaServer) -> list[Request]:
-    """The requests for vectors; not the one that only loads the model."""
+    """The requests for vectors, without the one that only loads the model."""
     return [
         request
         for request in server.requests
@@ -68,10 +68,8 @@ def expected(texts: list[str]) -> Vectors:
     return np.asarray([bag_of_words(text) for text in texts], dtype=np.float32)
 
 
-class TestTheWire:
-    def test_a_request_is_asserted_byte_for_byte(
-        self, server: OllamaServer, runtime: OllamaRuntime
-    ) -> None:
+class TestRequests:
+    def test_a_request_byte_for_byte(self, server: OllamaServer, runtime: OllamaRuntime) -> None:
         text = 'title: none | text: Grüße, 世界 "quoted" \\ \n'
         list(runtime.embed([text]))
         (request,) = embeds(server)
@@ -85,7 +83,7 @@ class TestTheWire:
         assert "authorization" not in request.headers
         assert server.texts == [text]
 
-    def test_first_use_asks_who_is_there_and_loads_the_model_once(
+    def test_first_use_checks_the_server_and_loads_the_model_once(
         self, server: OllamaServer, runtime: OllamaRuntime
     ) -> None:
         list(runtime.embed(["a"]))
@@ -103,7 +101,7 @@ class TestTheWire:
     @pytest.mark.parametrize(
         ("keep_alive", "sent"), [(0, b"0"), ("10m", b'"10m"'), (-1, b"-1"), (300.5, b"300.5")]
     )
-    def test_keep_alive_goes_with_every_request(
+    def test_keep_alive_is_in_every_request(
         self, server: OllamaServer, keep_alive: float | str, sent: bytes
     ) -> None:
         list(OllamaRuntime(host=server.url, keep_alive=keep_alive).embed(["a"]))
@@ -111,7 +109,7 @@ class TestTheWire:
         assert len(bodies) == 2
         assert all(body.endswith(b',"keep_alive":' + sent + b"}") for body in bodies)
 
-    def test_headers_go_with_every_request(self, server: OllamaServer) -> None:
+    def test_headers_are_in_every_request(self, server: OllamaServer) -> None:
         headers = {"Authorization": "Bearer abc", "X-Team": "search"}
         runtime = OllamaRuntime(host=server.url, headers=headers)
         headers.clear()
@@ -120,14 +118,14 @@ class TestTheWire:
             assert request.headers["authorization"] == "Bearer abc"
             assert request.headers["x-team"] == "search"
 
-    def test_the_path_of_the_address_is_kept(self, server: OllamaServer) -> None:
+    def test_the_path_of_the_address_is_used(self, server: OllamaServer) -> None:
         with pytest.raises(ServerRefused, match="path included"):
             list(OllamaRuntime(host=server.url + "/proxy/").embed(["a"]))
         assert server.requests[-1].path == "/proxy/api/tags"
 
 
 class TestVectors:
-    def test_they_are_the_server_s_at_the_rows_of_their_texts(self, server: OllamaServer) -> None:
+    def test_they_are_the_servers_in_the_rows_of_their_texts(self, server: OllamaServer) -> None:
         texts = [f"text {number} " + "x" * (number % 7) for number in range(50)]
         runtime = OllamaRuntime(host=server.url, max_batch=8)
         vectors = vectors_in_order(runtime.embed(texts), 50)
@@ -147,7 +145,7 @@ class TestVectors:
         ]
         assert sorted(sizes) == [[101, 101, 101]] * 3 + [[500]]
 
-    def test_only_the_vectors_of_an_answer_are_needed(
+    def test_an_answer_needs_only_vectors(
         self, server: OllamaServer, runtime: OllamaRuntime
     ) -> None:
         server.answer(edited(lambda answer: {"embeddings": answer["embeddings"]}))
@@ -155,7 +153,7 @@ class TestVectors:
             vectors_in_order(runtime.embed(["a"]), 1), expected(["a"]), atol=1e-6
         )
 
-    def test_vectors_are_handed_on_as_they_came(
+    def test_vectors_are_passed_on_unchanged(
         self, server: OllamaServer, runtime: OllamaRuntime
     ) -> None:
         server.answer(
@@ -170,7 +168,7 @@ class TestVectors:
         np.testing.assert_allclose(batch.vectors, 3 * expected(["a"]), atol=1e-5)
 
     @pytest.mark.parametrize("text", ["half a pair \ud800", b"bytes", None])
-    def test_what_cannot_be_sent_is_refused_before_any_request(
+    def test_text_that_cannot_be_sent_is_refused_before_any_request(
         self, server: OllamaServer, runtime: OllamaRuntime, text: Any
     ) -> None:
         with pytest.raises(InvalidInput) as caught:
@@ -181,7 +179,7 @@ class TestVectors:
 
 
 class TestTooLong:
-    # Every wording that servers had for it.
+    # Every wording of the servers.
     @pytest.mark.parametrize("version", ["0.12.7", "0.13.3", "0.24.0", "0.33.0"])
     def test_reported_by_row_while_the_others_are_embedded(self, version: str) -> None:
         with OllamaServer(version=version) as server:
@@ -195,7 +193,7 @@ class TestTooLong:
             assert rows == [0, 2, 4]
             assert all(request.json["truncate"] is False for request in embeds(server))
 
-    def test_cut_only_where_asked_and_only_what_was_refused(
+    def test_only_refused_texts_are_truncated_and_only_on_request(
         self, server: OllamaServer, runtime: OllamaRuntime
     ) -> None:
         texts = ["a", LONG + "tail", "b"]
@@ -204,7 +202,7 @@ class TestTooLong:
         cut = [request.json["input"] for request in embeds(server) if request.json["truncate"]]
         assert cut == [[texts[1]]]
 
-    def test_a_text_that_the_server_cannot_cut_is_reported(
+    def test_a_text_that_the_server_cannot_truncate_is_reported(
         self, server: OllamaServer, runtime: OllamaRuntime
     ) -> None:
         server.fail_texts(
@@ -217,7 +215,7 @@ class TestTooLong:
 
 
 class TestIdentity:
-    def test_it_names_weights_precision_and_era_and_loads_nothing(
+    def test_it_states_weights_precision_and_era_without_loading(
         self, server: OllamaServer, runtime: OllamaRuntime
     ) -> None:
         assert runtime.identity == Identity(
@@ -251,7 +249,7 @@ class TestIdentity:
             ("", "unknown"),
         ],
     )
-    def test_the_era_follows_from_the_version(
+    def test_the_version_decides_the_era(
         self, version: str, era: str, caplog: pytest.LogCaptureFixture
     ) -> None:
         caplog.set_level(logging.WARNING, "gemma_embed")
@@ -282,7 +280,7 @@ class TestIdentity:
             assert "update it to 0.30" in str(caught.value)
             assert server.texts == []
 
-    def test_a_server_without_a_version_passes(
+    def test_a_server_without_a_version_is_accepted(
         self, server: OllamaServer, runtime: OllamaRuntime
     ) -> None:
         server.fail(404, "not found", path="/api/version")
@@ -293,7 +291,7 @@ class TestIdentity:
         with OllamaServer([replace(MODEL, name="embeddinggemma:latest")]) as server:
             assert OllamaRuntime(tag, host=server.url).identity.revision == MODEL.digest
 
-    def test_a_model_converted_by_llama_cpp_passes(self) -> None:
+    def test_a_model_converted_by_llama_cpp_is_accepted(self) -> None:
         other = replace(
             MODEL,
             name="hf.co/someone/embeddinggemma-GGUF:Q8_0",
@@ -316,7 +314,7 @@ class TestIdentity:
             ({"quantization": "F16"}, "overflows"),
         ],
     )
-    def test_another_model_under_the_name_is_refused(
+    def test_another_model_with_the_name_is_refused(
         self, change: dict[str, Any], reason: str
     ) -> None:
         with OllamaServer([replace(MODEL, **change)]) as server:
@@ -329,7 +327,7 @@ class TestIdentity:
                 )
             assert server.texts == []
 
-    def test_what_a_server_does_not_report_passes(
+    def test_properties_that_a_server_does_not_report_are_accepted(
         self, server: OllamaServer, runtime: OllamaRuntime
     ) -> None:
         server.answer(edited(lambda answer: {"model_info": {}}), path="/api/show")
@@ -348,7 +346,7 @@ class TestIdentity:
         allowed = OllamaRuntime(host=server.url, allow_cloud=True)
         assert [len(batch.rows) for batch in allowed.embed(["a"])] == [1]
 
-    def test_a_missing_model_is_named_with_the_mend_and_with_what_is_there(self) -> None:
+    def test_a_missing_model_is_an_error_with_the_fix_and_existing_models(self) -> None:
         models = [replace(MODEL, name="embeddinggemma:latest"), replace(MODEL, name="gemma3:270m")]
         with OllamaServer(models) as server, pytest.raises(ModelNotFound) as caught:
             list(OllamaRuntime(host=server.url).embed(["a"]))
@@ -356,7 +354,9 @@ class TestIdentity:
         assert "embeddinggemma:latest" in str(caught.value)
         assert "gemma3" not in str(caught.value)
 
-    def test_a_model_deleted_in_mid_use(self, server: OllamaServer, runtime: OllamaRuntime) -> None:
+    def test_a_model_deleted_while_in_use(
+        self, server: OllamaServer, runtime: OllamaRuntime
+    ) -> None:
         list(runtime.embed(["a"]))
         server.models.clear()
         with pytest.raises(ModelNotFound, match="ollama pull embeddinggemma:300m") as caught:
@@ -365,7 +365,7 @@ class TestIdentity:
 
 
 class TestPull:
-    def test_it_reports_each_layer_and_makes_the_model_usable(self) -> None:
+    def test_it_reports_each_layer_and_the_model_is_usable_afterwards(self) -> None:
         with OllamaServer([], library=[MODEL]) as server:
             runtime = OllamaRuntime(host=server.url)
             with pytest.raises(ModelNotFound):
@@ -382,18 +382,18 @@ class TestPull:
             assert [done for done, _ in reports] == sorted(done for done, _ in reports)
             assert reports[-1][0] == reports[-1][1]
 
-    def test_a_name_that_the_library_does_not_have(self, server: OllamaServer) -> None:
+    def test_a_name_unknown_to_the_library(self, server: OllamaServer) -> None:
         with pytest.raises(ModelNotFound, match="library does not have the model 'nothing:1b'"):
             OllamaRuntime("nothing:1b", host=server.url).pull()
 
-    def test_one_that_ends_early_did_not_succeed(
+    def test_a_pull_that_ends_early_fails(
         self, server: OllamaServer, runtime: OllamaRuntime
     ) -> None:
         server.cut_pulls = 1
         with pytest.raises(ServerFailed, match="ended early"):
             runtime.pull()
 
-    def test_a_library_that_wants_a_newer_server(
+    def test_a_model_that_requires_a_newer_server(
         self, server: OllamaServer, runtime: OllamaRuntime
     ) -> None:
         server.fail(
@@ -427,14 +427,14 @@ class TestThreadsAndProcesses:
             texts = [f"{number} {place}" for place in range(8)]
             np.testing.assert_allclose(vectors, expected(texts), atol=1e-6)
 
-    def test_one_batch_needs_no_thread_and_many_use_two(self) -> None:
+    def test_one_batch_starts_no_thread_and_many_start_two(self) -> None:
         with OllamaServer(embed_seconds=0.01) as server:
             list(OllamaRuntime(host=server.url).embed([f"{i}" for i in range(9)]))
             assert server.max_in_flight == 1
             list(OllamaRuntime(host=server.url, max_batch=3).embed([f"{i}" for i in range(9)]))
             assert server.max_in_flight == 2
 
-    def test_a_consumer_that_goes_away_stops_the_work(self) -> None:
+    def test_closing_the_generator_stops_the_requests(self) -> None:
         with OllamaServer(embed_seconds=0.01) as server:
             outcomes = OllamaRuntime(host=server.url, max_batch=1).embed(
                 [f"{i}" for i in range(99)]
@@ -447,7 +447,7 @@ class TestThreadsAndProcesses:
                 time.sleep(0.01)
             assert len(embeds(server)) <= 5
 
-    @pytest.mark.skipif(sys.platform == "win32", reason="signals are another thing there")
+    @pytest.mark.skipif(sys.platform == "win32", reason="signals work differently there")
     @pytest.mark.parametrize("max_batch", [1, 64])
     def test_an_interrupted_program_ends_at_once(
         self, server: OllamaServer, max_batch: int
@@ -466,28 +466,28 @@ class TestThreadsAndProcesses:
             said = program.communicate(timeout=10.0)[1]
         assert said.rstrip().endswith("KeyboardInterrupt")
 
-    def test_a_pickle_carries_the_settings_and_nothing_else(self, server: OllamaServer) -> None:
+    def test_a_pickle_contains_only_the_settings(self, server: OllamaServer) -> None:
         runtime = OllamaRuntime(host=server.url, timeout=7, max_batch=3, keep_alive="5m")
         list(runtime.embed(["a"]))
         again = pickle.loads(pickle.dumps(runtime))
         assert again.settings == runtime.settings
         assert len(list(again.embed(["b", "c", "d", "e"]))) == 2
 
-    def test_a_copy_is_the_object_itself(self, runtime: OllamaRuntime) -> None:
+    def test_a_copy_is_the_same_object(self, runtime: OllamaRuntime) -> None:
         assert copy.copy(runtime) is runtime
         assert copy.deepcopy([runtime])[0] is runtime
 
     def test_settings_rebuild_it(self, runtime: OllamaRuntime) -> None:
         assert OllamaRuntime(**runtime.settings).settings == runtime.settings
 
-    def test_closed_it_can_be_used_again(self, runtime: OllamaRuntime) -> None:
+    def test_it_can_be_used_after_close(self, runtime: OllamaRuntime) -> None:
         list(runtime.embed(["a"]))
         runtime.close()
         assert len(list(runtime.embed(["a"]))) == 1
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
     @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-    def test_a_forked_child_has_connections_of_its_own(
+    def test_a_forked_child_has_its_own_connections(
         self, server: OllamaServer, runtime: OllamaRuntime
     ) -> None:
         list(runtime.embed(["a"]))

@@ -1,7 +1,7 @@
 """The fake Ollama server against the table of Ollama's answers, over real sockets.
 
 The rows have the numbers of the table in the project's notes on Ollama (v0.33.0 unless a row has
-another version). Texts are written out here, not imported, so that a slip in the fake is seen.
+another version). Messages are literal here, not imported, so that a mistake in the fake is found.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def send(
     method: str = "POST",
     headers: Mapping[str, str] | None = None,
 ) -> tuple[int, str, str]:
-    """Send a request on a connection of its own; return status, media type and body."""
+    """Send a request on its own connection; return status, media type and body."""
     connection = http.client.HTTPConnection("127.0.0.1", int(server.url.rpartition(":")[2]), 10)
     data = body if isinstance(body, str) or body is None else json.dumps(body)
     try:
@@ -107,7 +107,7 @@ def cut_off(body: str) -> None:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: what is sent to which server, and what comes back."""
+    """A row of the table: the request, the server, and the answer."""
 
     number: int
     body: object
@@ -141,7 +141,7 @@ UNPARSED = "json: cannot unmarshal string into Go struct field EmbedRequest.dime
 
 
 def poison(status: int, text: str) -> Callable[[OllamaServer], object]:
-    """Fail the text "b", and with it any list that it is in."""
+    """Fail the text "b", and any list that contains it."""
     return lambda server: server.fail_texts(lambda given: given == "b", status, text)
 
 
@@ -294,7 +294,7 @@ ROWS = [
             server, "load_error", "llama-server process has terminated: exit status 1"
         ),
     ),
-    # 28 has no reader: test_a_client_that_hangs_up_takes_the_load_with_it.
+    # 28 has no reader: test_a_disconnecting_client_cancels_the_load.
     Row(29, embed(input="a"), 200, vectors(1)),
     Row(30, embed(input="a", keep_alive=0), 200, vectors(1)),
     Row(31, {"model": "x"}, 404, error("model 'x' not found"), "/api/show"),
@@ -351,16 +351,16 @@ def test_row(row: Row) -> None:
         assert [request.status for request in server.requests] == [row.status]
 
 
-def test_the_table_is_whole_and_in_order() -> None:
+def test_the_table_is_complete_and_in_order() -> None:
     numbers = [row.number for row in ROWS]
     assert numbers == sorted(numbers)
     assert set(numbers) == set(range(1, 41)) - {28}
 
 
-# What a row says beyond one status and one body.
+# Behaviour beyond one status and one body.
 
 
-def test_order_is_kept_and_names_are_echoed(server: OllamaServer) -> None:
+def test_order_is_preserved_and_names_are_echoed(server: OllamaServer) -> None:
     given = "EmbeddingGemma:300M"
     _, _, body = send(server, "/api/embed", {"model": given, "input": ["first", "second"]})
     answer = json.loads(body)
@@ -384,14 +384,14 @@ def test_truncation_keeps_the_head(server: OllamaServer, client: ollama.Client) 
     assert longer == pytest.approx(bag_of_words(head + " "), abs=1e-7)
 
 
-def test_others_of_a_failed_list_are_worked_on(server: OllamaServer) -> None:
+def test_other_texts_of_a_failed_list_are_computed(server: OllamaServer) -> None:
     server.fail_texts(lambda text: text == "b", times=1)
     assert send(server, "/api/embed", embed(input=["a", "b", "c"]))[0] == 400
     assert server.texts == ["a", "b", "c"]
     assert send(server, "/api/embed", embed(input=["a", "b", "c"]))[0] == 200
 
 
-def test_a_client_that_hangs_up_takes_the_load_with_it(server: OllamaServer) -> None:
+def test_a_disconnecting_client_cancels_the_load(server: OllamaServer) -> None:
     server.load_seconds = 5
     impatient = httpx.Client(timeout=0.1, trust_env=False)
     with impatient, pytest.raises(httpx.ReadTimeout):
@@ -432,7 +432,7 @@ def test_keep_alive(server: OllamaServer, client: ollama.Client) -> None:
     client.embed(NAME, ["a"], keep_alive=-1)
     assert years()[0] > 2300
     client.embed(NAME, ["a"])
-    assert years()[0] > 2300, "what one request said holds for the next"
+    assert years()[0] > 2300, "one request's setting applies to the next"
     client.embed(NAME, ["a"], keep_alive="0s")
     assert years() == []
     client.embed(NAME, ["a"])
@@ -440,7 +440,7 @@ def test_keep_alive(server: OllamaServer, client: ollama.Client) -> None:
     assert server.loads == [NAME, NAME]
 
 
-def test_a_cut_pull_brings_no_model() -> None:
+def test_an_interrupted_pull_installs_no_model() -> None:
     with OllamaServer([]) as server:
         server.cut_pulls = 1
         assert "success" not in send(server, "/api/pull", {"model": NAME})[2]
@@ -458,7 +458,7 @@ def test_host_names_that_are_answered(server: OllamaServer) -> None:
     assert send(server, "/", method="GET")[2] == "Ollama is running"
 
 
-def test_the_older_and_the_other_api(server: OllamaServer) -> None:
+def test_the_older_and_the_openai_api(server: OllamaServer) -> None:
     legacy = json.loads(send(server, "/api/embeddings", {"model": NAME, "prompt": "a"})[2])
     assert math.hypot(*legacy["embedding"]) == pytest.approx(1)
     empty = send(server, "/api/embeddings", {"model": NAME, "prompt": ""})
@@ -479,19 +479,19 @@ def test_the_older_and_the_other_api(server: OllamaServer) -> None:
     }
 
 
-def test_what_versions_tell(server: OllamaServer) -> None:
-    def told(version: str, path: str) -> Any:
+def test_fields_by_version(server: OllamaServer) -> None:
+    def answer(version: str, path: str) -> Any:
         server.version = version
         if path == "/api/show":
             return json.loads(send(server, path, {"model": NAME, "verbose": True})[2])
         return json.loads(send(server, path, method="GET")[2])
 
-    assert told("0.0.0", "/api/version") == {"version": "0.0.0"}
-    assert {"capabilities", "requires"} <= told("0.0.0", "/api/show").keys()
-    assert "requires" not in told("0.13.5", "/api/show")
-    assert "capabilities" not in told("0.6.3", "/api/show")
-    assert "capabilities" in told("0.30.0-rc1", "/api/tags")["models"][0]
-    old = told("0.24.0", "/api/tags")["models"][0]
+    assert answer("0.0.0", "/api/version") == {"version": "0.0.0"}
+    assert {"capabilities", "requires"} <= answer("0.0.0", "/api/show").keys()
+    assert "requires" not in answer("0.13.5", "/api/show")
+    assert "capabilities" not in answer("0.6.3", "/api/show")
+    assert "capabilities" in answer("0.30.0-rc1", "/api/tags")["models"][0]
+    old = answer("0.24.0", "/api/tags")["models"][0]
     assert "capabilities" not in old
     assert "context_length" not in old["details"]
 
@@ -548,12 +548,12 @@ def test_client_pulls() -> None:
 
 
 @pytest.mark.parametrize(
-    ("lie", "widths"),
+    ("alteration", "widths"),
     [(one_fewer, [768]), (one_more, [768] * 3), (no_vectors, []), (width(512), [512] * 2)],
 )
-def test_wrong_vectors(server: OllamaServer, lie: Any, widths: list[int]) -> None:
-    server.answer(lie)
-    assert send(server, "/api/embed", embed())[2] == EMPTY, "a warm-up is not lied to"
+def test_wrong_vectors(server: OllamaServer, alteration: Any, widths: list[int]) -> None:
+    server.answer(alteration)
+    assert send(server, "/api/embed", embed())[2] == EMPTY, "a warm-up is answered unchanged"
     answer = json.loads(send(server, "/api/embed", embed(input=["a", "b"]))[2])
     assert [len(row) for row in answer["embeddings"]] == widths
     vectors(2)(send(server, "/api/embed", embed(input=["a", "b"]))[2])
@@ -593,14 +593,14 @@ def test_slow_answers(server: OllamaServer) -> None:
         server.answer(stalled(5))
         with pytest.raises(httpx.ReadTimeout):
             client.embed(NAME, ["a"])
-        # Every byte comes in time, so a read time-out doesn't help.
+        # Every byte arrives in time, so a read time-out does not help.
         server.answer(dripping(0.05))
         started = time.monotonic()
         assert len(client.embed(NAME, ["a"]).embeddings) == 1
         assert time.monotonic() - started > 0.4
 
 
-def test_faults_run_out_or_stay(server: OllamaServer) -> None:
+def test_faults_are_limited_or_permanent(server: OllamaServer) -> None:
     server.fail(503, times=2)
     server.fail(502, times=None)
     statuses = [send(server, "/api/embed", embed())[0] for _ in range(4)]
@@ -622,7 +622,7 @@ def test_a_server_that_restarts(server: OllamaServer, client: ollama.Client) -> 
     assert server.loads == [NAME, NAME]
 
 
-def test_connections_are_kept_and_requests_counted(server: OllamaServer) -> None:
+def test_connections_are_reused_and_requests_counted(server: OllamaServer) -> None:
     server.embed_seconds = 0.05
     port = int(server.url.rpartition(":")[2])
 
@@ -631,7 +631,7 @@ def test_connections_are_kept_and_requests_counted(server: OllamaServer) -> None
         for _ in range(2):
             connection.request("POST", "/api/embed", json.dumps(embed(input=["a"])))
             assert len(json.loads(connection.getresponse().read())["embeddings"]) == 1
-            assert connection.sock is not None, "the server keeps the connection"
+            assert connection.sock is not None, "the server keeps the connection open"
         connection.close()
 
     threads = [threading.Thread(target=work) for _ in range(4)]
@@ -645,7 +645,7 @@ def test_connections_are_kept_and_requests_counted(server: OllamaServer) -> None
     assert server.loads == [NAME]
 
 
-def test_a_client_that_vanishes_in_its_request(server: OllamaServer) -> None:
+def test_a_client_that_disconnects_during_its_request(server: OllamaServer) -> None:
     raw = socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])))
     raw.sendall(b"POST /api/embed HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -656,7 +656,7 @@ def test_a_client_that_vanishes_in_its_request(server: OllamaServer) -> None:
 # The model that it serves.
 
 
-def test_texts_that_share_words_are_near() -> None:
+def test_texts_that_share_words_are_similar() -> None:
     def near(one: str, other: str) -> float:
         pairs = zip(bag_of_words(one), bag_of_words(other), strict=True)
         return sum(a * b for a, b in pairs)

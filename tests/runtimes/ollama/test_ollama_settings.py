@@ -1,4 +1,4 @@
-"""OllamaRuntime's options: addresses, what is refused, and what stays secret."""
+"""OllamaRuntime's options: addresses, refused values, and secrets."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class TestAddress:
             ("https://[2001:db8::2]/x", "https://[2001:db8::2]:443/x"),
         ],
     )
-    def test_is_read_as_ollama_reads_it(self, host: str, url: str) -> None:
+    def test_it_is_parsed_as_ollama_parses_it(self, host: str, url: str) -> None:
         assert resolve_host(host) == url
         assert resolve_host(url) == url
 
@@ -94,16 +94,18 @@ class TestAddress:
             ".".join(["x" * 50] * 6),
         ],
     )
-    def test_nonsense_and_secrets_in_it_are_refused_unquoted(self, host: str) -> None:
+    def test_invalid_ones_and_secrets_in_it_are_refused_without_quoting(self, host: str) -> None:
         with pytest.raises(ConfigurationError) as caught:
             OllamaRuntime(host=host)
         assert SECRET not in "".join(traceback.format_exception(caught.value))
 
-    def test_a_name_that_no_library_decodes_is_just_unknown(self) -> None:
+    def test_an_undecodable_host_name_is_unknown(self) -> None:
         with pytest.raises(ConnectionFailed):
             list(OllamaRuntime(host="http://xn--a", max_retries=0).embed(["a"]))
 
-    def test_comes_from_the_environment_unless_given(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_it_comes_from_the_environment_unless_given(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("OLLAMA_HOST", "gpu-box:1234")
         assert OllamaRuntime().settings["host"] == "http://gpu-box:1234"
         assert OllamaRuntime(host="").settings["host"] == "http://127.0.0.1:11434"
@@ -122,11 +124,11 @@ class TestAddress:
             ("https://example.com:443", False),
         ],
     )
-    def test_knows_this_machine(self, url: str, loopback: bool) -> None:
+    def test_this_machine_is_recognised(self, url: str, loopback: bool) -> None:
         assert Endpoint(url).loopback is loopback
 
     @pytest.mark.parametrize("value", ["http://127.0.0.1:port-" + SECRET, "[::1"])
-    def test_malformed_in_the_environment_the_client_cannot_be_imported(self, value: str) -> None:
+    def test_a_malformed_one_in_the_environment_is_an_error(self, value: str) -> None:
         code = (
             "from gemma_embed.runtimes import OllamaRuntime\n"
             "list(OllamaRuntime(host='127.0.0.1:9').embed(['a']))"
@@ -198,7 +200,7 @@ class TestOptions:
             {"headers": {"X": None}},
         ],
     )
-    def test_that_cannot_work_are_refused_at_once(self, options: dict[str, Any]) -> None:
+    def test_invalid_values_are_refused_by_the_constructor(self, options: dict[str, Any]) -> None:
         with pytest.raises(ConfigurationError) as caught:
             OllamaRuntime(**options)
         assert SECRET not in str(caught.value)
@@ -212,7 +214,7 @@ class TestOptions:
             ("device", r"pass TransformersRuntime\(device=...\)"),
         ],
     )
-    def test_that_do_not_exist_are_refused_with_those_that_do(self, option: str, hint: str) -> None:
+    def test_unknown_options_are_refused_with_the_known_ones(self, option: str, hint: str) -> None:
         with pytest.raises(
             ConfigurationError, match=f"OllamaRuntime does not take {option} .*{hint}"
         ) as e:
@@ -226,7 +228,7 @@ class TestOptions:
         assert {request.headers["x-team"] for request in server.requests} == {"search"}
 
     @pytest.mark.parametrize("keep_alive", [0, -1, 2.5, "0", "-1s", "1h30m", "1.5h", "500ms"])
-    def test_keep_alive_takes_what_ollama_takes(self, keep_alive: float | str) -> None:
+    def test_keep_alive_accepts_ollamas_values(self, keep_alive: float | str) -> None:
         assert OllamaRuntime(keep_alive=keep_alive).settings["keep_alive"] == keep_alive
 
     @pytest.mark.parametrize("tag", ["gpt-oss:cloud", "embeddinggemma:300m-cloud", "x/y:1b-CLOUD"])
@@ -235,7 +237,7 @@ class TestOptions:
             OllamaRuntime(tag)
         assert OllamaRuntime(tag, allow_cloud=True).settings["allow_cloud"] is True
 
-    def test_without_the_client_the_install_command_is_told(
+    def test_a_missing_client_is_an_error_with_the_install_command(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         runtime = OllamaRuntime()
@@ -246,14 +248,14 @@ class TestOptions:
 
 
 class TestSecrets:
-    def test_headers_are_in_no_word_of_it(self, server: OllamaServer) -> None:
+    def test_headers_are_not_shown(self, server: OllamaServer) -> None:
         runtime = OllamaRuntime(host=server.url, headers={"X-Key": SECRET})
         shown = [repr(runtime), str(runtime), f"{runtime.settings}", repr(runtime.__getstate__())]
         shown += [repr(vars(runtime)), repr(runtime.identity)]
         assert SECRET not in "".join(shown)
         assert SECRET.encode() not in pickle.dumps(runtime)
 
-    def test_a_header_left_out_of_a_pickle_is_asked_for_again(self, server: OllamaServer) -> None:
+    def test_a_header_left_out_of_a_pickle_must_be_passed_again(self, server: OllamaServer) -> None:
         again = pickle.loads(
             pickle.dumps(OllamaRuntime(host=server.url, headers={"X-Key": SECRET}))
         )
@@ -279,7 +281,7 @@ class TestSecrets:
         assert SECRET not in str(caught.value)
 
     @pytest.mark.parametrize(
-        "lie",
+        "alteration",
         [
             lambda s: s.fail(400, f"bad token {SECRET} for {TEXT}", times=None),
             lambda s: s.fail(500, f"cannot embed {TEXT[24:]}", times=None),
@@ -289,10 +291,10 @@ class TestSecrets:
             lambda s: s.reset_connection(times=None),
         ],
     )
-    def test_neither_they_nor_texts_are_in_errors_and_logs(
+    def test_headers_and_texts_are_not_in_errors_and_logs(
         self,
         server: OllamaServer,
-        lie: Any,
+        alteration: Any,
         caplog: pytest.LogCaptureFixture,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
@@ -304,7 +306,7 @@ class TestSecrets:
         headers = {"X-Key": SECRET, "Authorization": f"Bearer {SECRET}"}
         runtime = OllamaRuntime(host=server.url, headers=headers)
         list(runtime.embed(["first"]))
-        lie(server)
+        alteration(server)
         with pytest.raises(EmbeddingError) as caught:
             Embedder(runtime).embed([TEXT.partition("text: ")[2]])
         said = "".join(traceback.format_exception(caught.value)) + caplog.text
@@ -312,15 +314,13 @@ class TestSecrets:
         assert SECRET not in said
         assert "canary" not in said
 
-    def test_a_server_s_own_words_are_kept_where_they_repeat_nothing(
-        self, server: OllamaServer
-    ) -> None:
+    def test_a_servers_message_is_shown_if_it_repeats_nothing(self, server: OllamaServer) -> None:
         runtime = OllamaRuntime(host=server.url, headers={"X-Key": SECRET})
         server.fail(400, "the model is out of order", times=None)
         with pytest.raises(EmbeddingError, match='it says "the model is out of order"'):
             list(runtime.embed([TEXT]))
 
-    def test_the_client_s_api_key_goes_nowhere(
+    def test_the_clients_api_key_is_not_sent(
         self, server: OllamaServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("OLLAMA_API_KEY", SECRET)
@@ -341,7 +341,7 @@ class TestSecrets:
         monkeypatch.delenv("no_proxy", raising=False)
         assert len(list(OllamaRuntime(host=server.url).embed(["a"]))) == 1
 
-    def test_other_machines_are(
+    def test_other_machines_are_reached_through_a_proxy(
         self, server: OllamaServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("HTTP_PROXY", server.url)

@@ -1,4 +1,4 @@
-"""The ONNX runtime: the reference's vectors, the files that it caches, and what it refuses."""
+"""The ONNX runtime: the reference's vectors, its cached files, and refused models."""
 
 from __future__ import annotations
 
@@ -71,11 +71,11 @@ def vectors_of(runtime: OnnxRuntime | TransformersRuntime, texts: list[str]) -> 
 
 
 def forward_of(runtime: OnnxRuntime) -> object:
-    """What computes, without the translation of its errors."""
+    """The forward pass, without the translation of its errors."""
     return runtime._load().forward.__wrapped__
 
 
-def test_the_references_vectors_at_every_length(folder: Path) -> None:
+def test_vectors_are_the_references_at_every_length(folder: Path) -> None:
     runtime = OnnxRuntime(folder)
     longest = 2000
     longest = bisect.bisect_right(
@@ -103,9 +103,9 @@ def test_a_vector_does_not_depend_on_its_batch(narrow: Path, precision: str) -> 
         np.testing.assert_allclose(vectors_of(runtime, [text])[0], vector, atol=1e-5)
 
 
-# Measured on all notes: 0.9989 and 0.973 at the least.
+# Measured on all notes: at least 0.9989 and 0.973.
 @pytest.mark.parametrize(("precision", "least"), [("int8", 0.995), ("int4", 0.96)])
-def test_fewer_bits_stay_close(precision: str, least: float) -> None:
+def test_quantised_vectors_are_close(precision: str, least: float) -> None:
     texts = [*SHORT, " ".join(WORDS[:300])]
     texts += [path.read_text() for path in sorted(checkpoints.NOTES.glob("*.md"))[::5]]
     exact = vectors_of(OnnxRuntime("bundled"), texts)
@@ -113,7 +113,7 @@ def test_fewer_bits_stay_close(precision: str, least: float) -> None:
     assert (exact * close).sum(1).min() >= least
 
 
-def test_the_bundled_model_is_the_transformers_runtimes() -> None:
+def test_the_bundled_model_agrees_with_the_transformers_runtime() -> None:
     texts = [*SHORT, " ".join(WORDS[:700])]
     expected = vectors_of(TransformersRuntime("bundled", device="cpu"), texts)
     vectors = vectors_of(OnnxRuntime("bundled"), texts)
@@ -125,21 +125,21 @@ def test_8_bits_round_to_the_nearest_step_and_cannot_overflow(inputs: int) -> No
     matrix = np.random.default_rng(0).standard_normal((7, inputs)).astype(np.float32)
     matrix[3] = 0
     matrix[4, 1:] = 0
-    # The largest of sums: both halves round up.
+    # The largest sums: both halves round up.
     matrix[5, :2] = 63.5
     codes, scales = to_int8(matrix)
     assert codes.shape == (inputs, 7)
     steps = np.abs(codes.astype(int))
     together = steps[::2].copy()
     together[: inputs // 2] += steps[1::2]
-    # Two products with 255 at most, summed in 16 signed bits.
+    # Two products with at most 255, summed in 16 signed bits.
     assert (together * 255).max() <= 2**15 - 1
     assert (together.max(0)[[0, 1, 2, 4, 5, 6]] >= 126).all()
     assert together[0, 5] == 128
     assert (np.abs(codes.T * scales[:, None] - matrix) <= scales[:, None] * 0.5001).all()
 
 
-def test_4_bits_are_laid_out_as_the_operator_reads_them() -> None:
+def test_4_bit_weights_have_the_operators_layout() -> None:
     matrix = np.random.default_rng(0).standard_normal((5, BLOCK + 8)).astype(np.float32)
     codes, scales = to_int4(matrix)
     assert codes.shape == (5, 2, BLOCK // 2)
@@ -151,7 +151,7 @@ def test_4_bits_are_laid_out_as_the_operator_reads_them() -> None:
     assert error.mean() <= np.abs(scales).mean() * 0.3
 
 
-def test_batches_hold_every_text_once_and_little_padding() -> None:
+def test_batches_contain_every_text_once_and_little_padding() -> None:
     lengths = [int(n) for n in np.random.default_rng(0).lognormal(4, 1, 300).clip(3, 2048)]
     rows = [row for row in range(300) if row % 7]
     batches = list(batches_by_length({row: lengths[row] for row in rows}))
@@ -176,7 +176,7 @@ def test_the_same_weights_give_the_same_bytes(
 
 
 @pytest.mark.parametrize("damage", REFUSED)
-def test_a_checkpoint_that_would_be_wrong_is_refused(copied: Path, damage: str) -> None:
+def test_an_unsupported_checkpoint_is_refused(copied: Path, damage: str) -> None:
     change, kind, message = REFUSED[damage]
     change(copied)
     with pytest.raises(kind, match=message):
@@ -193,19 +193,21 @@ def test_a_checkpoint_that_would_be_wrong_is_refused(copied: Path, damage: str) 
         ("attn_logit_softcapping", 50.0),
     ],
 )
-def test_a_part_that_is_not_computed_is_refused(copied: Path, key: str, value: object) -> None:
+def test_a_network_part_that_is_not_implemented_is_refused(
+    copied: Path, key: str, value: object
+) -> None:
     checkpoints.edit_json(copied / "config.json", **{key: value})
     with pytest.raises(WrongModel, match=f"{key}.*runtime='transformers'"):
         vectors_of(OnnxRuntime(copied), ["a"])
 
 
 @pytest.mark.parametrize("damage", ["nothing", "constant"])
-def test_a_network_that_computes_nonsense_is_refused(copied: Path, damage: str) -> None:
+def test_a_network_with_useless_vectors_is_refused(copied: Path, damage: str) -> None:
     weights = load_file(copied / "model.safetensors")
     if damage == "nothing":
         weights["norm.weight"][:] = float("nan")
     else:
-        # Every token the same: no word is read.
+        # All tokens equal: the words make no difference.
         weights["embed_tokens.weight"][:] = weights["embed_tokens.weight"][0]
     save_file(weights, copied / "model.safetensors", {"format": "pt"})
     what = "are not finite" if damage == "nothing" else "do not tell them apart"
@@ -213,7 +215,7 @@ def test_a_network_that_computes_nonsense_is_refused(copied: Path, damage: str) 
         vectors_of(OnnxRuntime(copied), ["a"])
 
 
-def test_not_a_number_is_named(copied: Path) -> None:
+def test_a_nan_vector_names_its_text(copied: Path) -> None:
     weights = load_file(copied / "model.safetensors")
     token = OnnxRuntime(copied)._load().tokenize(["☠"])[0][1]
     weights["embed_tokens.weight"][token] = float("nan")
@@ -223,7 +225,7 @@ def test_not_a_number_is_named(copied: Path) -> None:
     assert caught.value.index == 2
 
 
-def test_weights_written_over_in_mid_use_are_refused(copied: Path) -> None:
+def test_weights_overwritten_while_in_use_are_refused(copied: Path) -> None:
     runtime = OnnxRuntime(copied)
     vectors_of(runtime, ["a"])
     with (copied / "model.safetensors").open("r+b") as file:
@@ -247,7 +249,7 @@ def test_a_published_graph(narrow: Path, tmp_path: Path) -> None:
     assert vectors_of(open_runtime(runtime_settings(runtime)), ["a"]).shape == (1, 768)
 
 
-def test_a_published_graph_that_is_not_there_is_named(narrow: Path, tmp_path: Path) -> None:
+def test_a_missing_published_graph_is_named(narrow: Path, tmp_path: Path) -> None:
     folder = publish(narrow, tmp_path / "published")
     with pytest.raises(ModelNotFound, match=r"no onnx/model_q4\.onnx.*its graphs: model\.onnx"):
         vectors_of(OnnxRuntime(folder, precision="int4"), ["a"])
@@ -256,9 +258,7 @@ def test_a_published_graph_that_is_not_there_is_named(narrow: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     "damage", ["no numbers", "half a graph", "another output", "another model"]
 )
-def test_a_published_graph_that_would_be_wrong_is_refused(
-    narrow: Path, tmp_path: Path, damage: str
-) -> None:
+def test_an_invalid_published_graph_is_refused(narrow: Path, tmp_path: Path, damage: str) -> None:
     output = "token_embeddings" if damage == "another output" else "sentence_embedding"
     folder = publish(narrow, tmp_path / "published", output=output)
     graph = folder / "onnx" / "model.onnx"
@@ -297,7 +297,7 @@ def test_a_hub_id_in_the_published_layout(
 
 @pytest.mark.parametrize("named", ["model", "model-ONNX", "model-onnx"])
 @pytest.mark.parametrize("published", [False, True])
-def test_a_folders_content_decides_its_layout_and_not_its_name(
+def test_a_folders_content_decides_its_layout(
     narrow: Path, tmp_path: Path, named: str, published: bool
 ) -> None:
     folder = tmp_path / named
@@ -305,14 +305,14 @@ def test_a_folders_content_decides_its_layout_and_not_its_name(
         publish(narrow, folder)
     else:
         shutil.copytree(narrow, folder)
-        # As optimum leaves it; the weights decide.
+        # As optimum writes it; the weights decide.
         (folder / "onnx").mkdir()
         (folder / "onnx" / "model.onnx").write_bytes(b"another export")
     runtime = OnnxRuntime(folder)
     assert isinstance(forward_of(runtime), PublishedForward) is published
     expected = vectors_of(OnnxRuntime(narrow), ["a"])
     np.testing.assert_allclose(vectors_of(runtime, ["a"]), expected, atol=1e-5)
-    # Decided once: the folder may change while the model is in use.
+    # Decided once, even if the folder changes while the model is in use.
     if published:
         (folder / "model.safetensors").write_bytes(b"later")
     else:
@@ -339,7 +339,7 @@ def test_the_layout_can_be_stated(
     with pytest.raises(ModelNotFound, match=r"has no onnx/model\.onnx"):
         vectors_of(OnnxRuntime(narrow, layout="published"), ["a"])
 
-    # A hub id: stated, whatever its name.
+    # A hub id: the stated layout counts, whatever its name.
     commit = "5090578d" * 5
     for name, published in (("own-graph", True), ("weights-ONNX", False)):
         place = tmp_path / f"models--someone--{name}"
@@ -377,12 +377,14 @@ def test_weights_in_16_bits_are_read(copied: Path, dtype: str) -> None:
         ({"layout": "onnx"}, "must be 'safetensors' or 'published' or None"),
     ],
 )
-def test_a_bad_option_is_refused_at_once(options: dict[str, object], message: str) -> None:
+def test_a_bad_option_is_refused_by_the_constructor(
+    options: dict[str, object], message: str
+) -> None:
     with pytest.raises(ConfigurationError, match=message):
         OnnxRuntime(**options)
 
 
-def test_a_long_text_is_reported_cut_or_split(narrow: Path) -> None:
+def test_a_long_text_is_reported_truncated_or_split(narrow: Path) -> None:
     runtime = OnnxRuntime(narrow)
     texts = ["short", " ".join(WORDS[:2500])]
     with pytest.raises(InputTooLong, match="text at index 1"):
@@ -410,7 +412,7 @@ def test_settings_pickles_and_fingerprints(narrow: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8", "int4"])
-def test_another_way_of_rounding_is_another_vector_space(
+def test_another_rounding_is_another_vector_space(
     narrow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     graph = tmp_path / "published"
@@ -424,12 +426,12 @@ def test_another_way_of_rounding_is_another_vector_space(
     before = prints()
     monkeypatch.setattr(runtime_file, "VERSION", VERSION + 1)
     after = prints()
-    # float32 rounds nothing, and a published graph's numbers are its own.
+    # float32 is not rounded, and a published graph has its own numbers.
     assert (after[0] == before[0]) is (precision == "float32")
     assert after[1] == before[1]
 
 
-def test_missing_packages_are_named_with_the_command(
+def test_missing_packages_are_named_with_the_install_command(
     narrow: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
@@ -437,7 +439,7 @@ def test_missing_packages_are_named_with_the_command(
         vectors_of(OnnxRuntime(narrow), ["a"])
 
 
-def test_neither_torch_nor_a_framework_is_imported_and_a_fork_goes_on(narrow: Path) -> None:
+def test_torch_and_frameworks_are_not_imported_and_a_fork_works(narrow: Path) -> None:
     script = f"""
 import os, sys
 for name in ("torch", "transformers", "safetensors", "sentence_transformers"):

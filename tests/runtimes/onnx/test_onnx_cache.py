@@ -1,4 +1,4 @@
-"""What the ONNX runtime caches: by content, never another model's, never damaged."""
+"""Cached files of the ONNX runtime: found by content, never another model's, never damaged."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_nothing_is_written_into_the_model_folder(folder: Path, home: Path) -> N
     assert cached(home, "tokenizer").is_dir()
 
 
-def test_another_place_can_be_named(
+def test_another_cache_folder_can_be_chosen(
     folder: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -111,7 +111,7 @@ def test_another_place_can_be_named(
         OnnxRuntime(folder, cache_dir=3)
 
 
-def test_copies_share_what_is_made(
+def test_copies_share_cached_files(
     folder: Path, right: np.ndarray, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embed(folder, place)
@@ -134,7 +134,7 @@ def test_the_bundled_model_is_shared_by_environments(
 
 
 @pytest.mark.parametrize("inplace", [True, False])
-def test_weights_of_the_same_size_and_time_have_a_graph_of_their_own(
+def test_weights_of_the_same_size_and_time_have_their_own_graph(
     folder: Path, right: np.ndarray, place: Path, inplace: bool
 ) -> None:
     np.testing.assert_array_equal(embed(folder, place), right)
@@ -149,7 +149,7 @@ def test_weights_of_the_same_size_and_time_have_a_graph_of_their_own(
     assert (file.stat().st_size, file.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
     after = embed(folder, place)
     assert not np.allclose(after, right, atol=1e-3)
-    # What was made from the former weights of this folder is removed.
+    # The graph of this folder's earlier weights is removed.
     assert cached(place) != former
     np.testing.assert_array_equal(embed(folder, folder.parent / "fresh"), after)
 
@@ -168,7 +168,7 @@ def test_a_loaded_model_is_not_named_after_weights_of_the_same_size_and_time(
     assert OnnxRuntime(folder).identity.revision != revision
 
 
-def test_what_is_made_of_weights_that_change_meanwhile_is_not_cached(
+def test_a_graph_of_weights_that_change_meanwhile_is_not_cached(
     folder: Path, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def swapped(*arguments: Any) -> None:
@@ -236,7 +236,7 @@ def test_a_damaged_tokenizer_is_recreated(
 
 
 def full(place: Path) -> Callable[..., str]:
-    """Let a folder refuse everything."""
+    """Make a folder unwritable."""
     real = cache.tempfile.mkdtemp
 
     def mkdtemp(*, prefix: str, dir: Path) -> str:
@@ -259,7 +259,7 @@ def test_a_damaged_graph_that_cannot_be_removed_is_not_used(
 
 
 def _in_the_way(place: Path, _: pytest.MonkeyPatch) -> None:
-    # A file refuses like a read-only folder, for root too.
+    # A file in its place fails like a read-only folder, also for root.
     place.write_text("")
 
 
@@ -294,7 +294,7 @@ REFUSALS = [_in_the_way, _read_only, _no_space, _no_space_to_flush]
 
 
 @pytest.mark.parametrize("refuse", REFUSALS)
-def test_where_the_first_place_refuses_the_users_cache_folder_is_used(
+def test_if_the_first_folder_is_unwritable_the_users_cache_folder_is_used(
     folder: Path,
     right: np.ndarray,
     place: Path,
@@ -311,7 +311,7 @@ def test_where_the_first_place_refuses_the_users_cache_folder_is_used(
 
 
 @pytest.mark.parametrize("refuse", REFUSALS)
-def test_where_every_place_refuses_it_says_which_and_what_helps(
+def test_if_every_folder_is_unwritable_the_error_names_them_and_the_fix(
     folder: Path,
     right: np.ndarray,
     place: Path,
@@ -327,7 +327,7 @@ def test_where_every_place_refuses_it_says_which_and_what_helps(
     np.testing.assert_array_equal(embed(folder, place), right)
 
 
-def test_a_user_without_a_home_folder_is_told_what_helps(
+def test_a_missing_home_folder_is_an_error_with_the_fix(
     folder: Path, right: np.ndarray, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache, "cache_folder", lambda: None)
@@ -337,7 +337,7 @@ def test_a_user_without_a_home_folder_is_told_what_helps(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="nothing is flushed there")
-def test_everything_is_on_the_disk_before_it_has_its_name(
+def test_files_are_flushed_before_they_are_renamed(
     folder: Path, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flushed: list[str] = []
@@ -354,7 +354,7 @@ def test_everything_is_on_the_disk_before_it_has_its_name(
     assert moved == [set(), set()]
 
 
-def test_what_no_one_will_read_again_is_removed(
+def test_unused_cache_entries_are_removed(
     folder: Path, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embed(folder, place)
@@ -383,7 +383,7 @@ def test_what_no_one_will_read_again_is_removed(
     assert left == {other for other, (_, removed) in others.items() if not removed}
 
 
-def test_what_is_used_is_not_removed(folder: Path, place: Path) -> None:
+def test_used_cache_entries_are_not_removed(folder: Path, place: Path) -> None:
     embed(folder, place)
     os.utime(cached(place), (0, 0))
     embed(folder, place)
@@ -391,7 +391,7 @@ def test_what_is_used_is_not_removed(folder: Path, place: Path) -> None:
 
 
 @pytest.mark.parametrize("package", ["onnx", "tokenizers"])
-def test_what_only_writes_is_not_needed_for_a_cached_model(
+def test_packages_for_writing_are_not_needed_for_a_cached_model(
     folder: Path,
     right: np.ndarray,
     place: Path,
@@ -414,9 +414,7 @@ def test_a_tokenizer_that_cannot_be_read_is_named(folder: Path, place: Path) -> 
         Embedder(runtime).embed(["a"])
 
 
-def test_a_longer_context_has_a_graph_of_its_own(
-    folder: Path, right: np.ndarray, place: Path
-) -> None:
+def test_a_longer_context_has_its_own_graph(folder: Path, right: np.ndarray, place: Path) -> None:
     long = "rain " * 272
     settings = folder / "sentence_bert_config.json"
     checkpoints.edit_json(settings, max_seq_length=256)

@@ -1,4 +1,4 @@
-"""Row L7 of the fault matrix on ONNX Runtime: memory exhausted, in computing and in loading."""
+"""Row L7 of the fault matrix on ONNX Runtime: memory exhausted while computing and loading."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ EXHAUSTED = [
 
 
 def limited(monkeypatch: pytest.MonkeyPatch, tokens: int, error: Exception) -> list[int]:
-    """Let a graph fail with more tokens, padding counted; return the sizes tried."""
+    """Make a graph fail with more tokens, including padding; return the attempted sizes."""
     tried: list[int] = []
     real = InferenceSession.run
 
@@ -56,7 +56,7 @@ def test_a_batch_is_halved_down_to_one_text(
     error: Exception,
     published: bool,
 ) -> None:
-    # All texts in a batch, whatever is padded.
+    # All texts in one batch, whatever the padding.
     monkeypatch.setattr(runtime, "_TOKENS_PER_BATCH", 1 << 20)
     monkeypatch.setattr(runtime, "_PADDING", 100)
     embedder = Embedder(OnnxRuntime(publish(narrow, tmp_path / "g") if published else narrow))
@@ -75,7 +75,7 @@ def test_a_batch_is_halved_down_to_one_text(
     assert caught.value.__cause__ is error
 
 
-def test_another_error_is_not_taken_for_it(narrow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_error_is_not_out_of_memory(narrow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     embedder = Embedder(OnnxRuntime(narrow))
     embedder.embed(["a"])
     tried = limited(monkeypatch, 0, RuntimeException(NODE + "indices element out of data bounds"))
@@ -102,7 +102,7 @@ PLACES: dict[str, tuple[object, str]] = {
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("error", EXHAUSTED[:2], ids=["python", "onnxruntime"])
-def test_no_memory_for_the_model(
+def test_too_little_memory_to_load_the_model(
     narrow: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -122,7 +122,7 @@ def test_no_memory_for_the_model(
     assert str(folder) in str(caught.value)
     assert caught.value.__cause__ is error
     assert caught.value.tokens == 0
-    # Once there is some, the same object works.
+    # Once there is enough memory, the same object works.
     assert embedder.embed(["a"]).shape == (1, 768)
 
 
@@ -136,5 +136,5 @@ def test_no_memory_for_the_model(
         ("mat1 and mat2 shapes cannot be multiplied", False),
     ],
 )
-def test_what_is_said_for_it(message: str, short: bool) -> None:
+def test_messages_that_mean_out_of_memory(message: str, short: bool) -> None:
     assert is_out_of_memory(RuntimeError(message)) is short

@@ -1,4 +1,4 @@
-"""The lean tokenizer: the ids that transformers' own gives, or it is not used."""
+"""The lean tokenizer: the ids of transformers' tokenizer, or it is not used."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_large_mixed_corpus(lean: BpeTokenizer, reference: Callable[..., Any])
         "".join(word() + source.choice(glue) for _ in range(source.randint(1, 40)))
         for _ in range(2000)
     ]
-    # Scripts without blanks, and few letters in many orders, where merges compete.
+    # Scripts without blanks, and few letters in many orders, for which merges compete.
     texts += ["".join(source.choices("aeinrst", k=200)) for _ in range(200)]
     texts += ["".join(source.choices("中文和日本語", k=200)) for _ in range(50)]
     texts += [" ".join(WORDS), "a" * 5000, " " * 3000, "▁" * 300, "\n" * 301]
@@ -141,7 +141,7 @@ def _often_crossing(state: dict[str, Any]) -> None:
 
 OTHER_KINDS: dict[str, Callable[[dict[str, Any]], object]] = {
     "another normalizer": lambda state: state.update(normalizer={"type": "Lowercase"}),
-    "words that are cut otherwise": lambda state: state.update(
+    "words that are split differently": lambda state: state.update(
         pre_tokenizer={
             "type": "Split",
             "pattern": {"String": "e"},
@@ -149,14 +149,14 @@ OTHER_KINDS: dict[str, Callable[[dict[str, Any]], object]] = {
             "invert": False,
         }
     ),
-    "whole words before merges": lambda state: state["model"].update(ignore_merges=True),
+    "complete words before merges": lambda state: state["model"].update(ignore_merges=True),
     "no bytes": lambda state: state["model"].update(byte_fallback=False),
     "added tokens in normalised text": _normalised,
     "many merges across words": _often_crossing,
 }
 
 
-def test_thousands_of_added_tokens_do_not_slow_it_down(folder: Path, tmp_path: Path) -> None:
+def test_thousands_of_added_tokens_are_fast(folder: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     state = json.loads((copy / "tokenizer.json").read_text())
     last = state["added_tokens"][-1]
@@ -171,7 +171,7 @@ def test_thousands_of_added_tokens_do_not_slow_it_down(folder: Path, tmp_path: P
     assert tokenizer([text]) == HuggingFaceTokenizer(copy / "tokenizer.json")([text])
 
 
-# Merges from one word into the next: Gemma's own, chains, into blanks alone, over several words.
+# Merges across words: Gemma's own, chains, into blanks only, over several words.
 CROSSING = [
     [("▁", "<"), ("▁<", "/"), (">", "▁</")],
     [("e", "▁"), ("e▁", "t"), ("e▁t", "h")],
@@ -206,7 +206,7 @@ def test_merges_across_words(
 
 
 @pytest.mark.parametrize("kind", OTHER_KINDS)
-def test_another_kind_is_read_by_the_tokenizers_library(
+def test_another_kind_of_tokenizer_uses_the_tokenizers_library(
     folder: Path, tmp_path: Path, kind: str
 ) -> None:
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
@@ -219,13 +219,13 @@ def test_another_kind_is_read_by_the_tokenizers_library(
     assert len(tokenizer(["The text"])[0]) > 3
 
 
-def test_the_bundled_models_is_of_another_kind(tmp_path: Path) -> None:
+def test_the_bundled_models_tokenizer_uses_the_tokenizers_library(tmp_path: Path) -> None:
     folder = model_folder("bundled", None, offline=True)
     tokenizer = opened(folder, tmp_path / "arrays", BUNDLED)
     assert isinstance(tokenizer, HuggingFaceTokenizer)
 
 
-def test_one_that_differs_is_not_used(
+def test_a_lean_tokenizer_that_differs_is_not_used(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))

@@ -1,4 +1,4 @@
-"""Jobs on the background loop: how many at once, what is lost of a failing one, who waits."""
+"""Jobs on the background loop: concurrency, failures, cancellation."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Result = tuple[list[int], Exception | None]
 
 
 def ended() -> bool:
-    """Whether no task is left on the loop, in a second or less."""
+    """Return whether all tasks on the loop end within a second."""
     deadline = time.monotonic() + 1.0
     while asyncio.all_tasks(LOOP.get()) and time.monotonic() < deadline:
         time.sleep(0.005)
     return not asyncio.all_tasks(LOOP.get())
 
 
-def test_as_many_at_once_as_allowed_and_no_more() -> None:
+def test_concurrency_reaches_exactly_the_limit() -> None:
     now = most = 0
 
     async def work(job: int) -> Result:
@@ -39,7 +39,7 @@ def test_as_many_at_once_as_allowed_and_no_more() -> None:
     assert most == 3
 
 
-def test_jobs_are_taken_no_faster_than_their_items() -> None:
+def test_jobs_are_started_no_faster_than_results_are_taken() -> None:
     begun: list[int] = []
 
     async def work(job: int) -> Result:
@@ -53,7 +53,7 @@ def test_jobs_are_taken_no_faster_than_their_items() -> None:
     items.close()
 
 
-def test_what_a_failing_job_finished_is_kept_and_no_job_begins_after_it() -> None:
+def test_results_of_a_failing_job_are_returned_and_no_job_starts_after_it() -> None:
     begun: list[int] = []
 
     async def work(job: int) -> Result:
@@ -73,7 +73,7 @@ async def forever(job: int = 0) -> Result:
     return [job], None
 
 
-def test_who_goes_away_cancels_what_is_under_way() -> None:
+def test_closing_the_generator_cancels_running_jobs() -> None:
     async def work(job: int) -> Result:
         return await forever() if job else ([job], None)
 
@@ -123,7 +123,7 @@ def test_without_a_thread_for_the_loop_the_next_call_tries_again(
     mine.close()
 
 
-def test_callers_may_have_a_running_loop_of_their_own() -> None:
+def test_callers_may_have_their_own_running_loop() -> None:
     async def caller() -> int:
         async def answer() -> int:
             return 5

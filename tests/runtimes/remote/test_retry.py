@@ -1,4 +1,4 @@
-"""How long to wait before asking again."""
+"""Pauses before a retry."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_without_jitter_pauses_double_up_to_the_longest() -> None:
     assert retry.pause_seconds(10_000, None, lambda: 1.0) == 8.0
 
 
-def test_jitter_is_full() -> None:
+def test_jitter_covers_the_full_pause() -> None:
     assert retry.pause_seconds(3, None, lambda: 0.0) == 0.0
     assert retry.pause_seconds(3, None, lambda: 0.25) == 0.5
 
@@ -49,9 +49,7 @@ def test_jitter_is_full() -> None:
 @pytest.mark.parametrize(
     ("asked", "waited"), [(0.0, 0.5), (0.1, 0.5), (7.0, 7.0), (1e9, 60.0), (float("inf"), 60.0)]
 )
-def test_what_the_server_asks_for_is_waited_in_full_but_not_for_ever(
-    asked: float, waited: float
-) -> None:
+def test_a_requested_pause_is_waited_in_full_up_to_a_limit(asked: float, waited: float) -> None:
     assert retry.pause_seconds(1, asked, lambda: 1.0) == waited
 
 

@@ -1,4 +1,4 @@
-"""Another kind of server needs its requests and its words, and gets everything else."""
+"""Another kind of server only defines its requests and messages, and gets everything else."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_vectors(server: OllamaServer) -> None:
     assert embedder.runtime.identity.runtime == "other"
 
 
-def test_what_may_pass_is_repeated(server: OllamaServer, pauses: list[float]) -> None:
+def test_temporary_faults_are_retried(server: OllamaServer, pauses: list[float]) -> None:
     server.fail(503, path=PATH, headers={"Retry-After": "7"})
     server.reset_connection(path=PATH)
     server.answer(faults.truncated, path=PATH)
@@ -137,7 +137,7 @@ def test_what_may_pass_is_repeated(server: OllamaServer, pauses: list[float]) ->
     ("said", "kind"),
     [("NaN", BadResponse), ("EOF", ServerFailed), ("too many tokens", InputTooLong)],
 )
-def test_the_text_at_fault_is_named(
+def test_the_faulty_text_is_named(
     server: OllamaServer, said: str, kind: type[EmbeddingError]
 ) -> None:
     server.fail_texts(lambda text: "poison" in text, 400, said)
@@ -176,7 +176,7 @@ Break = Callable[[OllamaServer], object]
         ),
     ],
 )
-def test_what_does_not_pass_is_a_clear_error(
+def test_permanent_faults_are_clear_errors(
     server: OllamaServer, strike: Break, kind: type[EmbeddingError], words: str
 ) -> None:
     timeout = 0.3 if kind is ServerTimeout else 5.0
@@ -190,7 +190,7 @@ def test_what_does_not_pass_is_a_clear_error(
     assert time.monotonic() - started < 5.0
 
 
-def test_secrets_stay_secret(
+def test_secrets_are_not_shown(
     server: OllamaServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -210,7 +210,7 @@ def test_secrets_stay_secret(
         Embedder(pickle.loads(pickle.dumps(plain))).embed(["a"])
 
 
-async def test_cancelled_it_breaks_off(server: OllamaServer) -> None:
+async def test_cancellation_closes_the_request(server: OllamaServer) -> None:
     embedder = Embedder(OtherRuntime(server.url))
     await embedder.aembed(["first"])
     server.answer(faults.stalled(20.0), path=PATH)
@@ -229,7 +229,7 @@ async def test_cancelled_it_breaks_off(server: OllamaServer) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-def test_a_forked_child_has_a_loop_and_connections_of_its_own(server: OllamaServer) -> None:
+def test_a_forked_child_has_its_own_loop_and_connections(server: OllamaServer) -> None:
     embedder = Embedder(OtherRuntime(server.url))
     embedder.embed(["parent"])
     child = os.fork()
@@ -239,7 +239,7 @@ def test_a_forked_child_has_a_loop_and_connections_of_its_own(server: OllamaServ
     np.testing.assert_allclose(embedder.embed(["again"]), expected(["again"]), atol=1e-6)
 
 
-def test_every_kind_has_an_account() -> None:
+def test_every_kind_of_failure_has_an_error() -> None:
     kinds = set(failures.Kind.__args__)
     assert set(failures._ACCOUNTS) == kinds
     for kind in kinds:
