@@ -10,10 +10,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import chromadb
 import numpy as np
 import pytest
-from chromadb.config import Settings
 from fakes import FakeRuntime, vector_of
 from langchain_chroma import Chroma
 from langchain_core.documents import Document
@@ -32,6 +30,8 @@ from gemma_embed.errors import (
     ServerFailed,
 )
 from langchain_gemma_embed import GemmaEmbeddings, passages
+
+pytestmark = pytest.mark.usefixtures("examined_here")
 
 
 @pytest.fixture
@@ -360,29 +360,6 @@ def test_rows_of_others_are_not_judged_by_another_form(
     )
     assert index.check() == 4
     assert index.ingest(documents(3)).absent == 1
-
-
-# Clients of the user's
-
-
-@pytest.mark.parametrize("handed_over", [False, True])
-def test_a_vector_store_outlives_a_check(
-    fake: FakeRuntime, tmp_path: Path, handed_over: bool
-) -> None:
-    embeddings = GemmaEmbeddings(fake, store=tmp_path / "s")
-    place: Any = tmp_path / "db"
-    if handed_over:
-        place = chromadb.PersistentClient(str(place), Settings(anonymized_telemetry=False))
-    index = ChromaIndex(place, "notes", embeddings)
-    index.ingest(documents())
-    search = Chroma(index.collection_name, embeddings, client=index.client)
-    assert index.check() == 60
-    (found,) = search.similarity_search("text 4", k=1)
-    assert found.id
-    search.add_texts(["late"], ids=["late"])
-    assert index.check() == 61
-    assert search.get(ids=["late"])["documents"] == ["late"]
-    index.client.close()  # type: ignore[attr-defined]
 
 
 # What is refused
