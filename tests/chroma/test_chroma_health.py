@@ -19,7 +19,9 @@ from langchain_chroma import Chroma
 from notes import break_vectors, current, documents, everything
 
 from gemma_embed import Embedder
-from gemma_embed.chroma import ChromaIndex, health
+from gemma_embed.chroma import ChromaIndex
+from gemma_embed.chroma.client import explained
+from gemma_embed.chroma.health import examine
 from gemma_embed.errors import CollectionDamaged, CollectionError
 from langchain_gemma_embed import GemmaEmbeddings
 
@@ -76,7 +78,7 @@ def test_a_dead_collection_is_named_and_recreated_without_the_model(
         assert index.recreate(ROWS).added == 120
         assert not recomputed(fake)
         assert everything(index) == expected
-        assert health.examine(current(index), 768) == health.Health(120, (), ())
+        assert examine(current(index), 768) == 120
         assert index.ingest(ROWS).unchanged == 120
         assert [each.name for each in index.client.list_collections()] == [index.collection_name]
 
@@ -115,7 +117,7 @@ def test_a_client_that_was_handed_over_is_not_risked(fake: FakeRuntime, tmp_path
     with pytest.raises(CollectionDamaged, match=r"recreate\(passages\)"):
         index.check()
     assert index.recreate(ROWS).added == 120
-    assert health.examine(current(index), 768) == health.Health(120, (), ())
+    assert examine(current(index), 768) == 120
     client.close()
 
 
@@ -132,7 +134,7 @@ def test_a_vector_that_no_search_could_rely_on(index: ChromaIndex, vector: Any) 
 
         def get(self, **arguments: Any) -> Any:
             got = self._held.get(**arguments)
-            if got["embeddings"] is not None:
+            if got["ids"]:
                 got["embeddings"] = list(got["embeddings"])
                 got["embeddings"][got["ids"].index("id 2")] = vector
             return got
@@ -142,7 +144,23 @@ def test_a_vector_that_no_search_could_rely_on(index: ChromaIndex, vector: Any) 
 
     index.ingest(documents(5))
     held: Any = Column(current(index))
-    assert health.examine(held, 768) == health.Health(5, ("id 2",), ())
+    with pytest.raises(
+        CollectionDamaged, match=r"1 of 5 rows.*no usable vector.*not find 0, 'id 2'"
+    ):
+        examine(held, 768)
+
+
+def test_a_panic_of_chromas_is_damage_and_an_interrupt_is_not() -> None:
+    class PanicException(BaseException):
+        """As pyo3 raises it."""
+
+    with (
+        pytest.raises(CollectionDamaged, match=r"'notes'.*PanicException.*recreate\(passages\)"),
+        explained("notes", Path("db")),
+    ):
+        raise PanicException("range end out of bounds")
+    with pytest.raises(KeyboardInterrupt), explained("notes", Path("db")):
+        raise KeyboardInterrupt
 
 
 @pytest.mark.usefixtures("examined_here")
@@ -169,7 +187,7 @@ def test_a_vector_store_outlives_a_check(
     (found,) = search.similarity_search("text 4", k=1)
     assert found.id
     search.add_texts(["late"], ids=["late"])
-    assert health.examine(current(index), 768) == health.Health(11, (), ())
+    assert examine(current(index), 768) == 11
     assert search.get(ids=["late"])["documents"] == ["late"]
     index.client.close()  # type: ignore[attr-defined]
 

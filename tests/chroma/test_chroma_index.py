@@ -322,7 +322,7 @@ def test_two_processes_may_create_one_folder(fake: FakeRuntime, tmp_path: Path) 
 # Locks
 
 
-def test_a_second_writer_is_refused(index: ChromaIndex) -> None:
+def test_a_second_writer_is_refused(index: ChromaIndex, tmp_path: Path) -> None:
     index.ingest(documents(3))
     script = (
         "import sys; sys.path.insert(0, sys.argv[2])\n"
@@ -333,7 +333,7 @@ def test_a_second_writer_is_refused(index: ChromaIndex) -> None:
         "index.ingest([])\n"
     )
     tests = str(Path(__file__).parents[1])
-    command = [sys.executable, "-c", script, str(index._folder), tests]
+    command = [sys.executable, "-c", script, str(tmp_path / "db"), tests]
 
     def slow() -> Iterator[dict[str, Any]]:
         yield from documents(2)
@@ -346,16 +346,14 @@ def test_a_second_writer_is_refused(index: ChromaIndex) -> None:
     assert index.ingest(documents(5)).unchanged == 5
 
 
-def test_a_killed_writer_leaves_no_lock(index: ChromaIndex) -> None:
-    folder = index._folder
-    assert folder is not None
+def test_a_killed_writer_leaves_no_lock(index: ChromaIndex, tmp_path: Path) -> None:
     script = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
         "from gemma_embed.chroma.lock import only_writer\n"
         "with only_writer(Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    command = [sys.executable, "-c", script, folder / "mark"]
+    command = [sys.executable, "-c", script, tmp_path / "db" / "mark"]
     assert subprocess.run(command, check=False).returncode == -9
     assert index.ingest(documents(3)).added == 3
 
@@ -451,8 +449,8 @@ def test_only_generations_are_dropped(index: ChromaIndex) -> None:
     assert index.ingest(documents(2)).added == 2
 
 
-def test_names_that_begin_alike_are_apart(index: ChromaIndex) -> None:
-    longer = ChromaIndex(index._folder, "notes-old", index.embedder)  # type: ignore[arg-type]
+def test_names_that_begin_alike_are_apart(index: ChromaIndex, tmp_path: Path) -> None:
+    longer = ChromaIndex(tmp_path / "db", "notes-old", index.embedder)
     with longer:
         longer.ingest(documents(3))
         index.ingest(documents(2))

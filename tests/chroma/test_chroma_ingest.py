@@ -362,6 +362,20 @@ def test_rows_of_others_are_not_judged_by_another_form(
     assert index.ingest(documents(3)).absent == 1
 
 
+def test_a_row_of_others_under_a_passages_id_is_written_again(index: ChromaIndex) -> None:
+    index.open()
+    # Of the same text, and embedded in another form.
+    current(index).add(
+        ids=["x"],
+        documents=["bare"],
+        embeddings=[vector_of("title: none | text: n: 1\n\nbare")],
+        metadatas=[{"n": 1}],
+    )
+    assert index.ingest([{"text": "bare", "id": "x", "metadata": {"n": 1}}]).updated == 1
+    (vector,) = current(index).get(include=["embeddings"])["embeddings"]
+    np.testing.assert_allclose(vector, vector_of("title: none | text: bare"), atol=1e-6)
+
+
 # What is refused
 
 WRONG: list[tuple[Any, str]] = [
@@ -580,6 +594,15 @@ def test_a_failed_passage_of_no_document_keeps_all_that_is_absent(index: ChromaI
     assert texts_of(index) == ["a", "b", "b1"]
     assert report.absent == 2
     assert index.ingest(file("b.md", "b1"), remove_absent=True).removed == 2
+
+
+def test_an_id_that_was_made_for_another_text_is_reported(index: ChromaIndex) -> None:
+    index.ingest([{"text": "a"}])
+    (made,) = current(index).get()["ids"]
+    report = index.ingest([{"text": "b", "id": made}, {"text": "a"}])
+    assert report.updated == 1
+    (failure,) = report.failed
+    assert "same id" in failure.reason
 
 
 def test_a_failed_id_keeps_its_row(index: ChromaIndex) -> None:
