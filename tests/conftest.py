@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 # Before any library reads them: tests make no connections.
@@ -43,6 +44,25 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def local(narrow: Path) -> TransformersRuntime:
     """A runtime on this checkpoint, loaded once."""
     return TransformersRuntime(narrow, device="cpu")
+
+
+@pytest.fixture
+def examined_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ``check`` examine a folder in this process: another one imports Chroma first."""
+    from gemma_embed.chroma import health, index
+    from gemma_embed.chroma.client import folder_client
+
+    def examine_folder(
+        folder: Path, tenant: str, database: str, name: str, dimensions: int, timeout: float | None
+    ) -> int:
+        assert timeout is None
+        with folder_client(folder) as client:
+            client.set_tenant(tenant, database)
+            held = client.get_collection(name, embedding_function=None)
+            return health.examine(held, dimensions)
+
+    monkeypatch.setattr(index, "paused", nullcontext)
+    monkeypatch.setattr(index, "examine_folder", examine_folder)
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,9 @@ from gemma_embed.runtimes import Batch, TooLong
 from langchain_gemma_embed import GemmaEmbeddings
 from llamaindex_gemma_embed import GemmaEmbedding, GemmaTitles
 
-COUNT = 250
+COUNT = 60
+# Where a run breaks down, and how many documents LangChain writes at a time.
+AFTER, AT_ONCE = 35, 20
 DOCUMENTS = [Document(f"text {n}", metadata={"n": n}) for n in range(COUNT)]
 
 
@@ -67,6 +69,7 @@ class TestLangChainIndex:
                 records,
                 Chroma(opened.collection_name, embeddings, client=opened.client),
                 key_encoder="sha256",
+                batch_size=AT_ONCE,
             )
             records.engine.dispose()
             return result["num_added"], result["num_skipped"], opened.open().count()
@@ -77,12 +80,12 @@ class TestLangChainIndex:
         assert runtime.documents == COUNT
 
     def test_after_a_failure_only_what_is_missing(self, tmp_path: Path, runtime: Failing) -> None:
-        runtime.after = 150
+        runtime.after = AFTER
         with pytest.raises(ServerFailed):
             self.run(tmp_path, runtime)
         runtime.after = None
         assert sum(self.run(tmp_path, runtime)[:2]) == COUNT
-        # LangChain goes on after its last full hundred, the store after the last batch of three.
+        # LangChain goes on after its last full batch, the store after the last batch of three.
         assert COUNT < runtime.documents <= COUNT + 3
 
     def test_a_wiped_collection_is_filled_again_from_the_store(
@@ -214,7 +217,7 @@ class TestIngestionPipeline:
         assert runtime.documents == COUNT
 
     def test_after_a_failure_only_what_is_missing(self, tmp_path: Path, runtime: Failing) -> None:
-        runtime.after = 150
+        runtime.after = AFTER
         with pytest.raises(ServerFailed):
             self.run(tmp_path, runtime, self.TEXTS)
         runtime.after = None

@@ -128,8 +128,6 @@ def test_the_package_loads_chroma_only_for_the_function() -> None:
         "import gemma_embed.chroma as c\n"
         "assert 'chromadb' not in sys.modules\n"
         "assert set(c.__all__) >= {'ChromaIndex', 'GemmaEmbeddingFunction', 'verify'}\n"
-        "c.GemmaEmbeddingFunction\n"
-        "assert 'chromadb' in sys.modules\n"
         "try:\n"
         "    c.nothing\n"
         "except AttributeError as error:\n"

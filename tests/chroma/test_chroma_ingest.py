@@ -10,10 +10,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import chromadb
 import numpy as np
 import pytest
-from chromadb.config import Settings
 from fakes import FakeRuntime, vector_of
 from langchain_chroma import Chroma
 from langchain_core.documents import Document
@@ -32,6 +30,8 @@ from gemma_embed.errors import (
     ServerFailed,
 )
 from langchain_gemma_embed import GemmaEmbeddings, passages
+
+pytestmark = pytest.mark.usefixtures("examined_here")
 
 
 @pytest.fixture
@@ -362,27 +362,18 @@ def test_rows_of_others_are_not_judged_by_another_form(
     assert index.ingest(documents(3)).absent == 1
 
 
-# Clients of the user's
-
-
-@pytest.mark.parametrize("handed_over", [False, True])
-def test_a_vector_store_outlives_a_check(
-    fake: FakeRuntime, tmp_path: Path, handed_over: bool
-) -> None:
-    embeddings = GemmaEmbeddings(fake, store=tmp_path / "s")
-    place: Any = tmp_path / "db"
-    if handed_over:
-        place = chromadb.PersistentClient(str(place), Settings(anonymized_telemetry=False))
-    index = ChromaIndex(place, "notes", embeddings)
-    index.ingest(documents())
-    search = Chroma(index.collection_name, embeddings, client=index.client)
-    assert index.check() == 60
-    (found,) = search.similarity_search("text 4", k=1)
-    assert found.id
-    search.add_texts(["late"], ids=["late"])
-    assert index.check() == 61
-    assert search.get(ids=["late"])["documents"] == ["late"]
-    index.client.close()  # type: ignore[attr-defined]
+def test_a_row_of_others_under_a_passages_id_is_written_again(index: ChromaIndex) -> None:
+    index.open()
+    # Of the same text, and embedded in another form.
+    current(index).add(
+        ids=["x"],
+        documents=["bare"],
+        embeddings=[vector_of("title: none | text: n: 1\n\nbare")],
+        metadatas=[{"n": 1}],
+    )
+    assert index.ingest([{"text": "bare", "id": "x", "metadata": {"n": 1}}]).updated == 1
+    (vector,) = current(index).get(include=["embeddings"])["embeddings"]
+    np.testing.assert_allclose(vector, vector_of("title: none | text: bare"), atol=1e-6)
 
 
 # What is refused
@@ -603,6 +594,15 @@ def test_a_failed_passage_of_no_document_keeps_all_that_is_absent(index: ChromaI
     assert texts_of(index) == ["a", "b", "b1"]
     assert report.absent == 2
     assert index.ingest(file("b.md", "b1"), remove_absent=True).removed == 2
+
+
+def test_an_id_that_was_made_for_another_text_is_reported(index: ChromaIndex) -> None:
+    index.ingest([{"text": "a"}])
+    (made,) = current(index).get()["ids"]
+    report = index.ingest([{"text": "b", "id": made}, {"text": "a"}])
+    assert report.updated == 1
+    (failure,) = report.failed
+    assert "same id" in failure.reason
 
 
 def test_a_failed_id_keeps_its_row(index: ChromaIndex) -> None:

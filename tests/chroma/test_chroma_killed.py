@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,10 +37,35 @@ ChromaIndex(sys.argv[1], "notes", Embedder(FakeRuntime()), hnsw=hnsw).ingest(dyi
 """
 
 
+pytestmark = pytest.mark.usefixtures("examined_here")
+
+
 @pytest.fixture
 def index(fake: FakeRuntime, tmp_path: Path) -> Iterator[ChromaIndex]:
     with ChromaIndex(tmp_path / "db", "notes", Embedder(fake), hnsw=FILES_AT_ONCE) as opened:
         yield opened
+
+
+@pytest.fixture(scope="module")
+def killed_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose writer was killed, and its store beside it; tests change copies."""
+    folder = tmp_path_factory.mktemp("killed")
+    kill_a_writer(folder / "db")
+    return folder
+
+
+@pytest.fixture
+def killed(killed_folder: Path, tmp_path: Path) -> Path:
+    """A copy of it, whose files have the same times: a mark tells them by these."""
+    shutil.copytree(killed_folder, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "db"
+
+
+@pytest.fixture
+def deadly(killed: Path) -> Path:
+    """A copy that takes a process down."""
+    make_deadly(killed)
+    return killed
 
 
 def marks(folder: Path) -> list[Path]:
@@ -83,43 +109,37 @@ ASKED: list[Callable[[ChromaIndex], object]] = [
 
 
 def test_one_that_takes_the_process_down_is_recreated_unopened(
-    index: ChromaIndex, fake: FakeRuntime, tmp_path: Path
+    index: ChromaIndex, fake: FakeRuntime, deadly: Path
 ) -> None:
-    kill_a_writer(tmp_path / "db")
-    make_deadly(tmp_path / "db")
-    assert dies_of(tmp_path / "db")
+    assert dies_of(deadly)
     for act in ASKED:
         with pytest.raises(CollectionDamaged, match=r"killed.*recreate\(passages\) with all"):
             act(index)
-        assert len(marks(tmp_path / "db")) == 1
+        assert len(marks(deadly)) == 1
     (generation,) = index.generations()
     assert (generation.rows, generation.current) == (None, True)
     fake.texts.clear()
     report = index.recreate(documents(120))
     assert (report.added, report.failed) == (120, ())
     assert not [text for text in fake.texts if "text: text" in text]
-    assert marks(tmp_path / "db") == []
+    assert marks(deadly) == []
     assert index.check() == 120
     (generation,) = index.generations()
     assert generation.rows == 120
 
 
 def test_who_has_all_passages_need_not_ask(
-    index: ChromaIndex, fake: FakeRuntime, tmp_path: Path
+    index: ChromaIndex, fake: FakeRuntime, deadly: Path
 ) -> None:
-    kill_a_writer(tmp_path / "db")
-    make_deadly(tmp_path / "db")
     report = index.ingest(documents(130), remove_absent=True)
     assert (report.added, report.removed, report.absent) == (130, 0, 0)
     # The others' vectors come from the store.
     assert len([text for text in fake.texts if "text: text" in text]) == 10
     assert index.check() == 130
-    assert marks(tmp_path / "db") == []
+    assert marks(deadly) == []
 
 
-def test_a_source_without_passages_deletes_nothing(index: ChromaIndex, tmp_path: Path) -> None:
-    kill_a_writer(tmp_path / "db")
-    make_deadly(tmp_path / "db")
+def test_a_source_without_passages_deletes_nothing(index: ChromaIndex, deadly: Path) -> None:
     for act in (lambda: index.recreate([]), lambda: index.ingest([], remove_absent=True)):
         with pytest.raises(InvalidInput, match="no passages"):
             act()
@@ -130,7 +150,7 @@ def test_a_source_without_passages_deletes_nothing(index: ChromaIndex, tmp_path:
 
     with pytest.raises(ConnectionError):
         index.recreate(broken())
-    assert len(marks(tmp_path / "db")) == 1
+    assert len(marks(deadly)) == 1
     with pytest.raises(CollectionDamaged):
         index.open()
     assert index.recreate(documents(120)).added == 120
@@ -151,42 +171,37 @@ def test_a_kill_between_two_writes_leaves_files_that_are_used(
 
 
 def test_another_generation_is_written_and_the_judgement_stays(
-    index: ChromaIndex, fake: FakeRuntime, tmp_path: Path
+    index: ChromaIndex, fake: FakeRuntime, killed: Path
 ) -> None:
-    kill_a_writer(tmp_path / "db")
     narrow = Embedder(fake, dimensions=128)
-    with ChromaIndex(tmp_path / "db", "notes", narrow, hnsw=FILES_AT_ONCE) as other:
+    with ChromaIndex(killed, "notes", narrow, hnsw=FILES_AT_ONCE) as other:
         # The vector files change, and the killed writer's were complete.
         assert other.ingest(documents(120)).added == 120
-    assert marks(tmp_path / "db") == []
+    assert marks(killed) == []
     assert index.ingest(documents(120)).unchanged == 120
     assert index.check() == 120
 
 
 def test_another_generation_is_written_beside_a_half_written_one(
-    index: ChromaIndex, fake: FakeRuntime, tmp_path: Path
+    index: ChromaIndex, fake: FakeRuntime, deadly: Path
 ) -> None:
-    kill_a_writer(tmp_path / "db")
-    make_deadly(tmp_path / "db")
     narrow = Embedder(fake, dimensions=128)
-    with ChromaIndex(tmp_path / "db", "notes", narrow, hnsw=FILES_AT_ONCE) as other:
+    with ChromaIndex(deadly, "notes", narrow, hnsw=FILES_AT_ONCE) as other:
         assert other.ingest(documents(120)).added == 120
         assert other.check() == 120
-        assert len(marks(tmp_path / "db")) == 1
+        assert len(marks(deadly)) == 1
         assert {each.rows for each in other.generations()} == {None, 120}
         (dead,) = (each.name for each in other.generations() if not each.current)
         with pytest.raises(CollectionDamaged, match="killed"):
             index.open()
         other.drop(dead)
-        assert marks(tmp_path / "db") == []
+        assert marks(deadly) == []
     assert index.ingest(documents(120)).added == 120
 
 
 def test_a_store_that_lacks_vectors_computes_them(
-    index: ChromaIndex, fake: FakeRuntime, tmp_path: Path
+    index: ChromaIndex, fake: FakeRuntime, deadly: Path
 ) -> None:
-    kill_a_writer(tmp_path / "db")
-    make_deadly(tmp_path / "db")
     store = index.embedder.store
     assert store is not None
     store.clear()
@@ -216,13 +231,11 @@ def test_a_reader_beside_a_writer_at_work(index: ChromaIndex, tmp_path: Path) ->
 
 
 def test_a_recreation_that_is_killed_is_done_again(
-    index: ChromaIndex, fake: FakeRuntime, tmp_path: Path
+    index: ChromaIndex, fake: FakeRuntime, deadly: Path
 ) -> None:
-    kill_a_writer(tmp_path / "db")
-    make_deadly(tmp_path / "db")
     tests = str(Path(__file__).parents[1])
     again = KILLED.replace(".ingest(", ".recreate(")
-    command = [sys.executable, "-c", again, str(tmp_path / "db"), tests, "70"]
+    command = [sys.executable, "-c", again, str(deadly), tests, "70"]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     assert current(index).count() == 60
     assert index.ingest(documents(120)).added == 60

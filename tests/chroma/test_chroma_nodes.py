@@ -33,6 +33,9 @@ from llamaindex_gemma_embed import GemmaEmbedding, GemmaTitles, passages
 MANY: dict[str, Any] = {"title": "A {curious} title", "n": 1, "share": 0.5, "tags": ["a", None]}
 
 
+pytestmark = pytest.mark.usefixtures("examined_here")
+
+
 @pytest.fixture
 def index(fake: FakeRuntime, tmp_path: Path) -> Iterator[ChromaIndex]:
     with ChromaIndex(tmp_path / "db", "notes", GemmaEmbedding(fake)) as opened:

@@ -25,11 +25,17 @@ if TYPE_CHECKING:
 
 _SQLITE_FILE = "chroma.sqlite3"
 _SQLITE_BEGINS = b"SQLite format 3\0"
-# SQLite's result codes and the system's, as Chroma's messages have them.
-_READ_ONLY = ("code: 8", "code: 14", "os error 13", "os error 30")
-_NO_SPACE = ("code: 13", "os error 28")
-_BUSY = ("code: 5", "code: 6")
-_NOT_A_DATABASE = ("code: 11", "code: 26")
+# What SQLite's result codes and the system's mean, as Chroma's messages have them.
+_CAUSES = {
+    "read-only": {"code: 8", "code: 14", "os error 13", "os error 30"},
+    "full": {"code: 13", "os error 28"},
+    "busy": {"code: 5", "code: 6"},
+    "lost": {"code: 11", "code: 26"},
+}
+RECREATE = (
+    "call recreate(passages) with all the passages it was filled from; their vectors come from the "
+    "embedding store, without the model"
+)
 
 
 def folder_client(folder: Path) -> ClientAPI:
@@ -54,19 +60,6 @@ def folder_client(folder: Path) -> ClientAPI:
             f"{folder} is open in this process with other settings ({error}): pass that client in "
             "place of the folder"
         ) from error
-
-
-def folder_of(client: ClientAPI) -> Path | None:
-    """The folder that a client writes to; None for a server's or an in-memory one."""
-    settings = client.get_settings()
-    return Path(settings.persist_directory) if settings.is_persistent else None
-
-
-def address_of(client: ClientAPI) -> str:
-    """Where a client's data are, for messages."""
-    settings = client.get_settings()
-    host = settings.chroma_server_host
-    return f"the Chroma server at {host}:{settings.chroma_server_http_port}" if host else "memory"
 
 
 def check_folder(folder: Path) -> None:
@@ -102,16 +95,6 @@ def paused(client: ClientAPI) -> Iterator[None]:
         system.start()
 
 
-def is_damage(error: BaseException) -> bool:
-    """Whether an exception means that a collection's files are damaged."""
-    from chromadb.errors import InternalError
-
-    if isinstance(error, InternalError):
-        return not _matches(error, _READ_ONLY + _NO_SPACE + _BUSY)
-    # A panic of Chroma's Rust code, which is not an Exception.
-    return isinstance(error, CollectionDamaged) or type(error).__name__ == "PanicException"
-
-
 @contextmanager
 def explained(name: str, place: Path | str) -> Iterator[None]:
     """Turn Chroma's errors into this package's.
@@ -120,46 +103,51 @@ def explained(name: str, place: Path | str) -> Iterator[None]:
         name: The collection's.
         place: Its folder, or the server.
     """
-    from chromadb.errors import ChromaError
-    from httpx import TransportError
-
     try:
         yield
-    except (ChromaError, TransportError) as error:
-        raise _explanation(error, name, place) from error
+    except BaseException as error:
+        explanation = _explanation(error, name, place)
+        if explanation is None:
+            raise
+        raise explanation from error
 
 
-def _explanation(error: Exception, name: str, place: Path | str) -> EmbeddingError:
-    from chromadb.errors import ChromaError, InvalidArgumentError, NotFoundError
+def _explanation(error: BaseException, name: str, place: Path | str) -> EmbeddingError | None:
+    from chromadb.errors import ChromaError, InternalError, InvalidArgumentError, NotFoundError
+    from httpx import TransportError
 
     what, said = f"the collection {name!r} in {place}", f"{type(error).__name__}: {error}"
-    if not isinstance(error, ChromaError):
+    cause = _cause(error)
+    if isinstance(error, TransportError):
         return ConnectionFailed(
             f"{place} cannot be reached ({said}): start it (chroma run), or check host and port"
         )
+    # A panic of Chroma's Rust code is not an Exception.
+    panic = type(error).__name__ == "PanicException"
+    if not isinstance(error, ChromaError) and not panic:
+        return None
     if isinstance(error, InvalidArgumentError):
         return ConfigurationError(f"Chroma does not take these arguments for {what}: {error}")
     if isinstance(error, NotFoundError):
         return CollectionError(f"{what} was deleted meanwhile ({error}): open() again")
-    if isinstance(place, Path) and _matches(error, _READ_ONLY):
+    if isinstance(place, Path) and cause == "read-only":
         return _read_only(place)
-    if isinstance(place, Path) and _matches(error, _NOT_A_DATABASE):
+    if isinstance(place, Path) and cause == "lost":
         return _lost(place, str(error))
-    if _matches(error, _NO_SPACE):
+    if cause == "full":
         return CollectionError(f"the disk is full, says Chroma of {what}: free some space")
-    if _matches(error, _BUSY):
+    if cause == "busy":
         return CollectionLocked(
             f"another program has {what} open ({error}): close it, or share a Chroma server"
         )
-    if is_damage(error):
+    if panic or (isinstance(error, InternalError) and cause in (None, "lost")):
         return CollectionDamaged(f"Chroma failed on {what} ({said}); if it fails again, {RECREATE}")
     return CollectionError(f"Chroma failed on {what}: {said}")
 
 
-RECREATE = (
-    "call recreate(passages) with all the passages it was filled from; their vectors come from the "
-    "embedding store, without the model"
-)
+def _cause(error: BaseException) -> str | None:
+    found = set(re.findall(r"((?:code:|os error) \d+)\)", str(error)))
+    return next((cause for cause, codes in _CAUSES.items() if codes & found), None)
 
 
 def _read_only(folder: Path) -> CollectionError:
@@ -175,8 +163,3 @@ def _lost(folder: Path, reason: str) -> CollectionDamaged:
         "and ingest the documents. Vectors in the embedding store, which by default is a file "
         "outside this folder, are not computed again"
     )
-
-
-def _matches(error: BaseException, marks: tuple[str, ...]) -> bool:
-    found = re.findall(r"\(?((?:code:|os error) \d+)\)", str(error))
-    return any(each in marks for each in found)

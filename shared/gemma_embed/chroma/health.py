@@ -13,14 +13,13 @@ import sys
 import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gemma_embed.chroma.client import RECREATE, is_damage
-from gemma_embed.chroma.rows import ids_of, vectors_of
+from gemma_embed.chroma.client import RECREATE, explained
+from gemma_embed.chroma.stored import by_id, pages
 from gemma_embed.errors import CollectionDamaged, CollectionError
 from gemma_embed.vectors import Vectors
 
@@ -38,29 +37,18 @@ _CRASHES |= {signal.SIGBUS} if hasattr(signal, "SIGBUS") else set()
 _PROGRAM = f"import os, sys; sys.path[:] = sys.argv.pop(1).split(os.pathsep); from {__name__} import main; main()"  # noqa: E501
 
 
-@dataclass(frozen=True)
-class Health:
-    """What was found.
-
-    Attributes:
-        rows: Rows searched for: all.
-        lost: Ids of rows without a usable vector.
-        unfound: Ids of rows that a search for their own vector does not find.
-    """
-
-    rows: int
-    lost: tuple[str, ...]
-    unfound: tuple[str, ...]
-
-
-def examine(collection: Collection, dimensions: int) -> Health:
+def examine(collection: Collection, dimensions: int) -> int:
     """Read every vector and search for it.
 
     Args:
         collection: In cosine space.
         dimensions: Width that vectors should have.
 
+    Returns:
+        How many rows there are, all of them found.
+
     Raises:
+        CollectionDamaged: If a row has no usable vector, or a search does not find it.
         Exception: Whatever Chroma raises on a damaged collection.
     """
     rows = 0
@@ -68,17 +56,26 @@ def examine(collection: Collection, dimensions: int) -> Health:
     unfound: list[str] = []
     # Chroma searches on one thread a call, a millisecond and more for each row.
     with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
-        for page in ids_of(collection):
-            rows += len(page)
-            vectors = vectors_of(collection, page, dimensions)
-            lost += [row for row in page if row not in vectors]
-            found = list(vectors.items())
+        for page in pages(collection):
+            rows += len(page["ids"])
+            read = by_id(page, dimensions)
+            lost += [row for row, held in read.items() if held.vector is None]
+            found = [(row, held.vector) for row, held in read.items() if held.vector is not None]
             parts = (found[start : start + _QUERIES] for start in range(0, len(found), _QUERIES))
             for missed in pool.map(lambda part: _unfound(collection, part, _NEIGHBOURS), parts):
                 unfound += missed
     if rows != collection.count():
-        raise CollectionDamaged(f"lists {rows} rows and counts {collection.count()}")
-    return Health(rows, tuple(lost), tuple(unfound))
+        raise CollectionDamaged(
+            f"the collection {collection.name!r} lists {rows} rows and counts "
+            f"{collection.count()}; {RECREATE}"
+        )
+    if lost or unfound:
+        raise CollectionDamaged(
+            f"{len(lost)} of {rows} rows of the collection {collection.name!r} have no usable "
+            f"vector and a search does not find {len(unfound)}, {[*lost, *unfound][0]!r} first; "
+            f"{RECREATE}"
+        )
+    return rows
 
 
 def _unfound(collection: Collection, rows: list[tuple[str, Vectors]], neighbours: int) -> list[str]:
@@ -103,8 +100,11 @@ def _unfound(collection: Collection, rows: list[tuple[str, Vectors]], neighbours
 
 def examine_folder(
     folder: Path, tenant: str, database: str, name: str, dimensions: int, timeout: float | None
-) -> Health:
+) -> int:
     """Examine a collection in a process of its own.
+
+    Returns:
+        How many rows there are, all of them found.
 
     Raises:
         CollectionDamaged: If Chroma fails on it there, or takes the process down.
@@ -131,9 +131,9 @@ def examine_folder(
             os.close(ours)
         found = json.loads(result.read_text()) if run.returncode == 0 else {}
     if "rows" in found:
-        return Health(found["rows"], tuple(found["lost"]), tuple(found["unfound"]))
+        return int(found["rows"])
     if "damage" in found:
-        raise CollectionDamaged(f"reading {what} failed ({found['damage']}); {RECREATE}")
+        raise CollectionDamaged(found["damage"])
     if -run.returncode in _CRASHES:
         died = signal.Signals(-run.returncode).name
         raise CollectionDamaged(f"reading {what} took a process down ({died}); {RECREATE}")
@@ -165,13 +165,13 @@ def main() -> None:
 
     threading.Thread(target=_end_with_the_caller, daemon=True).start()
     result, folder, tenant, database, name, dimensions = sys.argv[1:]
+    found: dict[str, object]
     try:
-        client = folder_client(Path(folder))
-        client.set_tenant(tenant, database)
-        collection = client.get_collection(name, embedding_function=None)
-        found = asdict(examine(collection, int(dimensions)))
-    except BaseException as error:
-        if not is_damage(error):
-            raise
-        found = {"damage": f"{type(error).__name__}: {error}"}
+        with explained(name, Path(folder)):
+            client = folder_client(Path(folder))
+            client.set_tenant(tenant, database)
+            collection = client.get_collection(name, embedding_function=None)
+            found = {"rows": examine(collection, int(dimensions))}
+    except CollectionDamaged as error:
+        found = {"damage": str(error)}
     Path(result).write_text(json.dumps(found))

@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-import re
+import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sized
-from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sized
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
-from gemma_embed.chroma.client import (
-    RECREATE,
-    address_of,
-    check_folder,
-    explained,
-    folder_client,
-    folder_of,
-    is_damage,
-    paused,
-)
+from gemma_embed.chroma.client import RECREATE, paused
+from gemma_embed.chroma.generations import Generation, described, generations_of, name_of
 from gemma_embed.chroma.health import examine, examine_folder
-from gemma_embed.chroma.ingestion import (
-    IngestReport,
-    OnError,
-    Rows,
-    differing_rows,
-    finish,
-    write,
-)
-from gemma_embed.chroma.lock import Writing, mark_of, only_writer
-from gemma_embed.chroma.passport import HasEmbedder, embedder_of, passport, stated_facts, verify
+from gemma_embed.chroma.ingestion import IngestReport, differing_rows, finish, write
+from gemma_embed.chroma.lock import Writing
+from gemma_embed.chroma.passport import HasEmbedder, embedder_of, passport, verify
+from gemma_embed.chroma.place import Place
+from gemma_embed.chroma.rows import OnError, Passages, Rows
 from gemma_embed.errors import (
     CollectionDamaged,
     CollectionError,
@@ -40,8 +26,7 @@ from gemma_embed.errors import (
     ConfigurationError,
     InvalidInput,
 )
-from gemma_embed.files import expanded
-from gemma_embed.passages import Passage, title_key_of
+from gemma_embed.passages import title_key_of
 from gemma_embed.progress import ProgressCallback, reporting
 
 if TYPE_CHECKING:
@@ -50,32 +35,9 @@ if TYPE_CHECKING:
 
     from gemma_embed.embedder import Embedder
 
-Passages = Iterable[Passage | Mapping[str, Any]]
+logger = logging.getLogger("gemma_embed.chroma")
 
-_DIGITS = 8
 _DEFAULT_TITLE_KEY = "title"
-# Of chromadb.config; a folder's own client uses these.
-_DEFAULT_PLACE = ("default_tenant", "default_database")
-
-
-@dataclass(frozen=True)
-class Generation:
-    """A collection of one vector space among those of an index.
-
-    Attributes:
-        name: The collection's.
-        fingerprint: Name of the vector space.
-        facts: What its passport states: model, precision, dimensions, prompt and so on.
-        rows: How many it holds; None if a writer is at work on it or was killed, or if Chroma
-            cannot read it.
-        current: Whether it is the embedder's.
-    """
-
-    name: str
-    fingerprint: str
-    facts: Mapping[str, Any]
-    rows: int | None
-    current: bool
 
 
 class ChromaIndex:
@@ -136,32 +98,21 @@ class ChromaIndex:
         self.name = name
         self._title_key = title_key
         self._hnsw = {**(hnsw or {}), "space": "cosine"}
-        self._client: ClientAPI | None = None
         self._collection_name: str | None = None
-        self._ours = isinstance(location, (str, Path))
-        self._folder: Path | None
-        if isinstance(location, (str, Path)):
-            self._folder = expanded(location)
-        elif hasattr(location, "get_settings"):
-            self._client = location
-            self._folder = folder_of(location)
-        else:
-            raise ConfigurationError(
-                f"location is {type(location).__name__}: pass a folder or a Chroma client"
-            )
+        self._place = Place(location)
         if own.store is None:
-            if self._folder is None:
+            if self._place.folder is None:
                 raise ConfigurationError(
                     "an index that is not in a folder needs an embedder with a store: "
                     "pass store='path/of/a/file' to the embedder"
                 )
             # Outside, so that the folder may be moved away when Chroma cannot open it.
-            folder = self._folder.resolve()
+            folder = self._place.folder.resolve()
             own = own.replaced(store=folder.parent / f"{folder.name}.embeddings.sqlite")
         self.embedder = own
 
     def __repr__(self) -> str:
-        return f"ChromaIndex({str(self._folder)!r}, {self.name!r}, {self.embedder!r})"
+        return f"ChromaIndex({str(self._place)!r}, {self.name!r}, {self.embedder!r})"
 
     def __enter__(self) -> ChromaIndex:
         return self
@@ -176,9 +127,7 @@ class ChromaIndex:
         Raises:
             ConfigurationError: Before ``open`` or another method opened it.
         """
-        if self._client is None:
-            raise ConfigurationError("the index is not open: call open() first")
-        return self._client
+        return self._place.client
 
     @property
     def collection_name(self) -> str:
@@ -207,15 +156,13 @@ class ChromaIndex:
         with self._reached() as (client, name):
             collection = _existing(client, name)
             if collection is None:
-                with self._writing(name) as writing:
-                    collection = _existing(client, name)
-                    if collection is None:
-                        collection = self._created(client, name, self._title_key)
-                        writing.suspect = False
-            mark = self._mark(name)
-            if mark is not None and mark.exists():
+                with self._place.writing(name) as writing:
+                    # Another writer may have been faster.
+                    collection = _existing(client, name) or self._created(client, name)
+                    writing.suspect = False
+            if self._place.is_marked(name):
                 # A writer that is at work has one too.
-                with suppress(CollectionLocked), self._writing(name) as writing:
+                with suppress(CollectionLocked), self._place.writing(name) as writing:
                     if writing.suspect:
                         raise _half_written(name)
             return self._compared(collection)
@@ -320,42 +267,38 @@ class ChromaIndex:
             StoreError: If the store cannot be used.
         """
         width = self.embedder.dimensions
-        with self._reached() as (client, name), self._writing(name) as writing:
+        with self._reached() as (client, name), self._place.writing(name) as writing:
             collection = _existing(client, name)
             if collection is None:
                 raise CollectionError(
-                    f"there is no collection {name!r} in {self._place(client)}: ingest the "
+                    f"there is no collection {name!r} in {self._place}: ingest the "
                     f"documents; generations() lists what is there"
                 )
             if writing.suspect:
                 raise _half_written(name)
-            if self._folder is None:
-                health = examine(collection, width)
+            if self._place.folder is None:
+                rows = examine(collection, width)
             else:
                 place = (client.tenant, client.database, name)
                 # Two processes must not have a folder open while one of them may write.
                 with paused(client):
-                    health = examine_folder(self._folder, *place, width, timeout)
-            bad = [*health.lost, *health.unfound]
-            other = [] if bad else list(differing_rows(collection, self.embedder))
+                    rows = examine_folder(self._place.folder, *place, width, timeout)
+            other = list(differing_rows(collection, self.embedder))
             writing.complete()
-        if bad:
-            raise CollectionDamaged(
-                f"{len(health.lost)} of {health.rows} rows of the collection {name!r} have no "
-                f"usable vector and a search does not find {len(health.unfound)}, {bad[0]!r} "
-                f"first; {RECREATE}"
-            )
         if other:
             raise CollectionDamaged(
-                f"{len(other)} of {health.rows} rows of the collection {name!r} have other vectors "
+                f"{len(other)} of {rows} rows of the collection {name!r} have other vectors "
                 f"than the store, {other[0]!r} first: ingest their documents again, or {RECREATE}"
             )
-        return health.rows
+        return rows
 
     def generations(self) -> list[Generation]:
         """List the collections of this name, of all vector spaces, in the order of their names."""
         with self._reached() as (client, current):
-            return [self._generation(each, current) for each in self._siblings(client)]
+            return [
+                described(each, self._place, current=each.name == current)
+                for each in generations_of(self.name, client)
+            ]
 
     def drop(self, generation: str, *, current: bool = False) -> None:
         """Delete a collection of this name.
@@ -368,8 +311,8 @@ class ChromaIndex:
             ConfigurationError: If there is no such generation, or it is the embedder's own.
             CollectionLocked: If another process is writing to the folder.
         """
-        with self._reached() as (client, name), self._writing(generation) as writing:
-            names = [each.name for each in self._siblings(client)]
+        with self._reached() as (client, name), self._place.writing(generation) as writing:
+            names = [each.name for each in generations_of(self.name, client)]
             if generation not in names:
                 raise ConfigurationError(
                     f"{generation!r} is not a generation of {self.name!r}: there are {names}"
@@ -383,40 +326,14 @@ class ChromaIndex:
 
     def close(self) -> None:
         """Close a folder's client, and what was made from it; ``open`` opens another."""
-        if self._ours and self._client is not None:
-            self._client.close()  # type: ignore[attr-defined] # Client has it, ClientAPI does not
-            self._client = None
+        self._place.close()
 
     @contextmanager
     def _reached(self) -> Iterator[tuple[ClientAPI, str]]:
         """Open the client if need be; give it and the name of the embedder's collection."""
-        name = f"{self.name}-{self.embedder.fingerprint[:_DIGITS]}"
-        place = self._place(self._client)
-        with explained(name, place):
-            if self._client is None and self._folder is not None:
-                check_folder(self._folder)
-                if (self._folder / "chroma.sqlite3").exists():
-                    self._client = folder_client(self._folder)
-                else:
-                    # Two processes that create one folder at once disturb each other.
-                    with self._writing(name):
-                        self._client = folder_client(self._folder)
-            yield self.client, name
-
-    def _place(self, client: ClientAPI | None) -> Path | str:
-        if self._folder is not None:
-            return self._folder
-        return address_of(self.client if client is None else client)
-
-    def _mark(self, name: str) -> Path | None:
-        if self._folder is None:
-            return None
-        client = self._client
-        place = _DEFAULT_PLACE if client is None else (client.tenant, client.database)
-        return mark_of(self._folder, *place, name)
-
-    def _writing(self, name: str) -> AbstractContextManager[Writing]:
-        return only_writer(self._mark(name))
+        name = name_of(self.name, self.embedder.fingerprint)
+        with self._place.explained(name):
+            yield self._place.open(name), name
 
     def _filled(
         self,
@@ -432,9 +349,9 @@ class ChromaIndex:
             raise ConfigurationError(f"batch_size={batch_size} is not positive")
         if on_error not in get_args(OnError):
             raise ConfigurationError(f"unknown on_error={on_error!r}; use 'report' or 'raise'")
-        with self._reached() as (client, name), self._writing(name) as writing:
+        with self._reached() as (client, name), self._place.writing(name) as writing:
             collection = _existing(client, name)
-            damage = _damage(collection, writing)
+            damage = None if collection is None else self._damage(collection, writing)
             if damage is not None and not remove_absent:
                 raise damage
             recreate = recreate or damage is not None
@@ -443,7 +360,7 @@ class ChromaIndex:
             title_key = self._title_key or title_key_of(collection.metadata if collection else {})
             rows = Rows(title_key or _DEFAULT_TITLE_KEY, on_error)
             batches = rows.batches(passages, min(batch_size, client.get_max_batch_size()))
-            first = list(next(batches, []))
+            first = next(batches, [])
             if remove_absent and collection is not None and not rows.taken:
                 raise InvalidInput(
                     "there were no passages, as of a generator that was used before, and the "
@@ -457,6 +374,11 @@ class ChromaIndex:
                 writing.complete()
                 collection = self._created(client, name, rows.title_key)
                 self._compared(collection)
+            if not self.embedder.takes_titles and self.embedder.document_task == "document":
+                logger.warning(
+                    "this checkpoint's document prompt has no place for a title: the texts are "
+                    "embedded without one"
+                )
             done: Counter[str] = Counter()
             total = len(passages) if isinstance(passages, Sized) else 0
             with reporting(progress, total) as report:
@@ -471,10 +393,20 @@ class ChromaIndex:
             writing.complete()
             return result
 
-    def _created(self, client: ClientAPI, name: str, title_key: str | None) -> Collection:
+    def _damage(self, collection: Collection, writing: Writing) -> CollectionDamaged | None:
+        if writing.suspect:
+            return _half_written(collection.name)
+        try:
+            with self._place.explained(collection.name):
+                collection.get(limit=1, include=["embeddings"])
+        except CollectionDamaged as error:
+            return error
+        return None
+
+    def _created(self, client: ClientAPI, name: str, title_key: str | None = None) -> Collection:
         return client.create_collection(
             name,
-            metadata=passport(self.embedder, title_key or _DEFAULT_TITLE_KEY),
+            metadata=passport(self.embedder, title_key or self._title_key or _DEFAULT_TITLE_KEY),
             configuration={"hnsw": dict(self._hnsw)},  # type: ignore[arg-type] # checked by Chroma
             embedding_function=None,
         )
@@ -496,30 +428,6 @@ class ChromaIndex:
         self._collection_name = collection.name
         return collection
 
-    def _siblings(self, client: ClientAPI) -> list[Collection]:
-        pattern = re.compile(rf"{re.escape(self.name)}-([0-9a-f]{{{_DIGITS}}})")
-        found = []
-        for each in client.list_collections():
-            match = pattern.fullmatch(each.name)
-            fingerprint = str(stated_facts(each.metadata).get("fingerprint"))
-            if match is not None and fingerprint.startswith(match[1]):
-                found.append(each)
-        return sorted(found, key=lambda each: each.name)
-
-    def _generation(self, collection: Collection, current: str) -> Generation:
-        facts = stated_facts(collection.metadata)
-        facts.pop("probe", None)
-        mark = self._mark(collection.name)
-        rows: int | None = None
-        if mark is None or not mark.exists():
-            try:
-                rows = collection.count()
-            except Exception as error:
-                if not is_damage(error):
-                    raise
-        name = collection.name
-        return Generation(name, facts.pop("fingerprint"), facts, rows, name == current)
-
 
 def _existing(client: ClientAPI, name: str) -> Collection | None:
     from chromadb.errors import NotFoundError
@@ -528,24 +436,6 @@ def _existing(client: ClientAPI, name: str) -> Collection | None:
         return client.get_collection(name, embedding_function=None)
     except NotFoundError:
         return None
-
-
-def _damage(collection: Collection | None, writing: Writing) -> CollectionDamaged | None:
-    """What is wrong with a collection that cannot be written to, if anything."""
-    if collection is None:
-        return None
-    if writing.suspect:
-        return _half_written(collection.name)
-    try:
-        collection.get(limit=1, include=["embeddings"])
-    except Exception as error:
-        if not is_damage(error):
-            raise
-        reason = f"{type(error).__name__}: {error}"
-        return CollectionDamaged(
-            f"Chroma cannot read the collection {collection.name!r} ({reason}); {RECREATE}"
-        )
-    return None
 
 
 def _half_written(name: str) -> CollectionDamaged:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from gemma_embed.chroma.nodes import embedded_content
+from gemma_embed.chroma.stored import sound
 from gemma_embed.embedder import Embedder
 from gemma_embed.errors import CollectionMismatch, ConfigurationError
 from gemma_embed.passages import OWN, embedded_parts, split_title
@@ -23,7 +24,6 @@ _PROBE = "The quick brown fox jumps over the lazy dog."
 # Below this two vectors of one text are not rounding apart, but two models: bfloat16 on another
 # device stays above 0.999, another quantisation of the same weights may not.
 SAME = 0.995
-_NORM_TOLERANCE = 1e-3
 _SAMPLE = 16
 _SAME_DIRECTION = 1e-3
 # Compared apart, or facts for the reader only.
@@ -104,17 +104,12 @@ def verify(collection: Collection, embedder: Embedder | HasEmbedder) -> None:
             "{'hnsw': {'space': 'cosine'}}, or let ChromaIndex create it"
         )
     if "fingerprint" in stated_facts(collection.metadata):
-        compare(collection, own)
+        _compare_facts(collection, own)
     else:
         _compare_rows(collection, own)
 
 
-def compare(collection: Collection, embedder: Embedder) -> None:
-    """Compare a collection's passport with an embedder; embeds one sentence.
-
-    Raises:
-        CollectionMismatch: If it differs or lacks a field; names each difference.
-    """
+def _compare_facts(collection: Collection, embedder: Embedder) -> None:
     there = stated_facts(collection.metadata)
     here = stated_facts(passport(embedder.replaced(store=None), ""))
     differences = [
@@ -131,8 +126,8 @@ def compare(collection: Collection, embedder: Embedder) -> None:
             f"the collection {collection.name!r} holds other vectors than this embedder makes: "
             f"{'; '.join(differences)}; use the embedder that filled it, or another collection"
         )
-    theirs, ours = _decoded(there.get("probe")), _decoded(here["probe"])
-    if theirs is None or ours is None or theirs.shape != ours.shape:
+    theirs, ours = (_decoded(each.get("probe"), embedder.dimensions) for each in (there, here))
+    if theirs is None or ours is None:
         raise CollectionMismatch(
             f"the collection {collection.name!r} has a damaged passport (the vector of its fixed "
             "sentence): call recreate(passages)"
@@ -161,21 +156,16 @@ def _space(collection: Collection) -> str | None:
 
 
 def _compare_rows(collection: Collection, embedder: Embedder) -> None:
-    got = collection.get(limit=_SAMPLE, include=["documents", "metadatas", "embeddings"])
-    texts: list[str] = []
-    titles: list[str | None] = []
-    for row, document, given in zip(
-        got["ids"], got["documents"] or [], got["metadatas"] or [], strict=True
-    ):
-        metadata = dict(given or {})
-        text, title = embedded_parts(metadata, document or "") or (None, None)
-        if text is None:
-            # As the LlamaIndex adapter does with a title that GemmaTitles put there.
-            text, title = split_title(embedded_content(row, metadata, document or ""))
-        texts.append(text)
-        titles.append(title)
-    if not texts:
+    got: Any = collection.get(limit=_SAMPLE, include=["documents", "metadatas", "embeddings"])
+    if not got["ids"]:
         return
+    parts = [
+        embedded_parts(metadata or {}, text or "")
+        # As the LlamaIndex adapter does with a title that GemmaTitles put there.
+        or split_title(embedded_content(row, metadata or {}, text or ""))
+        for row, text, metadata in zip(got["ids"], got["documents"], got["metadatas"], strict=True)
+    ]
+    texts, titles = [text for text, _ in parts], [title for _, title in parts]
     ours = embedder.replaced(store=None).embed(
         texts, titles=titles if embedder.takes_titles else None
     )
@@ -192,10 +182,9 @@ def _compare_rows(collection: Collection, embedder: Embedder) -> None:
         )
 
 
-def _decoded(probe: object) -> Vectors | None:
+def _decoded(probe: object, dimensions: int) -> Vectors | None:
     try:
         vector = np.frombuffer(base64.b64decode(str(probe), validate=True), dtype="<f4")
     except ValueError:
         return None
-    # A damaged number could be NaN, which compares as like as any.
-    return vector if abs(np.linalg.norm(vector) - 1) < _NORM_TOLERANCE else None
+    return sound(vector, dimensions)

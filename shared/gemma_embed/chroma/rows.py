@@ -1,46 +1,160 @@
-"""What a collection holds, read page by page."""
+"""Rows as they should be, made from passages one by one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-import numpy as np
+from gemma_embed.errors import EmbeddingError, InvalidInput
+from gemma_embed.passages import (
+    DOCUMENT,
+    TITLE,
+    Passage,
+    checked_passage,
+    label,
+    row_id,
+    title_of,
+)
 
-from gemma_embed.vectors import Vectors
-
-if TYPE_CHECKING:
-    from chromadb import Collection
-
-PAGE = 1000
-_NORM_TOLERANCE = 1e-3
-
-
-def ids_of(collection: Collection, where: Any = None) -> Iterator[list[str]]:
-    """All ids, page by page, or those of the rows that a filter of Chroma's lets through."""
-    offset = 0
-    while ids := collection.get(limit=PAGE, offset=offset, where=where, include=[])["ids"]:
-        yield ids
-        offset += len(ids)
-
-
-def texts_of(
-    collection: Collection, ids: Sequence[str]
-) -> dict[str, tuple[str | None, Mapping[str, Any]]]:
-    """The text and the metadata of rows by their ids, as far as they are there."""
-    got = collection.get(ids=list(ids), include=["documents", "metadatas"])
-    columns = zip(got["ids"], got["documents"] or [], got["metadatas"] or [], strict=True)
-    return {row: (text, dict(metadata or {})) for row, text, metadata in columns}
+Passages = Iterable[Passage | Mapping[str, Any]]
+OnError = Literal["report", "raise"]
 
 
-def vectors_of(collection: Collection, ids: Sequence[str], dimensions: int) -> dict[str, Vectors]:
-    """The vectors of rows by their ids, as far as a search could rely on them."""
-    got = collection.get(ids=list(ids), include=["embeddings"])
-    vectors: Any = got["embeddings"] if got["embeddings"] is not None else []
-    return {
-        row: np.asarray(vector, dtype=np.float32)
-        for row, vector in zip(got["ids"], vectors, strict=True)
-        if vector is not None
-        and len(vector) == dimensions
-        and abs(float(np.linalg.norm(vector)) - 1) < _NORM_TOLERANCE
-    }
+@dataclass(frozen=True)
+class Failure:
+    """A passage that could not become a row.
+
+    Attributes:
+        index: Its position among the passages.
+        source: Its document's id, or its own; None if it has none.
+        reason: What is wrong with it and what to do.
+    """
+
+    index: int
+    source: str | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row as it should be."""
+
+    index: int
+    id: str
+    source: str | None
+    text: str
+    title: str | None
+    metadata: dict[str, Any]
+
+
+@dataclass
+class Rows:
+    """Makes rows from passages one by one, and remembers which.
+
+    Attributes:
+        title_key: The metadata key of titles.
+        on_error: What happens at a passage that cannot become a row.
+        taken: Passages taken so far.
+        seen: Digests of the rows, by id.
+        sources: Documents with rows.
+        failed: Passages without a row.
+        kept: Documents and rows of failed passages, which stay as they are.
+        unknown: Whether a failed passage names neither its document nor its row.
+    """
+
+    title_key: str
+    on_error: OnError
+    taken: int = 0
+    seen: dict[str, str] = field(default_factory=dict)
+    sources: set[str] = field(default_factory=set)
+    failed: list[Failure] = field(default_factory=list)
+    kept: set[str] = field(default_factory=set)
+    unknown: bool = False
+    _occurrences: Counter[str] = field(default_factory=Counter)
+    _without_document: dict[str, str] = field(default_factory=dict)
+
+    def batches(self, passages: Passages, size: int) -> Iterator[list[Row]]:
+        """Yield rows, ``size`` at a time; before an error what came before it."""
+        batch: list[Row] = []
+        try:
+            for item in passages:
+                self.taken += 1
+                row = self._row(item)
+                if row is not None:
+                    batch.append(row)
+                if len(batch) == size:
+                    yield batch
+                    batch = []
+        except Exception:
+            if batch:
+                yield batch
+            raise
+        if batch:
+            yield batch
+
+    def fail(self, row: Row, error: EmbeddingError) -> None:
+        """Take back a row that could not be embedded.
+
+        Raises:
+            EmbeddingError: The error, if there is to be no report.
+        """
+        self.seen.pop(row.id)
+        error.index = row.index
+        self._refuse(row.source, row.id, error)
+
+    def _row(self, item: Passage | Mapping[str, Any]) -> Row | None:
+        index = self.taken - 1
+        try:
+            passage = checked_passage(item, index)
+            source, title = passage.source, title_of(passage.metadata, self.title_key)
+            metadata = {**passage.metadata, **passage.extra, DOCUMENT: source or ""}
+            metadata |= {TITLE: title} if title is not None else {}
+            content = row_id(canonical(metadata), passage.text, 0)
+            row = passage.id or self._made_id(source, passage.text, content)
+            if self.seen.get(row, content) != content:
+                raise InvalidInput(
+                    f"a passage before it has the same id {row!r} and other content; give "
+                    "each its own id, or none",
+                    index=index,
+                )
+        except InvalidInput as error:
+            given = item.get("id") if isinstance(item, Mapping) else getattr(item, "id", None)
+            self._refuse(label(item), given, error)
+            return None
+        if source is not None:
+            self.sources.add(source)
+        if row in self.seen:
+            return None
+        self.seen[row] = content
+        return Row(index, row, source, passage.text, title, metadata)
+
+    def _made_id(self, source: str | None, text: str, content: str) -> str:
+        if source is None and content in self._without_document:
+            # Without a document nothing tells two equal passages apart.
+            return self._without_document[content]
+        first = row_id(source, text, 0)
+        row = row_id(source, text, self._occurrences[first])
+        self._occurrences[first] += 1
+        if source is None:
+            self._without_document[content] = row
+        return row
+
+    def _refuse(self, source: str | None, row: object, error: EmbeddingError) -> None:
+        if self.on_error == "raise":
+            if source is not None:
+                error.add_note(f"in {source!r}")
+            raise error
+        known = {each for each in (source, row) if isinstance(each, str)}
+        self.kept |= known
+        self.unknown |= not known
+        name = source or next(iter(known), None)
+        index = self.taken - 1 if error.index is None else error.index
+        self.failed.append(Failure(index, name, str(error.args[0])))
+
+
+def canonical(value: Any) -> str:
+    """Write metadata so that equal ones are equal texts, and 1, 1.0 and True are not."""
+    return json.dumps(value, sort_keys=True)

@@ -1,0 +1,94 @@
+"""Where an index's collections are: a folder, a server, or memory."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gemma_embed.chroma.client import check_folder, explained, folder_client
+from gemma_embed.chroma.lock import Writing, mark_of, only_writer
+from gemma_embed.errors import ConfigurationError
+from gemma_embed.files import expanded
+
+if TYPE_CHECKING:
+    from chromadb.api import ClientAPI
+
+# Of chromadb.config; a folder's own client uses these.
+_DEFAULT_PLACE = ("default_tenant", "default_database")
+
+
+class Place:
+    """A folder that is opened when it is needed, or a client that was handed over.
+
+    Attributes:
+        folder: The client's folder as well; None for a server or memory.
+    """
+
+    def __init__(self, location: str | Path | ClientAPI) -> None:
+        self.folder: Path | None = None
+        self._client: ClientAPI | None = None
+        self._own_client = isinstance(location, (str, Path))
+        if isinstance(location, (str, Path)):
+            self.folder = expanded(location)
+        elif hasattr(location, "get_settings"):
+            self._client = location
+            settings = location.get_settings()
+            if settings.is_persistent:
+                self.folder = Path(settings.persist_directory)
+        else:
+            raise ConfigurationError(
+                f"location is {type(location).__name__}: pass a folder or a Chroma client"
+            )
+
+    def __str__(self) -> str:
+        if self.folder is not None:
+            return str(self.folder)
+        settings = self.client.get_settings()
+        host, port = settings.chroma_server_host, settings.chroma_server_http_port
+        return f"the Chroma server at {host}:{port}" if host else "memory"
+
+    @property
+    def client(self) -> ClientAPI:
+        """The client; raises ConfigurationError before a folder was opened."""
+        if self._client is None:
+            raise ConfigurationError("the index is not open: call open() first")
+        return self._client
+
+    def open(self, name: str) -> ClientAPI:
+        """Open the folder, on behalf of the collection of this name."""
+        if self._client is None and self.folder is not None:
+            check_folder(self.folder)
+            if (self.folder / "chroma.sqlite3").exists():
+                self._client = folder_client(self.folder)
+            else:
+                # Two processes that create one folder at once disturb each other.
+                with self.writing(name):
+                    self._client = folder_client(self.folder)
+        return self.client
+
+    def explained(self, name: str) -> AbstractContextManager[None]:
+        """Turn Chroma's errors about the collection of this name into this package's."""
+        return explained(name, self.folder or str(self))
+
+    def close(self) -> None:
+        """Close the folder's client; one that was handed over stays open."""
+        if self._own_client and self._client is not None:
+            self._client.close()  # type: ignore[attr-defined] # Client has it, ClientAPI does not
+            self._client = None
+
+    def writing(self, name: str) -> AbstractContextManager[Writing]:
+        """Be the only writer, to the collection of this name."""
+        return only_writer(self._mark(name))
+
+    def is_marked(self, name: str) -> bool:
+        """Whether a writer is at work on a collection, or was killed."""
+        mark = self._mark(name)
+        return mark is not None and mark.exists()
+
+    def _mark(self, name: str) -> Path | None:
+        if self.folder is None:
+            return None
+        client = self._client
+        place = _DEFAULT_PLACE if client is None else (client.tenant, client.database)
+        return mark_of(self.folder, *place, name)
