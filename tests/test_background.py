@@ -12,14 +12,15 @@ from gemma_embed import Embedder
 from gemma_embed.errors import EmbeddingError
 
 
+@pytest.mark.parametrize("refusal", [RuntimeError("can't start new thread"), MemoryError()])
 async def test_a_thread_that_cannot_start_fails_only_its_call(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, refusal: Exception
 ) -> None:
     fake = FakeRuntime()
     embedder = Embedder(fake)
 
     def start(thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
+        raise refusal
 
     with monkeypatch.context() as refusing:
         refusing.setattr(threading.Thread, "start", start)
@@ -58,3 +59,12 @@ async def test_a_running_worker_takes_the_job_of_a_worker_that_cannot_start(
     go_on.set()
     vectors = await asyncio.wait_for(asyncio.gather(first, second), 5)
     assert [each.shape for each in vectors] == [(1, 768)] * 2
+
+
+async def test_a_call_that_raises_stop_iteration_ends() -> None:
+    def progress(done: int, total: int) -> None:
+        raise StopIteration
+
+    embedder = Embedder(FakeRuntime(), progress=progress)
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        await asyncio.wait_for(embedder.aembed(["a"]), 5)

@@ -41,6 +41,10 @@ def test_vectors_are_normalised() -> None:
         ([[1.0], [1.0]], "vectors of 1 numbers"),
         ([["a", "b"], ["c", "d"]], "equally wide"),
         ([[1.0, 0.0, 0.0], [1.0]], "equally wide"),
+        ([["1.0", "0.0"]] * 2, "equally wide"),
+        ([[True, False]] * 2, "equally wide"),
+        (np.array([[1 + 1j, 0]] * 2), "equally wide"),
+        (np.array([["1", "0"]] * 2), "equally wide"),
         ([[[1.0, 0.0]], [[1.0, 0.0]]], "lists in lists"),
     ],
 )
@@ -89,6 +93,8 @@ def test_an_invalid_vector_is_named(bad: object, message: str) -> None:
         ([Batch([0, 2], [[1.0, 0.0]] * 2)], "row 2", None),
         ([Batch([-1, 0], [[1.0, 0.0]] * 2)], "row -1", None),
         ([Batch(["0", "1"], [[1.0, 0.0]] * 2)], "other than integers", None),
+        ([Batch([True, False], [[1.0, 0.0]] * 2)], "other than integers", None),
+        ([Batch(np.array([True, False]), [[1.0, 0.0]] * 2)], "other than integers", None),
         ([np.ones((2, 2))], "yielded ndarray; yield Batch", None),
     ],
 )

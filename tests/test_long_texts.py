@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemma_embed import Embedder, EmbeddingStore, custom_task
-from gemma_embed.errors import InputTooLong, ServerBusy
+from gemma_embed.errors import BadResponse, InputTooLong, ServerBusy
 from gemma_embed.long_texts import halves
 from gemma_embed.runtimes import Batch, TooLong
 from gemma_embed.vectors import Vectors
@@ -155,6 +155,40 @@ def test_a_long_title_is_cut_in_the_parts() -> None:
     parts = [read.removeprefix(prefix) for read in fake.texts if read.startswith(prefix)]
     assert sorted("".join(parts)) == sorted(text)
     np.testing.assert_allclose(vectors[1], mean_of(parts, prefix), atol=1e-6)
+
+
+@pytest.mark.parametrize("store", [False, True])
+def test_truncate_leaves_room_for_the_text_after_a_long_title(
+    tmp_path: Path, *, store: bool
+) -> None:
+    cache = EmbeddingStore(tmp_path / "vectors.sqlite") if store else None
+    embedder = Embedder(FakeRuntime(LIMIT), overlong="truncate", store=cache)
+    texts = ["about cats", "about dogs", "about cats"]
+    titles = ["T" * 200, "T" * 200, "T" * 300]
+    for _ in range(2):
+        vectors = embedder.embed(texts, titles=titles)
+        prefix = f"title: {'T' * (LIMIT // 2)} | text: "
+        expected = [vector_of((prefix + text)[:LIMIT]) for text in texts]
+        np.testing.assert_allclose(vectors, expected, atol=1e-6)
+    assert abs(float(vectors[0] @ vectors[1])) < 0.5
+
+
+def test_parts_that_cancel_each_other_out_are_an_error() -> None:
+    class Opposite(FakeRuntime):
+        """Gives the two parts of a text opposite vectors."""
+
+        def embed(
+            self, texts: Sequence[str], *, truncate: bool = False
+        ) -> Iterator[Batch | TooLong]:
+            for row, text in enumerate(texts):
+                if len(text) > LIMIT:
+                    yield TooLong(row, len(text))
+                else:
+                    yield Batch([row], [vector_of("a") * (1 if "x" in text[20:] else -1)])
+
+    with pytest.raises(BadResponse, match="cancel each other out") as caught:
+        Embedder(Opposite(LIMIT), overlong="split").embed(["yes", "x" * 30 + "y" * 30])
+    assert caught.value.index == 1
 
 
 def test_a_task_that_fills_the_context_is_an_error_before_computing() -> None:

@@ -58,6 +58,12 @@ class _Job:
             return
         try:
             result = self.call()
+        except StopIteration as error:
+            # No future takes one, so the call would never end.
+            failure = RuntimeError("the call raised StopIteration")
+            failure.__cause__ = error
+            self.outcome.set_exception(failure)
+            del self
         except BaseException as error:  # noqa: BLE001 - raised where it is awaited
             self.outcome.set_exception(error)
             # The error's traceback holds this frame, and the outcome holds the error: a cycle.
@@ -90,10 +96,10 @@ class _Workers:
             self._threads += 1
         try:
             threading.Thread(target=self._work, name="gemma-embed-async", daemon=True).start()
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             self._not_started(error)
 
-    def _not_started(self, error: RuntimeError) -> None:
+    def _not_started(self, error: Exception) -> None:
         """Fail the jobs that no worker will take, after a thread could not be started."""
         with self._changed:
             self._threads -= 1

@@ -42,6 +42,10 @@ def checked_outcomes(
             as zeros, and a failed pooling looks the same.
     """
     missing = set(range(count))
+    if not isinstance(outcomes, Iterable):
+        raise BadResponse(
+            f"{source} returned {type(outcomes).__name__}; embed must yield Batch(rows, vectors)"
+        )
     try:
         for outcome in outcomes:
             if isinstance(outcome, TooLong):
@@ -93,6 +97,8 @@ def checked_stored(rows: Sequence[int], vectors: Vectors) -> tuple[Rows, Vectors
 def _take(rows: Iterable[int], missing: set[int], source: str) -> Rows:
     try:
         taken = [operator.index(row) for row in rows]
+        if any(isinstance(row, bool) for row in rows):
+            raise TypeError("a mask is not a list of rows")
     except TypeError as error:
         raise BadResponse(f"{source} named rows by something other than integers") from error
     for row in taken:
@@ -107,8 +113,7 @@ def _take(rows: Iterable[int], missing: set[int], source: str) -> Rows:
 
 def _array(vectors: npt.ArrayLike, count: int, width: int, source: str) -> Vectors:
     try:
-        with np.errstate(over="ignore"):
-            array = np.asarray(vectors, dtype=np.float32)
+        array = _numbers(vectors)
     except (TypeError, ValueError, OverflowError):
         array = _row_by_row(vectors, width)
         if len(array) != count or np.isnan(array).all():
@@ -134,9 +139,18 @@ def _row_by_row(vectors: npt.ArrayLike, width: int) -> Vectors:
     rows = vectors if isinstance(vectors, Sequence) else ()
     array = np.full((len(rows), width), np.nan, np.float32)
     for place, row in enumerate(rows):
-        with np.errstate(over="ignore"), suppress(TypeError, ValueError, OverflowError):
-            array[place] = np.asarray(row, dtype=np.float32).reshape(width)
+        with suppress(TypeError, ValueError, OverflowError):
+            array[place] = _numbers(row).reshape(width)
     return array
+
+
+def _numbers(values: npt.ArrayLike) -> Vectors:
+    """Convert to float32; NumPy alone would take text, truth values and complex numbers too."""
+    array = np.asarray(values)
+    if array.dtype.kind in "bcSUmM":
+        raise TypeError(f"{array.dtype} is not a type of real numbers")
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32)
 
 
 def _norms(array: Vectors) -> Vectors:

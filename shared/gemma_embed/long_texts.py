@@ -10,21 +10,21 @@ from typing import Literal, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from gemma_embed.errors import InputTooLong
+from gemma_embed.errors import BadResponse, InputTooLong
 from gemma_embed.prompts import Prompts
-from gemma_embed.vectors import Vectors
+from gemma_embed.vectors import SMALLEST_NORM, Vectors
 
 logger = logging.getLogger("gemma_embed")
 
 Overlong = Literal["error", "truncate", "split"]
 
-# How ``split`` cuts and weighs decides vectors, so it is part of a vector space's name.
-SPLIT_RULE = "split/2"
+# How long texts are cut and weighed decides vectors, so it is part of a vector space's name.
+RULES: dict[Overlong, str] = {"error": "error", "truncate": "truncate/2", "split": "split/2"}
 
 # A part of more characters for each token that the model reads is halved without asking the
 # runtime: texts of any script have fewer, so it would be refused.
 _CHARACTERS_A_TOKEN = 8
-# A title may take about an eighth of each part (four characters a token).
+# A title may take about an eighth of what is read of a long text (four characters a token).
 _TITLE_SHARE = 2
 
 
@@ -82,7 +82,8 @@ def resolved(
 
     ``split`` halves a text between words until every part fits, and averages the parts' vectors,
     weighted by their UTF-8 bytes; the mean has norm 1. The parts of all texts are computed
-    together, and every runtime cuts and weighs alike.
+    together, and every runtime cuts and weighs alike. Both policies shorten a title that would
+    leave too little room for the text.
 
     Args:
         items: Distinct prompted texts.
@@ -121,10 +122,30 @@ def resolved(
             keep(ready)
             yield ready
         return
-    for outcome in compute(long_items, truncate=True):
+    yield from _truncated(long_items, compute, keep, prompts, limit())
+
+
+def _truncated(
+    items: Sequence[Prompted],
+    compute: Compute,
+    keep: Callable[[Ready], None],
+    prompts: Prompts,
+    limit: int,
+) -> Iterator[Ready]:
+    sharing: dict[str, tuple[Prompted, list[Prompted]]] = {}
+    for item in items:
+        read = _with_short_title(item, prompts, limit)
+        sharing.setdefault(read.prompted, (read, []))[1].append(item)
+    for outcome in compute([read for read, _ in sharing.values()], truncate=True):
         if isinstance(outcome, Overlength):
-            raise _too_long(outcome, limit())
-        yield outcome
+            raise _no_room(outcome, limit)
+        for read, vector in zip(*outcome, strict=True):
+            owners = sharing[read.prompted][1]
+            ready = owners, np.tile(vector, (len(owners), 1))
+            if owners != [read]:
+                # Stored under the shorter title only.
+                keep(ready)
+            yield ready
 
 
 def _split(
@@ -158,20 +179,17 @@ def _split(
         unfinished = {part.index for part in waiting}
         for index in sums.keys() - unfinished:
             mean = sums.pop(index)
-            unit = (mean / np.linalg.norm(mean)).astype(np.float32)
-            yield [owners[index]], unit[None, :]
+            norm = np.linalg.norm(mean)
+            if norm < SMALLEST_NORM * len(owners[index].text.encode()):
+                raise BadResponse("the vectors of its parts cancel each other out", index=index)
+            yield [owners[index]], (mean / norm).astype(np.float32)[None, :]
 
 
 def _first_parts(item: Prompted, prompts: Prompts, limit: int) -> list[Prompted]:
     most = limit * _CHARACTERS_A_TOKEN
-    longest_title = max(1, limit // _TITLE_SHARE)
     parts: list[Prompted] = []
-    if item.title is not None and len(item.title) > longest_title:
-        # The prompt is read again in every part: a long title would leave no room for the text.
-        title = item.title[:longest_title]
-        waiting = [replace(item, prefix=prompts.prefix("document", title), title=title)]
-    else:
-        waiting = _halved(item) if len(item.text) > 1 else [item]
+    start = _with_short_title(item, prompts, limit)
+    waiting = _halved(start) if start == item and len(item.text) > 1 else [start]
     while waiting:
         part = waiting.pop()
         if len(part.text) > most:
@@ -179,6 +197,15 @@ def _first_parts(item: Prompted, prompts: Prompts, limit: int) -> list[Prompted]
         else:
             parts.append(part)
     return parts
+
+
+def _with_short_title(item: Prompted, prompts: Prompts, limit: int) -> Prompted:
+    """Shorten a title that would leave too little room for the text."""
+    longest = max(1, limit // _TITLE_SHARE)
+    if item.title is None or len(item.title) <= longest:
+        return item
+    title = item.title[:longest]
+    return replace(item, prefix=prompts.prefix("document", title), title=title)
 
 
 def _halved(part: Prompted) -> list[Prompted]:

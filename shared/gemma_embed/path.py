@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from gemma_embed.cancellation import check_not_cancelled
-from gemma_embed.errors import EmbeddingError
+from gemma_embed.errors import BadResponse, EmbeddingError
 from gemma_embed.gate import checked_outcomes, checked_stored
 from gemma_embed.identity import fingerprint
 from gemma_embed.long_texts import (
-    SPLIT_RULE,
+    RULES,
     Overlength,
     Overlong,
     Prompted,
@@ -51,7 +51,7 @@ class Route:
     @property
     def rule(self) -> str:
         """The policy as it stands in a vector space's name."""
-        return SPLIT_RULE if self.overlong == "split" else self.overlong
+        return RULES[self.overlong]
 
     @property
     def space(self) -> str:
@@ -79,7 +79,11 @@ def embedded(items: Sequence[Prompted], route: Route, done: Callable[[int], obje
         places.setdefault(item.prompted, []).append(place)
     firsts = [items[where[0]] for where in places.values()]
     for ready, vectors in _resolved(firsts, route):
-        narrow = cut(vectors, route.dimensions)
+        try:
+            narrow = cut(vectors, route.dimensions)
+        except BadResponse as error:
+            error.index = ready[error.index or 0].index
+            raise
         for item, vector in zip(ready, narrow, strict=True):
             result[places[item.prompted]] = vector
         done(sum(len(places[item.prompted]) for item in ready))

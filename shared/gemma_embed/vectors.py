@@ -7,7 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from gemma_embed.errors import BadResponse
+
 Vectors = npt.NDArray[np.float32]
+
+# What is left below this of vectors of norm 1 is rounding, and squares of it vanish in float32.
+SMALLEST_NORM = 1e-6
 
 
 def plan_batches(
@@ -51,7 +56,17 @@ def cut(vectors: Vectors, dimensions: int) -> Vectors:
 
     Returns:
         float32, shape (n, dimensions), rows of norm 1, same order.
+
+    Raises:
+        BadResponse: If the first numbers of a row are all but zero; ``index`` is the row.
     """
-    kept = vectors[:, :dimensions]
-    unit: Vectors = kept / np.linalg.norm(kept, axis=1, keepdims=True)
+    narrow = vectors[:, :dimensions]
+    norms = np.linalg.norm(narrow, axis=1)
+    if len(norms) and norms.min() < SMALLEST_NORM:
+        raise BadResponse(
+            f"the first {dimensions} numbers of a vector are all but zero, so it cannot be cut to "
+            f"dimensions={dimensions}; use a model that was trained for that",
+            index=int(norms.argmin()),
+        )
+    unit: Vectors = narrow / norms[:, None]
     return unit
