@@ -421,16 +421,12 @@ def test_a_text_that_looks_titled_is_data(
     runtime: Runtime, right: Callable[[str], np.ndarray]
 ) -> None:
     text = "title: Mars | text: It is red."
-    for call in (Embedder(runtime).embed_documents, GemmaEmbeddings(runtime).embed_documents):
+    for call in (
+        Embedder(runtime).embed_documents,
+        GemmaEmbeddings(runtime).embed_documents,
+        GemmaEmbedding(runtime).get_text_embedding_batch,
+    ):
         np.testing.assert_allclose(call([text])[0], right(DOCUMENT + text), atol=1e-6)
-    # In LlamaIndex, GemmaTitles passes titles in this form, so it is read as a title, unless the
-    # title contains a bar.
-    index = GemmaEmbedding(runtime)
-    np.testing.assert_allclose(index.get_text_embedding(text), right(text), atol=1e-6)
-    forged = "title: a | b | text: c"
-    np.testing.assert_allclose(
-        index.get_text_embedding(forged), right(DOCUMENT + forged), atol=1e-6
-    )
 
 
 class Cheap(FakeRuntime):
