@@ -46,6 +46,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from email.utils import formatdate
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -473,6 +474,40 @@ def test_o20_other_weights_under_the_name(server: OllamaServer) -> None:
     again = Embedder(OllamaRuntime(host=server.url))
     assert again.embed(TEXTS).shape == (3, 768)
     assert again.fingerprint != embedder.fingerprint
+
+
+@pytest.mark.parametrize("load_seconds", [0.0, 0.2])
+@pytest.mark.parametrize("loaded_by", ["us", "another client"])
+def test_o20_other_weights_between_the_identity_and_the_first_vectors(
+    server: OllamaServer, tmp_path: Path, load_seconds: float, loaded_by: str
+) -> None:
+    embedder = Embedder(OllamaRuntime(host=server.url), store=tmp_path / "store.db")
+    before = embedder.fingerprint
+    server.install(OTHER)
+    server.load_seconds = load_seconds
+    if loaded_by == "another client":
+        Embedder(OllamaRuntime(host=server.url)).embed(["theirs"])
+    for _ in range(2):
+        with pytest.raises(ModelChanged):
+            embedder.embed(TEXTS)
+    assert embedder.fingerprint == before
+    # Nothing was stored under the old fingerprint.
+    server.install(MODEL)
+    again = Embedder(OllamaRuntime(host=server.url), store=tmp_path / "store.db")
+    assert again.fingerprint == before
+    np.testing.assert_allclose(again.embed(TEXTS), expected(TEXTS), atol=1e-6)
+
+
+def test_o20_other_weights_while_the_model_loads(server: OllamaServer) -> None:
+    embedder = Embedder(OllamaRuntime(host=server.url))
+    server.answer(faults.stalled(0.3), warm_up=True)
+    with ThreadPoolExecutor(1) as pool:
+        outcome = pool.submit(embedder.embed, TEXTS)
+        while not any(request.path == "/api/embed" for request in server.requests):
+            time.sleep(0.005)
+        server.install(OTHER)
+        with pytest.raises(ModelChanged):
+            outcome.result()
 
 
 def test_o20_no_vector_of_other_weights_is_returned(server: OllamaServer) -> None:

@@ -99,6 +99,8 @@ class OllamaService(Service):
             seconds = self.settings.load_timeout
             body = self._body([], truncate=False)
             await self.question("POST", "/api/embed", body, read=as_object, seconds=seconds)
+            # What was loaded may be newer than what `identify` saw, and no later answer says so.
+            self._doubts += 1
             self.prepared = True
 
     async def send(self, texts: Sequence[str], *, truncate: bool) -> npt.ArrayLike:
