@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import logging
 import pickle
+import quopri
 import traceback
+import unicodedata
 from collections.abc import Callable, Iterator
+from functools import reduce
+from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from langchain_core.load import dumpd, dumps
@@ -25,6 +31,7 @@ from gemma_embed.chroma.passport import passport
 from gemma_embed.errors import ConfigurationError, EmbeddingError
 from gemma_embed.runtimes import EnvironmentVariable, OllamaRuntime, runtime_settings
 from gemma_embed.runtimes.remote import retry
+from gemma_embed.runtimes.remote.shown import shown
 from langchain_gemma_embed import GemmaEmbeddings
 from llamaindex_gemma_embed import GemmaEmbedding
 
@@ -200,6 +207,81 @@ def test_an_echoed_text_is_not_shown(
     assert "Smith" not in "".join(traceback.format_exception(caught.value))
 
 
+ENCODINGS: dict[str, Callable[[str], str]] = {
+    "json": json.dumps,
+    "json of json": lambda text: json.dumps(json.dumps(text)),
+    "json of words": lambda text: json.dumps(text.split()),
+    "words": lambda text: " , ".join(text.split()),
+    "marked words": lambda text: "".join(f"\u2581{word}|" for word in text.split()),
+    "lines": lambda text: json.dumps("\n".join(text.split())),
+    "ascii": ascii,
+    "bytes": lambda text: repr(text.encode()),
+    "octal": lambda text: "".join(f"\\{byte:03o}" for byte in text.encode()),
+    "code points": lambda text: "".join(f"\\u{{{ord(mark):x}}}" for mark in text),
+    "percent": lambda text: quote(text, safe=""),
+    "percent twice": lambda text: quote(quote(text, safe=""), safe=""),
+    "percent, another charset": lambda text: quote(text, safe="", encoding="utf-16"),
+    "html": lambda text: "".join(f"&#{ord(mark)};" for mark in text),
+    "html twice": lambda text: "".join(f"&amp;#x{ord(mark):x};" for mark in text),
+    "html ten times": lambda text: reduce(lambda form, _: escape(form), range(10), f"<{text}>"),
+    "hex": lambda text: text.encode().hex(),
+    "hex bytes": lambda text: text.encode().hex(" "),
+    "hex with prefixes": lambda text: ", ".join(f"0x{byte:X}" for byte in text.encode()),
+    "byte values": lambda text: str(list(text.encode())),
+    "base64": lambda text: base64.b64encode(text.encode()).decode(),
+    "base64 of URLs": lambda text: base64.urlsafe_b64encode(text.encode()).decode(),
+    "base64 lines": lambda text: base64.encodebytes(text.encode()).decode(),
+    "quoted-printable": lambda text: quopri.encodestring(text.encode(), quotetabs=True).decode(),
+    "decomposed": lambda text: unicodedata.normalize("NFD", text),
+}
+TEXTS = [
+    "Anna Smith is ill and lives at 12 Main Road",
+    "пароль от сейфа семь четыре, и ключ под ковриком",
+    "安娜病得很重住在大街十二号的三层左边的房间里",
+    "🙂🙃🤒🤕🏥💊🩺🚑🙂🙃🤒🤕🏥💊🩺🚑",
+    'Ängstliche Füße, naïve Señora: <b>très malade</b> & "öfter"',
+]
+
+
+@pytest.mark.parametrize("encode", ENCODINGS.values(), ids=ENCODINGS)
+@pytest.mark.parametrize("sent", [*TEXTS, "tok-SECRETTOKEN-123"])
+def test_an_encoded_echo_is_not_shown(encode: Callable[[str], str], sent: str) -> None:
+    # With the last ones, what is shown is cut in the middle of it.
+    for words in range(0, 36, 7):
+        said = "cannot tokenize " + "words " * words + encode(sent)
+        assert shown(said, ["something else", f"title: none | text: {sent}"], []) == ""
+        assert shown(said, [], [f"Bearer {sent}"]) == ""
+
+
+def test_an_encoded_echo_is_not_in_an_error(runtime: OllamaRuntime, server: OllamaServer) -> None:
+    embedder = Embedder(runtime)
+    embedder.embed(["first"])
+    for sent, text in [(CANARY, "a"), *((text, text) for text in TEXTS)]:
+        for encode in ENCODINGS.values():
+            server.clear_faults()
+            server.fail(400, f"invalid: {encode(sent)}", times=None)
+            with pytest.raises(EmbeddingError) as caught:
+                embedder.embed([text])
+            assert "it says" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        'do embedding request: Post "http://127.0.0.1:39487/embedding": EOF',
+        "model 'registry.ollama.ai/library/embeddinggemma-300m-qat-q8_0' not found, try pulling it",
+        "llama runner process has terminated: exit status 2",
+        "GGML_ASSERT(ggml_nbytes(src0) <= INT_MAX) failed at /src/ggml/ggml-cuda/ggml-cuda.cu:4711",
+        "hf.co/unsloth/EmbeddingGemma-300m-GGUF:Q8_0 does not support embeddings",
+        "open C:\\Users\\anna\\.ollama\\models: Access is denied. (code 100%)",
+        "2026-11-30 12:01:02 OLLAMA_NUM_PARALLEL=4 is a misconfiguration: server busy",
+        "ошибка: сервер занят; попробуйте позже",
+    ],
+)
+def test_a_servers_plain_words_are_shown(said: str) -> None:
+    assert shown(said, TEXTS, [f"Bearer {CANARY}"]) == said
+
+
 def old(server: OllamaServer, said: str) -> None:
     server.version = f"0.11.0-{said}"
 
@@ -231,10 +313,10 @@ def test_a_servers_statements_are_cleaned_and_bounded(
     change(server, said)
     with pytest.raises(EmbeddingError) as caught:
         Embedder(runtime).embed(["a"])
-    for shown in [str(caught.value), *(record.getMessage() for record in caplog.records)]:
-        assert CANARY not in shown
-        assert shown.isprintable()
-        assert len(shown) < 900
+    for message in [str(caught.value), *(record.getMessage() for record in caplog.records)]:
+        assert CANARY not in message
+        assert message.isprintable()
+        assert len(message) < 900
 
 
 def test_a_path_is_shown_and_the_error_says_so() -> None:

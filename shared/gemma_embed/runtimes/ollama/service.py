@@ -164,8 +164,8 @@ class OllamaService(Service):
         if (runtime, digest) != (before.runtime, before.revision):
             raise ModelChanged(
                 f"the Ollama server changed in mid-use ({self.origin}): {self.settings.name!r} was "
-                f"{self.shown(before.revision)[:12]} ({before.runtime}) and is "
-                f"{self.shown(digest)[:12]} ({runtime}) now, and their vectors must not be mixed; "
+                f"{self.shown(before.revision[:12])} ({before.runtime}) and is "
+                f"{self.shown(digest[:12])} ({runtime}) now, and their vectors must not be mixed; "
                 "create a new runtime, and embed again what this one made"
             )
         self._settled = doubts

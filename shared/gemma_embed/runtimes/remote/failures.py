@@ -7,9 +7,8 @@ things (a crashed model process is 400 with some and 500 with others), so their 
 
 from __future__ import annotations
 
-import html
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -252,41 +251,3 @@ class Dialect:
         error = kind(message, index=index, attempts=failure.attempts, elapsed=failure.elapsed)
         error.__cause__ = failure
         return error
-
-
-def shown(said: str, texts: Iterable[str], secrets: Iterable[str]) -> str:
-    """Return what may be shown of what a server said: short, printable, nothing that we sent."""
-    plain = " ".join(_printable(_tagless(said[:2000])).split())[:200]
-    tokens = [token for secret in secrets for token in secret.split()]
-    if any(_repeats(plain, text, 12) for text in texts):
-        return ""
-    return "" if any(_repeats(plain, token, 6) for token in tokens) else plain
-
-
-def _tagless(text: str) -> str:
-    return re.sub(r"<[^<>]*>", " ", html.unescape(text))
-
-
-def _printable(text: str) -> str:
-    return "".join(mark if mark.isprintable() else " " for mark in text)
-
-
-def _repeats(said: str, sent: str, run: int) -> bool:
-    """Tell whether ``said`` contains ``run`` characters of ``sent`` in a row, or all of it.
-
-    Case and blanks do not count, nor does what is cleaned away. ``sent`` is tried with its tags
-    as well, since a tag that is cut off in ``said`` is not recognised there.
-    """
-    said = _squeezed(said)
-    for form in {_squeezed(sent), _squeezed(_tagless(sent))} if said else ():
-        if len(form) <= run:
-            # A word of one to three letters is in everything, and gives nothing away.
-            if len(form) > 3 and form in said:
-                return True
-        elif any(said[start : start + run] in form for start in range(len(said) - run + 1)):
-            return True
-    return False
-
-
-def _squeezed(text: str) -> str:
-    return "".join(_printable(text).split()).casefold()

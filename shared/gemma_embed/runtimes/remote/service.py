@@ -24,9 +24,10 @@ from gemma_embed.identity import Identity
 from gemma_embed.runtimes.base import Batch, TooLong
 from gemma_embed.runtimes.remote import retry
 from gemma_embed.runtimes.remote.connection import Connection
-from gemma_embed.runtimes.remote.failures import FORM, Dialect, Failure, shown
+from gemma_embed.runtimes.remote.failures import FORM, Dialect, Failure
 from gemma_embed.runtimes.remote.loop import LOOP, in_parallel, run
 from gemma_embed.runtimes.remote.runtime import Settings
+from gemma_embed.runtimes.remote.shown import shown
 from gemma_embed.vectors import plan_batches
 
 T = TypeVar("T")
