@@ -311,27 +311,41 @@ def test_long_texts_are_truncated_where_the_reference_truncates(
 EMPTY = dict.fromkeys(checkpoints.PROMPTS, "")
 
 
-@pytest.mark.parametrize("prompts", [{"query": "", "document": ""}, EMPTY])
-def test_empty_prompts_only_use_the_models_prompts(
-    folder: Path, caplog: pytest.LogCaptureFixture, prompts: dict[str, str]
+@pytest.mark.parametrize(
+    ("prompts", "named"),
+    [
+        ({"query": "", "document": ""}, "document, query"),
+        ({"query": "", "document": "title: none | text: "}, "query"),
+        (checkpoints.PROMPTS | {"document": ""}, "document"),
+        (EMPTY, "classification, clustering, "),
+    ],
+)
+def test_an_empty_prompt_counts_as_not_stated(
+    folder: Path, caplog: pytest.LogCaptureFixture, prompts: dict[str, str], named: str
 ) -> None:
     checkpoints.edit_json(folder / "config_sentence_transformers.json", prompts=prompts)
     embedder = Embedder(TransformersRuntime(folder))
     with caplog.at_level(logging.WARNING, "gemma_embed"):
         assert embedder.runtime.prompts == EMBEDDINGGEMMA_300M.prompts
         assert embedder.takes_titles
-    assert caplog.text.count("states empty prompts only") == 1
+    assert [f"empty prompts for {named}" in message for message in caplog.messages] == [True]
     assert "those of embeddinggemma-300m are used" in caplog.text
 
 
-def test_some_empty_prompts_are_named(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    prompts = {"query": "ask: ", "document": ""}
+@pytest.mark.parametrize("stated", ["query", "document", "Clustering"])
+def test_a_prompt_among_empty_ones_is_used(
+    folder: Path, caplog: pytest.LogCaptureFixture, stated: str
+) -> None:
+    prompts = {"query": "", "document": "", "Clustering": ""} | {stated: "own: "}
     checkpoints.edit_json(folder / "config_sentence_transformers.json", prompts=prompts)
     with caplog.at_level(logging.WARNING, "gemma_embed"):
         own = TransformersRuntime(folder).prompts
-    assert (own.prefix("query"), own.document, own.titled) == ("ask: ", "", None)
-    assert "for document, query" in caplog.text
-    assert "(empty, so that nothing precedes the text: document)" in caplog.text
+    usual = EMBEDDINGGEMMA_300M.prompts
+    for task in ("query", "document", "clustering"):
+        expected = "own: " if task == stated.lower() else usual.prefix(task)
+        assert own.prefix(task) == expected
+    assert caplog.text.count("count as not stated") == 1
+    assert f"own prompts for {stated.lower()};" in caplog.text
 
 
 class TestRevision:

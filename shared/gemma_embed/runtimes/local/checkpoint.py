@@ -151,25 +151,21 @@ def _prompts(folder: Path, model: Model) -> Prompts:
     own = read_json(path).get("prompts") or {}
     if not isinstance(own, dict) or not all(isinstance(prompt, str) for prompt in own.values()):
         raise ModelCorrupt(f"{path} has prompts that are not text; download the model again")
-    stated = {task: own[key] for task, key in model.prompt_keys.items() if key in own}
-    if stated and not any(stated.values()):
-        # What sentence-transformers 6 writes for a model that was made without prompts.
+    empty = sorted(task for task, key in model.prompt_keys.items() if own.get(key) == "")
+    if empty:
         logger.warning(
-            "%s states empty prompts only, a default of sentence-transformers; those of %s are "
-            "used",
+            "%s states empty prompts for %s; they count as not stated, and those of %s are used",
             folder.name,
+            ", ".join(empty),
             model.name,
         )
-        return model.prompts
     prompts, changed = model.prompts.overridden(own, model.prompt_keys)
     if changed:
-        empty = [task for task in changed if not stated[task]]
         logger.warning(
-            "%s states its own prompts for %s; they replace those of %s%s",
+            "%s states its own prompts for %s; they replace those of %s",
             folder.name,
             ", ".join(changed),
             model.name,
-            f" (empty, so that nothing precedes the text: {', '.join(empty)})" if empty else "",
         )
     return prompts
 
