@@ -348,6 +348,35 @@ def test_a_prompt_among_empty_ones_is_used(
     assert f"own prompts for {stated.lower()};" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "replaced", ["model.safetensors", "2_Dense/model.safetensors", "config.json"]
+)
+def test_a_commit_names_the_files_that_the_hub_put_there(
+    narrow: Path, tmp_path: Path, replaced: str
+) -> None:
+    commit = "5090578d" * 5
+    snapshot = checkpoints.hub_copy(narrow, tmp_path / "hub", commit)
+    assert read(snapshot).revision == commit
+    file = snapshot / replaced
+    content = file.read_bytes()
+    revisions = set()
+    for new in (content, content + b" "):
+        file.unlink()
+        file.write_bytes(new)
+        revisions.add(read(snapshot).revision)
+    assert revisions.isdisjoint({commit})
+    assert read(narrow).revision in revisions
+    assert len(revisions) == 2
+
+
+def test_links_to_another_place_are_hashed(narrow: Path, tmp_path: Path) -> None:
+    snapshot = checkpoints.hub_copy(narrow, tmp_path / "hub", "5090578d" * 5)
+    file = snapshot / "model.safetensors"
+    file.unlink()
+    file.symlink_to(narrow / "model.safetensors")
+    assert read(snapshot).revision == read(narrow).revision
+
+
 class TestRevision:
     """The hash of a local folder, computed once for unchanged files."""
 

@@ -174,11 +174,7 @@ def test_offline_the_hub_is_not_asked(tmp_path: Path) -> None:
 
 def cached(home: Path, checkpoint: Path) -> Path:
     repository = home / "hub" / "models--google--embeddinggemma-300m"
-    snapshot = repository / "snapshots" / COMMIT
-    shutil.copytree(checkpoint, snapshot)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(COMMIT)
-    return snapshot
+    return checkpoints.hub_copy(checkpoint, repository, COMMIT)
 
 
 def test_a_cached_model_is_used_without_asking_the_hub(tmp_path: Path, narrow: Path) -> None:
