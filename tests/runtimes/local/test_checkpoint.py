@@ -12,6 +12,7 @@ from typing import Any
 
 import checkpoints
 import numpy as np
+import onnx
 import pytest
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
@@ -126,11 +127,53 @@ def test_unrelated_files_change_nothing(
         assert Embedder(kind(littered)).fingerprint == Embedder(kind(clean)).fingerprint
 
 
+def write_graph(path: Path, *places: str) -> None:
+    """Write a graph whose first tensor is an initialiser, and each other in a node's subgraph."""
+    tensors = []
+    for place in places:
+        tensor = onnx.numpy_helper.from_array(np.ones(8, np.float32), "numbers")
+        onnx.external_data_helper.set_external_data(tensor, place)
+        tensor.ClearField("raw_data")
+        tensors.append(tensor)
+        if not {"/", "\\", "."} & {place[0]} and ".." not in place:
+            (path.parent / place).write_text(place)
+    graph = onnx.helper.make_graph([], "main", [], [], tensors[:1])
+    for tensor in tensors[1:]:
+        inner = onnx.helper.make_graph([], "inner", [], [], [tensor])
+        graph.node.append(onnx.helper.make_node("If", ["x"], ["y"], then_branch=inner))
+    path.write_bytes(onnx.helper.make_model(graph).SerializeToString())
+
+
+@pytest.mark.parametrize("name", ["model.onnx_data", "model.onnx.data", "weights.bin", "a/b"])
+@pytest.mark.parametrize("inside", [False, True])
+def test_all_files_that_a_graph_reads_decide_its_revision(
+    folder: Path, name: str, inside: bool
+) -> None:
+    graph = folder / "onnx" / "model.onnx"
+    (graph.parent / "a").mkdir(parents=True)
+    write_graph(graph, *["first", name] if inside else [name])
+    before = Checkpoint.of_graph(folder, EMBEDDINGGEMMA_300M, "onnx/model.onnx")
+    assert graph.parent / name in [file.path for file in before.files]
+    (graph.parent / name).write_text("other numbers")
+    after = Checkpoint.of_graph(folder, EMBEDDINGGEMMA_300M, "onnx/model.onnx")
+    assert before.files != after.files
+    (graph.parent / name).unlink()
+    with pytest.raises(ModelCorrupt, match=f"{name}, which it reads its numbers from, is missing"):
+        Checkpoint.of_graph(folder, EMBEDDINGGEMMA_300M, "onnx/model.onnx")
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/hostname", "a/../../x", "..\\x", "C:\\x", "."])
+def test_a_graph_that_reads_outside_its_folder_is_refused(folder: Path, name: str) -> None:
+    (folder / "onnx").mkdir()
+    write_graph(folder / "onnx" / "model.onnx", "inside", name)
+    with pytest.raises(WrongModel, match="reads a file outside its folder"):
+        Checkpoint.of_graph(folder, EMBEDDINGGEMMA_300M, "onnx/model.onnx")
+
+
 def test_unrelated_files_next_to_a_published_graph_change_nothing(folder: Path) -> None:
     (folder / "onnx").mkdir()
     parts = ["model.onnx", "model.onnx_data", "model.onnx_data_1"]
-    for name in parts:
-        (folder / "onnx" / name).write_text(name)
+    write_graph(folder / "onnx" / parts[0], *parts[1:])
 
     def graph() -> Checkpoint:
         return Checkpoint.of_graph(folder, EMBEDDINGGEMMA_300M, "onnx/model.onnx")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from gemma_embed.errors import ModelCorrupt, ModelNotFound, WrongModel
@@ -15,7 +14,9 @@ from gemma_embed.models import BUNDLED, Model, model_of_config
 from gemma_embed.prompts import Prompts
 from gemma_embed.runtimes.local.files import File, exists, read_json
 from gemma_embed.runtimes.local.layout import Layout, read_config
+from gemma_embed.runtimes.local.loading import loading, require
 from gemma_embed.runtimes.local.revision import revision_of
+from gemma_fast.external_data import external_files
 
 logger = logging.getLogger("gemma_embed")
 
@@ -88,11 +89,7 @@ class Checkpoint:
                 f"{folder} has no {graph}, which this precision needs; "
                 f"its graphs: {others or 'none'}"
             )
-        numbers = [
-            other
-            for other in sorted(path.parent.glob(f"{path.name}_data*"))
-            if re.fullmatch(r"_data(_\d+)?", other.name.removeprefix(path.name))
-        ]
+        numbers = _numbers(path)
         return cls._of(folder, model, config, (path, *numbers), ())
 
     @classmethod
@@ -130,6 +127,24 @@ class Checkpoint:
             ModelChanged: If the files changed since they were judged.
         """
         return revision_of(self.folder, self.files)
+
+
+def _numbers(graph: Path) -> list[Path]:
+    """Return the files that a graph says it reads its numbers from."""
+    require("onnx", runtime="onnx")
+    with loading(str(graph)):
+        places = external_files(graph)
+    for place in places:
+        # As Windows reads it, which knows both separators and drives.
+        path = PureWindowsPath(place)
+        if path.anchor or ".." in path.parts or not path.parts:
+            raise WrongModel(f"{graph} reads a file outside its folder; use another copy")
+        if not (graph.parent / place).is_file():
+            raise ModelCorrupt(
+                f"{graph} cannot be loaded; download the model again: {place}, which it reads its "
+                "numbers from, is missing"
+            )
+    return [graph.parent / place for place in places]
 
 
 def _judged_config(folder: Path, model: Model) -> dict[str, Any]:

@@ -58,7 +58,11 @@ def model_folder(
         RevisionNotFoundError,
     )
 
-    files = [*_FILES, graph, f"{graph}_data*"] if graph else [*_FILES, "*.safetensors"]
+    files = (
+        [*_FILES, graph, f"{graph}_data*", f"{graph}.data*"]
+        if graph
+        else [*_FILES, "*.safetensors"]
+    )
     because = "offline=True" if offline else "HF_HUB_OFFLINE=1 is set"
     asked = not offline and not HF_HUB_OFFLINE
     if asked:
