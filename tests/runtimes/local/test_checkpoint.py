@@ -338,6 +338,27 @@ def test_the_token_limit_is_the_references(
         assert kind(folder).identity.max_tokens == expected
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("limit", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("sentence_bert_config.json", "max_seq_length"),
+        ("config.json", "max_position_embeddings"),
+    ],
+)
+def test_a_limit_that_no_text_fits_into_is_refused(
+    folder: Path, kind: type, limit: int, file: str, name: str
+) -> None:
+    checkpoints.edit_json(folder / file, **{name: limit})
+    embedder = Embedder(kind(folder), overlong="truncate")
+    if limit < 4:
+        with pytest.raises(ModelCorrupt, match=f"limits texts to {limit} tokens.*{name} in {file}"):
+            embedder.embed([ROOM])
+    else:
+        assert embedder.embed([ROOM]).shape == (1, 768)
+
+
 @pytest.mark.parametrize(("sequence", "tokenizer"), [(None, 64), (64, 2048), (2048, 64)])
 def test_long_texts_are_truncated_where_the_reference_truncates(
     folder: Path, sequence: object, tokenizer: object

@@ -20,6 +20,9 @@ from gemma_fast.external_data import external_files
 
 logger = logging.getLogger("gemma_embed")
 
+# BOS, a prompt and a text of one token each, EOS.
+_FEWEST_TOKENS = 4
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -194,7 +197,14 @@ def _max_tokens(folder: Path, config: Mapping[str, Any], model: Model) -> int:
     stated = _tokens(folder / "sentence_bert_config.json", "max_seq_length")
     tokenizer = _tokens(folder / "tokenizer_config.json", "model_max_length")
     known = _count(config, "max_position_embeddings", folder / "config.json")
-    return min(stated or tokenizer or model.context, known or model.context, model.context)
+    limit = min(stated or tokenizer or model.context, known or model.context, model.context)
+    if limit < _FEWEST_TOKENS:
+        raise ModelCorrupt(
+            f"{folder} limits texts to {limit} tokens, and BOS, a prompt, a text and EOS need "
+            f"{_FEWEST_TOKENS} at least; correct max_seq_length in sentence_bert_config.json, "
+            "model_max_length in tokenizer_config.json or max_position_embeddings in config.json"
+        )
+    return limit
 
 
 def _tokens(path: Path, name: str) -> int | None:
