@@ -95,7 +95,11 @@ def alone(name: str, folder: str) -> None:
 
 def main() -> None:
     """Print and save one table."""
-    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    os.environ |= {
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "ORT_DISABLE_TELEMETRY": "1",
+    }
     if sys.argv[1:2] == ["--alone"]:
         alone(*sys.argv[2:])
         return

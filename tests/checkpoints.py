@@ -6,7 +6,10 @@ and EOS around every text), trained on the example notes, because Google's files
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -348,3 +351,24 @@ def write_json(path: Path, value: object) -> None:
 def edit_json(path: Path, **changes: object) -> None:
     """Change some keys of a JSON object."""
     write_json(path, json.loads(path.read_text()) | changes)
+
+
+def hub_copy(checkpoint: Path, repository: Path, commit: str) -> Path:
+    """Put a checkpoint into a hub cache as the hub's library does: a snapshot of links to blobs.
+
+    Args:
+        checkpoint: A folder.
+        repository: Folder of the repository in the cache; it is created.
+        commit: The commit of ``main``.
+    """
+    snapshot = repository / "snapshots" / commit
+    (repository / "blobs").mkdir(parents=True)
+    for file in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
+        blob = repository / "blobs" / hashlib.sha256(file.read_bytes()).hexdigest()
+        shutil.copy(file, blob)
+        link = snapshot / file.relative_to(checkpoint)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    return snapshot

@@ -6,6 +6,11 @@ Both examples, with and without a server, and the code of the documents run unde
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,6 +72,70 @@ print(nodes.as_retriever(similarity_top_k=1).retrieve("Which planet is red?")[0]
 
 def test_in_process_models_connect_to_nothing(tmp_path: Path) -> None:
     assert watched(tmp_path, IN_PROCESS).splitlines() == ["Mars is called the Red Planet."] * 2
+
+
+ON_ONNX_RUNTIME = """
+from gemma_embed import Embedder
+from gemma_embed.runtimes import OnnxRuntime
+print(Embedder(OnnxRuntime("bundled")).embed(["text"]).shape)
+"""
+LATE = """
+import logging, onnxruntime
+logging.basicConfig()
+"""
+TELEMETRY = re.compile("Microsoft|onnxruntime|deviceid", re.IGNORECASE)
+
+
+def at_home(folder: Path, code: str, *before: str, **environment: str) -> str:
+    """Run code as a user with an empty home folder; ``before`` is what runs Python."""
+    unset = ("ORT_", "XDG_", "LOCALAPPDATA")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(unset)}
+    done = subprocess.run(
+        [*before, sys.executable, "-c", code],
+        env=clean | {"HOME": str(folder), "USERPROFILE": str(folder)} | environment,
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def traces(folder: Path) -> list[str]:
+    # The cache of this package contains folders of its own, named after its models.
+    return [str(path) for path in folder.rglob("*") if TELEMETRY.search(path.name)]
+
+
+@pytest.mark.parametrize("variable", [None, "XDG_CACHE_HOME"])
+def test_onnx_runtime_leaves_no_trace_of_its_telemetry(
+    tmp_path: Path, variable: str | None
+) -> None:
+    environment = {variable: str(tmp_path / "cache")} if variable else {}
+    assert "(1, 768)" in at_home(tmp_path, ON_ONNX_RUNTIME, **environment)
+    assert list(tmp_path.rglob("*gemma*")), "the cache of this package is elsewhere"
+    assert traces(tmp_path) == []
+
+
+def test_onnx_runtime_looks_up_and_contacts_nobody(tmp_path: Path) -> None:
+    # Its sockets are native, so the audit hook of ``watch`` does not see them.
+    strace = shutil.which("strace")
+    log = tmp_path / "log"
+    tracing = [str(strace), "-f", "-e", "trace=connect,sendto,sendmsg,sendmmsg", "-o", str(log)]
+    if strace is None or subprocess.run([*tracing, "true"], capture_output=True).returncode:
+        pytest.skip("strace is not installed, or not allowed to trace")
+    # A thread sends the first report after nine seconds.
+    assert "(1, 768)" in at_home(
+        tmp_path, ON_ONNX_RUNTIME + "import time; time.sleep(12)", *tracing
+    )
+    assert re.findall("^.*(?:AF_INET|nscd).*$", log.read_text(), re.MULTILINE) == []
+
+
+def test_onnx_runtime_imported_before_is_reported_once(tmp_path: Path) -> None:
+    said = at_home(tmp_path, LATE + ON_ONNX_RUNTIME * 2)
+    assert said.count("set ORT_DISABLE_TELEMETRY=1 before importing onnxruntime") == 1
+    for value in ("0", "1"):
+        said = at_home(tmp_path, LATE + ON_ONNX_RUNTIME, ORT_DISABLE_TELEMETRY=value)
+        assert "TELEMETRY" not in said
 
 
 def test_a_key_in_the_environment_is_not_sent(tmp_path: Path) -> None:

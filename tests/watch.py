@@ -39,7 +39,16 @@ _HOOK = """if True:
     """
 
 # Variables that users have not set are not set here either.
-_UNSET = ("HF_", "TRANSFORMERS_", "ANONYMIZED_", "DO_NOT_TRACK", "LANGSMITH", "LANGCHAIN", "OLLAMA")
+_UNSET = (
+    "HF_",
+    "TRANSFORMERS_",
+    "ANONYMIZED_",
+    "DO_NOT_TRACK",
+    "LANGSMITH",
+    "LANGCHAIN",
+    "OLLAMA",
+    "ORT_",
+)
 
 
 def run(arguments: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:

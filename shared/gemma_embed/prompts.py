@@ -147,8 +147,8 @@ class Prompts:
             keys: For each task the name of its prompt in a checkpoint.
 
         Returns:
-            The prompts to use, and the tasks in which they differ from these. Prompts that are
-            all empty count as not stated.
+            The prompts to use, and the tasks in which they differ from these. An empty prompt
+            counts as not stated.
 
         Raises:
             ModelCorrupt: If one is not Unicode text.
@@ -160,11 +160,9 @@ class Prompts:
                     "config_sentence_transformers.json) has a lone surrogate, which is not Unicode "
                     "text; download the model again"
                 )
-        stated = {task: own[key] for task, key in keys.items() if key in own}
-        if not any(stated.values()):
-            # sentence-transformers 6.2 writes empty prompts for a model made without any: its
-            # default, not a statement (sentence_transformers/base/model.py).
-            return self, ()
+        # sentence-transformers 6.2 writes empty prompts for a model made without any: its default,
+        # not a statement (sentence_transformers/base/model.py).
+        stated = {task: own[key] for task, key in keys.items() if own.get(key)}
         changed = {task: prompt for task, prompt in stated.items() if prompt != self.prefix(task)}
         if not changed:
             return self, ()

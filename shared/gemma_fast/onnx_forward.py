@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,11 @@ from gemma_fast.architecture import Architecture
 from gemma_fast.graph import GRAPH
 from gemma_fast.weights import Floats, Rows, Weights
 
+logger = logging.getLogger("gemma_fast")
+
 # Added to attention scores where a token must not look; softmax gives exactly zero there.
 _NEVER = np.float32(-1e9)
+_NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
 
 
 class OnnxForward:
@@ -73,8 +78,7 @@ def open_session(path: Path, threads: int | None, *, fused: bool = True) -> Any:
     Returns:
         An ``onnxruntime.InferenceSession``.
     """
-    import onnxruntime
-
+    onnxruntime = _onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or processor_cores()
@@ -86,6 +90,27 @@ def open_session(path: Path, threads: int | None, *, fused: bool = True) -> Any:
     # Shapes differ from batch to batch, so a plan for one is of no use to the next.
     options.enable_mem_pattern = False
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def _onnxruntime() -> Any:
+    """Import ONNX Runtime without its telemetry.
+
+    Since version 1.32, importing it starts a thread that reports to Microsoft and writes a device
+    id into the user's cache folder. Only the variable prevents both, and only before the import.
+    A value that the user has set is left alone.
+    """
+    late = "onnxruntime" in sys.modules and _NO_TELEMETRY not in os.environ
+    os.environ.setdefault(_NO_TELEMETRY, "1")
+    import onnxruntime
+
+    if late:
+        onnxruntime.disable_telemetry_events()
+        logger.warning(
+            "onnxruntime was imported before gemma_embed could switch its telemetry off, and may "
+            "have contacted Microsoft already; set %s=1 before importing onnxruntime",
+            _NO_TELEMETRY,
+        )
+    return onnxruntime
 
 
 def processor_cores() -> int:

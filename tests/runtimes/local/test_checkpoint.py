@@ -12,6 +12,7 @@ from typing import Any
 
 import checkpoints
 import numpy as np
+import onnx
 import pytest
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
@@ -126,11 +127,53 @@ def test_unrelated_files_change_nothing(
         assert Embedder(kind(littered)).fingerprint == Embedder(kind(clean)).fingerprint
 
 
+def write_graph(path: Path, *places: str) -> None:
+    """Write a graph whose first tensor is an initialiser, and each other in a node's subgraph."""
+    tensors = []
+    for place in places:
+        tensor = onnx.numpy_helper.from_array(np.ones(8, np.float32), "numbers")
+        onnx.external_data_helper.set_external_data(tensor, place)
+        tensor.ClearField("raw_data")
+        tensors.append(tensor)
+        if not {"/", "\\", "."} & {place[0]} and ".." not in place:
+            (path.parent / place).write_text(place)
+    graph = onnx.helper.make_graph([], "main", [], [], tensors[:1])
+    for tensor in tensors[1:]:
+        inner = onnx.helper.make_graph([], "inner", [], [], [tensor])
+        graph.node.append(onnx.helper.make_node("If", ["x"], ["y"], then_branch=inner))
+    path.write_bytes(onnx.helper.make_model(graph).SerializeToString())
+
+
+@pytest.mark.parametrize("name", ["model.onnx_data", "model.onnx.data", "weights.bin", "a/b"])
+@pytest.mark.parametrize("inside", [False, True])
+def test_all_files_that_a_graph_reads_decide_its_revision(
+    folder: Path, name: str, inside: bool
+) -> None:
+    graph = folder / "onnx" / "model.onnx"
+    (graph.parent / "a").mkdir(parents=True)
+    write_graph(graph, *["first", name] if inside else [name])
+    before = Checkpoint.of_graph(folder, EMBEDDINGGEMMA_300M, "onnx/model.onnx")
+    assert graph.parent / name in [file.path for file in before.files]
+    (graph.parent / name).write_text("other numbers")
+    after = Checkpoint.of_graph(folder, EMBEDDINGGEMMA_300M, "onnx/model.onnx")
+    assert before.files != after.files
+    (graph.parent / name).unlink()
+    with pytest.raises(ModelCorrupt, match=f"{name}, which it reads its numbers from, is missing"):
+        Checkpoint.of_graph(folder, EMBEDDINGGEMMA_300M, "onnx/model.onnx")
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/hostname", "a/../../x", "..\\x", "C:\\x", "."])
+def test_a_graph_that_reads_outside_its_folder_is_refused(folder: Path, name: str) -> None:
+    (folder / "onnx").mkdir()
+    write_graph(folder / "onnx" / "model.onnx", "inside", name)
+    with pytest.raises(WrongModel, match="reads a file outside its folder"):
+        Checkpoint.of_graph(folder, EMBEDDINGGEMMA_300M, "onnx/model.onnx")
+
+
 def test_unrelated_files_next_to_a_published_graph_change_nothing(folder: Path) -> None:
     (folder / "onnx").mkdir()
     parts = ["model.onnx", "model.onnx_data", "model.onnx_data_1"]
-    for name in parts:
-        (folder / "onnx" / name).write_text(name)
+    write_graph(folder / "onnx" / parts[0], *parts[1:])
 
     def graph() -> Checkpoint:
         return Checkpoint.of_graph(folder, EMBEDDINGGEMMA_300M, "onnx/model.onnx")
@@ -295,6 +338,27 @@ def test_the_token_limit_is_the_references(
         assert kind(folder).identity.max_tokens == expected
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("limit", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("sentence_bert_config.json", "max_seq_length"),
+        ("config.json", "max_position_embeddings"),
+    ],
+)
+def test_a_limit_that_no_text_fits_into_is_refused(
+    folder: Path, kind: type, limit: int, file: str, name: str
+) -> None:
+    checkpoints.edit_json(folder / file, **{name: limit})
+    embedder = Embedder(kind(folder), overlong="truncate")
+    if limit < 4:
+        with pytest.raises(ModelCorrupt, match=f"limits texts to {limit} tokens.*{name} in {file}"):
+            embedder.embed([ROOM])
+    else:
+        assert embedder.embed([ROOM]).shape == (1, 768)
+
+
 @pytest.mark.parametrize(("sequence", "tokenizer"), [(None, 64), (64, 2048), (2048, 64)])
 def test_long_texts_are_truncated_where_the_reference_truncates(
     folder: Path, sequence: object, tokenizer: object
@@ -311,27 +375,70 @@ def test_long_texts_are_truncated_where_the_reference_truncates(
 EMPTY = dict.fromkeys(checkpoints.PROMPTS, "")
 
 
-@pytest.mark.parametrize("prompts", [{"query": "", "document": ""}, EMPTY])
-def test_empty_prompts_only_use_the_models_prompts(
-    folder: Path, caplog: pytest.LogCaptureFixture, prompts: dict[str, str]
+@pytest.mark.parametrize(
+    ("prompts", "named"),
+    [
+        ({"query": "", "document": ""}, "document, query"),
+        ({"query": "", "document": "title: none | text: "}, "query"),
+        (checkpoints.PROMPTS | {"document": ""}, "document"),
+        (EMPTY, "classification, clustering, "),
+    ],
+)
+def test_an_empty_prompt_counts_as_not_stated(
+    folder: Path, caplog: pytest.LogCaptureFixture, prompts: dict[str, str], named: str
 ) -> None:
     checkpoints.edit_json(folder / "config_sentence_transformers.json", prompts=prompts)
     embedder = Embedder(TransformersRuntime(folder))
     with caplog.at_level(logging.WARNING, "gemma_embed"):
         assert embedder.runtime.prompts == EMBEDDINGGEMMA_300M.prompts
         assert embedder.takes_titles
-    assert caplog.text.count("states empty prompts only") == 1
+    assert [f"empty prompts for {named}" in message for message in caplog.messages] == [True]
     assert "those of embeddinggemma-300m are used" in caplog.text
 
 
-def test_some_empty_prompts_are_named(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    prompts = {"query": "ask: ", "document": ""}
+@pytest.mark.parametrize("stated", ["query", "document", "Clustering"])
+def test_a_prompt_among_empty_ones_is_used(
+    folder: Path, caplog: pytest.LogCaptureFixture, stated: str
+) -> None:
+    prompts = {"query": "", "document": "", "Clustering": ""} | {stated: "own: "}
     checkpoints.edit_json(folder / "config_sentence_transformers.json", prompts=prompts)
     with caplog.at_level(logging.WARNING, "gemma_embed"):
         own = TransformersRuntime(folder).prompts
-    assert (own.prefix("query"), own.document, own.titled) == ("ask: ", "", None)
-    assert "for document, query" in caplog.text
-    assert "(empty, so that nothing precedes the text: document)" in caplog.text
+    usual = EMBEDDINGGEMMA_300M.prompts
+    for task in ("query", "document", "clustering"):
+        expected = "own: " if task == stated.lower() else usual.prefix(task)
+        assert own.prefix(task) == expected
+    assert caplog.text.count("count as not stated") == 1
+    assert f"own prompts for {stated.lower()};" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "replaced", ["model.safetensors", "2_Dense/model.safetensors", "config.json"]
+)
+def test_a_commit_names_the_files_that_the_hub_put_there(
+    narrow: Path, tmp_path: Path, replaced: str
+) -> None:
+    commit = "5090578d" * 5
+    snapshot = checkpoints.hub_copy(narrow, tmp_path / "hub", commit)
+    assert read(snapshot).revision == commit
+    file = snapshot / replaced
+    content = file.read_bytes()
+    revisions = set()
+    for new in (content, content + b" "):
+        file.unlink()
+        file.write_bytes(new)
+        revisions.add(read(snapshot).revision)
+    assert revisions.isdisjoint({commit})
+    assert read(narrow).revision in revisions
+    assert len(revisions) == 2
+
+
+def test_links_to_another_place_are_hashed(narrow: Path, tmp_path: Path) -> None:
+    snapshot = checkpoints.hub_copy(narrow, tmp_path / "hub", "5090578d" * 5)
+    file = snapshot / "model.safetensors"
+    file.unlink()
+    file.symlink_to(narrow / "model.safetensors")
+    assert read(snapshot).revision == read(narrow).revision
 
 
 class TestRevision:

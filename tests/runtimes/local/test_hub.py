@@ -95,6 +95,8 @@ def hub_with(checkpoint: Path) -> Iterator[str]:
                 model = {"id": "google/embeddinggemma-300m", "sha": COMMIT, "siblings": siblings}
                 body = json.dumps(model).encode()
             self.send_response(200 if body else 404)
+            if found and not body:
+                headers = {"X-Error-Code": "EntryNotFound"}
             for header, value in {**headers, "X-Repo-Commit": COMMIT}.items():
                 self.send_header(header, value)
             self.send_header("Content-Length", str(len(body)))
@@ -174,11 +176,7 @@ def test_offline_the_hub_is_not_asked(tmp_path: Path) -> None:
 
 def cached(home: Path, checkpoint: Path) -> Path:
     repository = home / "hub" / "models--google--embeddinggemma-300m"
-    snapshot = repository / "snapshots" / COMMIT
-    shutil.copytree(checkpoint, snapshot)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(COMMIT)
-    return snapshot
+    return checkpoints.hub_copy(checkpoint, repository, COMMIT)
 
 
 def test_a_cached_model_is_used_without_asking_the_hub(tmp_path: Path, narrow: Path) -> None:
@@ -231,6 +229,9 @@ def at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]
         "model-00001-of-00002.safetensors",
         "model-00002-of-00002.safetensors",
         "model.safetensors.index.json",
+        "config_sentence_transformers.json",
+        "sentence_bert_config.json",
+        "tokenizer_config.json",
     ],
 )
 def test_an_interrupted_download_is_resumed(
@@ -243,6 +244,39 @@ def test_an_interrupted_download_is_resumed(
         assert model_folder(GOOGLE, None, offline=False) == snapshot
     assert (snapshot / name).read_bytes() == (sharded / name).read_bytes()
     # Complete now: no request to the hub.
+    with hub(500, None) as (endpoint, asked):
+        at(endpoint)
+        assert model_folder(GOOGLE, None, offline=False) == snapshot
+    assert asked == []
+
+
+OPTIONAL = [
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
+    "tokenizer_config.json",
+]
+
+
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_a_repository_without_an_optional_file_is_asked_for_it_once(
+    tmp_path: Path, sharded: Path, at: Callable[[str], None], name: str
+) -> None:
+    less = Path(shutil.copytree(sharded, tmp_path / "less"))
+    (less / name).unlink()
+    snapshot = cached(tmp_path, less)
+    # Before it could be asked, nobody knows whether the download was interrupted.
+    with hub(500, None) as (endpoint, asked):
+        at(endpoint)
+        with pytest.raises(ModelNotFound, match="is not completely on this disk"):
+            model_folder(GOOGLE, None, offline=False)
+        assert asked
+        asked.clear()
+        assert model_folder(GOOGLE, None, offline=True) == snapshot
+        assert asked == []
+    with hub_with(less) as endpoint:
+        at(endpoint)
+        assert model_folder(GOOGLE, None, offline=False) == snapshot
+    assert not (snapshot / name).exists()
     with hub(500, None) as (endpoint, asked):
         at(endpoint)
         assert model_folder(GOOGLE, None, offline=False) == snapshot

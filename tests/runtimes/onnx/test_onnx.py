@@ -284,9 +284,7 @@ def test_a_hub_id_in_the_published_layout(
 
     commit = "5090578d" * 5
     place = tmp_path / "models--onnx-community--embeddinggemma-300m-ONNX"
-    publish(narrow, place / "snapshots" / commit)
-    (place / "refs").mkdir()
-    (place / "refs" / "main").write_text(commit)
+    checkpoints.hub_copy(publish(narrow, tmp_path / "published"), place, commit)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     name = "onnx-community/embeddinggemma-300m-ONNX"
     assert OnnxRuntime(name, offline=True).identity.revision == commit

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from gemma_embed.errors import ModelCorrupt, ModelNotFound, WrongModel
@@ -15,9 +14,14 @@ from gemma_embed.models import BUNDLED, Model, model_of_config
 from gemma_embed.prompts import Prompts
 from gemma_embed.runtimes.local.files import File, exists, read_json
 from gemma_embed.runtimes.local.layout import Layout, read_config
+from gemma_embed.runtimes.local.loading import loading, require
 from gemma_embed.runtimes.local.revision import revision_of
+from gemma_fast.external_data import external_files
 
 logger = logging.getLogger("gemma_embed")
+
+# BOS, a prompt and a text of one token each, EOS.
+_FEWEST_TOKENS = 4
 
 
 @dataclass(frozen=True)
@@ -88,11 +92,7 @@ class Checkpoint:
                 f"{folder} has no {graph}, which this precision needs; "
                 f"its graphs: {others or 'none'}"
             )
-        numbers = [
-            other
-            for other in sorted(path.parent.glob(f"{path.name}_data*"))
-            if re.fullmatch(r"_data(_\d+)?", other.name.removeprefix(path.name))
-        ]
+        numbers = _numbers(path)
         return cls._of(folder, model, config, (path, *numbers), ())
 
     @classmethod
@@ -132,6 +132,24 @@ class Checkpoint:
         return revision_of(self.folder, self.files)
 
 
+def _numbers(graph: Path) -> list[Path]:
+    """Return the files that a graph says it reads its numbers from."""
+    require("onnx", runtime="onnx")
+    with loading(str(graph)):
+        places = external_files(graph)
+    for place in places:
+        # As Windows reads it, which knows both separators and drives.
+        path = PureWindowsPath(place)
+        if path.anchor or ".." in path.parts or not path.parts:
+            raise WrongModel(f"{graph} reads a file outside its folder; use another copy")
+        if not (graph.parent / place).is_file():
+            raise ModelCorrupt(
+                f"{graph} cannot be loaded; download the model again: {place}, which it reads its "
+                "numbers from, is missing"
+            )
+    return [graph.parent / place for place in places]
+
+
 def _judged_config(folder: Path, model: Model) -> dict[str, Any]:
     config = read_config(folder)
     found = model_of_config(config, folder)
@@ -151,25 +169,21 @@ def _prompts(folder: Path, model: Model) -> Prompts:
     own = read_json(path).get("prompts") or {}
     if not isinstance(own, dict) or not all(isinstance(prompt, str) for prompt in own.values()):
         raise ModelCorrupt(f"{path} has prompts that are not text; download the model again")
-    stated = {task: own[key] for task, key in model.prompt_keys.items() if key in own}
-    if stated and not any(stated.values()):
-        # What sentence-transformers 6 writes for a model that was made without prompts.
+    empty = sorted(task for task, key in model.prompt_keys.items() if own.get(key) == "")
+    if empty:
         logger.warning(
-            "%s states empty prompts only, a default of sentence-transformers; those of %s are "
-            "used",
+            "%s states empty prompts for %s; they count as not stated, and those of %s are used",
             folder.name,
+            ", ".join(empty),
             model.name,
         )
-        return model.prompts
     prompts, changed = model.prompts.overridden(own, model.prompt_keys)
     if changed:
-        empty = [task for task in changed if not stated[task]]
         logger.warning(
-            "%s states its own prompts for %s; they replace those of %s%s",
+            "%s states its own prompts for %s; they replace those of %s",
             folder.name,
             ", ".join(changed),
             model.name,
-            f" (empty, so that nothing precedes the text: {', '.join(empty)})" if empty else "",
         )
     return prompts
 
@@ -183,7 +197,14 @@ def _max_tokens(folder: Path, config: Mapping[str, Any], model: Model) -> int:
     stated = _tokens(folder / "sentence_bert_config.json", "max_seq_length")
     tokenizer = _tokens(folder / "tokenizer_config.json", "model_max_length")
     known = _count(config, "max_position_embeddings", folder / "config.json")
-    return min(stated or tokenizer or model.context, known or model.context, model.context)
+    limit = min(stated or tokenizer or model.context, known or model.context, model.context)
+    if limit < _FEWEST_TOKENS:
+        raise ModelCorrupt(
+            f"{folder} limits texts to {limit} tokens, and BOS, a prompt, a text and EOS need "
+            f"{_FEWEST_TOKENS} at least; correct max_seq_length in sentence_bert_config.json, "
+            "model_max_length in tokenizer_config.json or max_position_embeddings in config.json"
+        )
+    return limit
 
 
 def _tokens(path: Path, name: str) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import gemma_embed
@@ -12,6 +13,12 @@ from gemma_embed.models import BUNDLED, model_of_ollama_tag, model_of_repository
 from gemma_embed.runtimes.local.layout import missing_file
 
 _FILES = ["*.json", "tokenizer.model"]
+# What a repository may lack, and what decides prompts and limits where it is there.
+_OPTIONAL = (
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
+    "tokenizer_config.json",
+)
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 _TAG = re.compile(r"\w[\w.-]*(/[\w.-]+)*:[\w.-]+")
 
@@ -58,7 +65,11 @@ def model_folder(
         RevisionNotFoundError,
     )
 
-    files = [*_FILES, graph, f"{graph}_data*"] if graph else [*_FILES, "*.safetensors"]
+    files = (
+        [*_FILES, graph, f"{graph}_data*", f"{graph}.data*"]
+        if graph
+        else [*_FILES, "*.safetensors"]
+    )
     because = "offline=True" if offline else "HF_HUB_OFFLINE=1 is set"
     asked = not offline and not HF_HUB_OFFLINE
     if asked:
@@ -69,7 +80,7 @@ def model_folder(
             snapshot_download(model, revision=revision, allow_patterns=files, local_files_only=True)
         )
         missing = _missing(found, graph)
-        if offline or missing is None:
+        if offline or (missing is None and not (asked and _unsettled(model, found))):
             return found
     except LocalEntryNotFoundError as error:
         if not asked:
@@ -79,6 +90,8 @@ def model_folder(
         raise ModelNotFound(f"{model!r} is not a valid hub id") from error
     try:
         found = Path(snapshot_download(model, revision=revision, allow_patterns=files))
+        if asked:
+            _settle(model, found)
     except GatedRepoError as error:
         what = f"{model} is gated: its licence must be accepted"
         raise ModelNotFound(_advice(model, what, gated=True)) from error
@@ -102,6 +115,28 @@ def model_folder(
         what = f"{unreachable}, or has no {missing} of it"
         raise ModelNotFound(_advice(model, what))
     return found
+
+
+def _unsettled(model: str, folder: Path) -> list[str]:
+    """Return optional files that are absent, and that the hub was not asked for."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return [
+        name
+        for name in _OPTIONAL
+        # The path, or a mark that the repository has none; None is unknown.
+        if try_to_load_from_cache(model, name, revision=folder.name) is None
+    ]
+
+
+def _settle(model: str, folder: Path) -> None:
+    """Ask the hub for optional files; its library remembers which a repository lacks."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    for name in _unsettled(model, folder):
+        with suppress(RemoteEntryNotFoundError):
+            hf_hub_download(model, name, revision=folder.name)
 
 
 def _missing(folder: Path, graph: str | None) -> str | None:

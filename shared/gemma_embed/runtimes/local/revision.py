@@ -22,7 +22,7 @@ _SETTLED = 2.0
 
 
 def revision_of(folder: Path, files: Sequence[File]) -> str:
-    """Return the hub's commit, or a SHA-256 over the files.
+    """Return the hub's commit, if all files are as its library put them; else their SHA-256.
 
     The hash of a local folder is computed once, 1.2 GB taking seconds, and cached in the user's
     cache folder until one of the files changes.
@@ -35,7 +35,7 @@ def revision_of(folder: Path, files: Sequence[File]) -> str:
         ModelCorrupt: If one cannot be read any more.
         ModelChanged: If one changed since.
     """
-    if folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name):
+    if _is_snapshot(folder, files):
         return folder.name
     check_unchanged(files)
     names = [file.path.relative_to(folder).as_posix() for file in files]
@@ -61,6 +61,15 @@ def revision_of(folder: Path, files: Sequence[File]) -> str:
     if cached is not None and time.time() - newest > _SETTLED:
         _store(cached, revision)
     return revision
+
+
+def _is_snapshot(folder: Path, files: Sequence[File]) -> bool:
+    # The hub's library links to its blobs. What is no link was put there by somebody else (or by
+    # that library on a system without links), and the commit does not name its content.
+    if folder.parent.name != "snapshots" or not _COMMIT.fullmatch(folder.name):
+        return False
+    blobs = (folder.parent.parent / "blobs").resolve()
+    return all(file.path.resolve().parent == blobs for file in files)
 
 
 def _add(path: Path, digest: hashlib._Hash) -> None:
