@@ -35,7 +35,7 @@ class Passage:
     Attributes:
         text: What is embedded and given to the generator.
         id: Id of its row, for those who manage ids themselves. None makes one from the document's
-            id and the text.
+            id and the text, and without a document from text and metadata.
         document: Id of the document that it is a part of; None takes the metadata ``source`` or
             ``file_path``. The passages of a document are replaced together.
         metadata: Numbers, strings, truth values and lists of one kind of them. NumPy scalars become

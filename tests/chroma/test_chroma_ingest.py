@@ -253,6 +253,35 @@ def test_passages_without_a_document_are_told_apart_by_what_they_hold(index: Chr
     assert texts_of(index) == ["a", "a", "b", "c"]
 
 
+def test_passages_without_a_document_stay_whichever_call_brings_them(index: ChromaIndex) -> None:
+    said = [Passage("Yes.", metadata={"author": each}) for each in ("Ann", "Bob")]
+    for each in said:
+        assert index.ingest([each]).added == 1
+    assert index.ingest(said).unchanged == 2
+    assert index.ingest(reversed(said)).unchanged == 2
+    # What a framework draws anew at each run makes no other passage.
+    assert index.ingest([replace(said[0], extra={"node": "new"})]).updated == 1
+    assert texts_of(index) == ["Yes.", "Yes."]
+
+
+@pytest.mark.parametrize("document", ["B", None])
+def test_an_id_takes_no_row_from_another_document(index: ChromaIndex, document: str | None) -> None:
+    index.ingest([Passage("A1", "1", "A"), Passage("A2", "2", "A")])
+    theirs = [Passage("B1", "1", document), Passage("B3", "3", document)]
+    report = index.ingest(theirs)
+    (failure,) = report.failed
+    assert (report.added, report.updated, failure.index) == (1, 0, 0)
+    assert "'1' belongs to the document 'A'" in failure.reason
+    assert texts_of(index) == ["A1", "A2", "B3"]
+    with pytest.raises(InvalidInput, match="belongs to the document 'A'"):
+        index.ingest(theirs, on_error="raise")
+    # Documents that are replaced, or go, give their ids away.
+    assert index.ingest([Passage("A2", "2", "A"), *theirs]).updated == 1
+    assert texts_of(index) == ["A2", "B1", "B3"]
+    report = index.ingest([Passage("C", "2", "C")], remove_absent=True)
+    assert (report.failed, texts_of(index)) == ((), ["C"])
+
+
 def test_an_id_of_ones_own_keeps_its_row(index: ChromaIndex) -> None:
     index.ingest([Passage("old", "mine", "d"), Passage("b", "other", "d")])
     report = index.ingest([Passage("new", "mine", "d")])

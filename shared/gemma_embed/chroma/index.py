@@ -358,7 +358,7 @@ class ChromaIndex:
             if collection is not None and not recreate:
                 self._compared(collection)
             title_key = self._title_key or title_key_of(collection.metadata if collection else {})
-            rows = Rows(title_key or _DEFAULT_TITLE_KEY, on_error)
+            rows = Rows(title_key or _DEFAULT_TITLE_KEY, on_error, remove_absent)
             batches = rows.batches(passages, min(batch_size, client.get_max_batch_size()))
             first = next(batches, [])
             if remove_absent and collection is not None and not rows.taken:
@@ -389,7 +389,7 @@ class ChromaIndex:
                         writing.complete()
                     report(rows.taken - taken)
                     taken = rows.taken
-            result = finish(collection, self.embedder, rows, done, remove_absent)
+            result = finish(collection, self.embedder, rows, done)
             writing.complete()
             return result
 

@@ -55,6 +55,7 @@ def write(collection: Collection, embedder: Embedder, batch: list[Row], rows: Ro
         How many were ``added``, ``updated`` and ``unchanged``.
     """
     old = stored(collection, [row.id for row in batch], embedder.dimensions)
+    batch = [row for row in batch if not _anothers(row, old, rows)]
     same = {
         row.id: old[row.id]
         for row in batch
@@ -85,14 +86,14 @@ def write(collection: Collection, embedder: Embedder, batch: list[Row], rows: Ro
 
 
 def finish(
-    collection: Collection, embedder: Embedder, rows: Rows, done: Counter[str], remove_absent: bool
+    collection: Collection, embedder: Embedder, rows: Rows, done: Counter[str]
 ) -> IngestReport:
     """Remove what is not among the passages, and read every row back.
 
     Raises:
         CollectionIncomplete: If rows are missing; has the report.
     """
-    stale, ids = _stale(collection, rows, remove_absent), list(rows.seen)
+    stale, ids = _stale(collection, rows), list(rows.seen)
     for start in range(0, len(stale), PAGE):
         collection.delete(ids=stale[start : start + PAGE])
     there: set[str] = set()
@@ -177,20 +178,37 @@ def _embedded(
     return [], None
 
 
+def _anothers(row: Row, old: Mapping[str, Stored], rows: Rows) -> bool:
+    """Report a passage whose id has a row of a document that stays."""
+    owner = old[row.id].metadata.get(DOCUMENT) if row.id in old else None
+    # A document among the passages is replaced anyway.
+    if not owner or owner == row.source or owner in rows.sources or rows.complete:
+        return False
+    rows.fail(
+        row,
+        InvalidInput(
+            f"the row {row.id!r} belongs to the document {owner!r}: give each passage its own id, "
+            "or none; if the document has another name now, pass all documents with "
+            "remove_absent=True"
+        ),
+    )
+    return True
+
+
 def _replacing(row: Row, old: Mapping[str, Stored]) -> dict[str, Any]:
     # Chroma joins metadata to what is there; None takes a value away.
     before = old[row.id].metadata if row.id in old else {}
     return dict.fromkeys(before) | row.metadata
 
 
-def _stale(collection: Collection, rows: Rows, remove_absent: bool) -> list[str]:
+def _stale(collection: Collection, rows: Rows) -> list[str]:
     """Ids of rows that are not among the passages and go."""
     sources = sorted(rows.sources - rows.kept)
     filters: list[Any] = [
         {DOCUMENT: {"$in": sources[start : start + _DOCUMENTS]}}
         for start in range(0, len(sources), _DOCUMENTS)
     ]
-    if remove_absent and not rows.unknown:
+    if rows.complete and not rows.unknown:
         filters = [None]
     return [
         row

@@ -57,6 +57,7 @@ class Rows:
     Attributes:
         title_key: The metadata key of titles.
         on_error: What happens at a passage that cannot become a row.
+        complete: Whether documents that are not among the passages are removed.
         taken: Passages taken so far.
         seen: Digests of the rows, by id.
         sources: Documents with rows.
@@ -67,6 +68,7 @@ class Rows:
 
     title_key: str
     on_error: OnError
+    complete: bool = False
     taken: int = 0
     seen: dict[str, str] = field(default_factory=dict)
     sources: set[str] = field(default_factory=set)
@@ -74,7 +76,6 @@ class Rows:
     kept: set[str] = field(default_factory=set)
     unknown: bool = False
     _occurrences: Counter[str] = field(default_factory=Counter)
-    _without_document: dict[str, str] = field(default_factory=dict)
 
     def batches(self, passages: Passages, size: int) -> Iterator[list[Row]]:
         """Yield rows, ``size`` at a time; before an error what came before it."""
@@ -113,7 +114,10 @@ class Rows:
             metadata = {**passage.metadata, **passage.extra, DOCUMENT: source or ""}
             metadata |= {TITLE: title} if title is not None else {}
             content = row_id(canonical(metadata), passage.text, 0)
-            row = passage.id or self._made_id(source, passage.text, content)
+            row = passage.id or self._made_id(passage)
+            if source is None and passage.id is None:
+                # Without a document nothing tells two equal passages apart; extra does not either.
+                content = row
             if self.seen.get(row, content) != content:
                 raise InvalidInput(
                     f"a passage before it has the same id {row!r} and other content; give "
@@ -131,15 +135,13 @@ class Rows:
         self.seen[row] = content
         return Row(index, row, source, passage.text, title, metadata)
 
-    def _made_id(self, source: str | None, text: str, content: str) -> str:
-        if source is None and content in self._without_document:
-            # Without a document nothing tells two equal passages apart.
-            return self._without_document[content]
-        first = row_id(source, text, 0)
-        row = row_id(source, text, self._occurrences[first])
+    def _made_id(self, passage: Passage) -> str:
+        if passage.source is None:
+            # The same in every call, so that none of them takes the place of another.
+            return row_id(None, canonical([passage.metadata, passage.text]), 0)
+        first = row_id(passage.source, passage.text, 0)
+        row = row_id(passage.source, passage.text, self._occurrences[first])
         self._occurrences[first] += 1
-        if source is None:
-            self._without_document[content] = row
         return row
 
     def _refuse(self, source: str | None, row: object, error: EmbeddingError) -> None:
