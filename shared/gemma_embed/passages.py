@@ -141,26 +141,15 @@ def label(item: object) -> str | None:
     return None if name is None else str(name).encode(errors="replace").decode()
 
 
-def checked_passage(item: Passage | Mapping[str, Any], index: int) -> Passage:
+def checked_passage(item: Passage | Mapping[str, Any]) -> Passage:
     """Return a passage whose parts have the right types.
 
     Args:
         item: A passage, or a mapping with its fields.
-        index: Position among the caller's passages.
 
     Raises:
-        InvalidInput: If a field is missing, unknown or of another type; names the document.
+        InvalidInput: If a field is missing, unknown or of another type.
     """
-    try:
-        return _checked(item)
-    except InvalidInput as error:
-        name = label(item)
-        where = "" if name is None else f" (in {name!r})"
-        # The cause is dropped on purpose: a UnicodeEncodeError carries the text.
-        raise InvalidInput(f"{error}{where}", index=index) from None
-
-
-def _checked(item: Passage | Mapping[str, Any]) -> Passage:
     if isinstance(item, Mapping):
         known = [each.name for each in fields(Passage)]
         unknown = sorted(map(str, set(item) - set(known)))

@@ -25,9 +25,12 @@ from gemma_embed.errors import (
     CollectionDamaged,
     CollectionIncomplete,
     ConfigurationError,
+    EmbeddingError,
     InputTooLong,
     InvalidInput,
+    OutOfMemory,
     ServerFailed,
+    ServerRefused,
 )
 from langchain_gemma_embed import GemmaEmbeddings, passages
 
@@ -596,7 +599,7 @@ def test_a_text_that_is_too_long_is_reported(tmp_path: Path) -> None:
     with pytest.raises(InputTooLong) as caught:
         index.ingest(rows, on_error="raise")
     assert caught.value.index == 7
-    assert "in 'long.csv'" in caught.value.__notes__
+    assert "in 'long.csv'" in str(caught.value)
     assert index.check() == 18
     index.close()
 
@@ -681,7 +684,7 @@ def test_a_failure_keeps_what_was_finished(tmp_path: Path) -> None:
 
     runtime = Failing()
     index = ChromaIndex(tmp_path / "db", "notes", Embedder(runtime))
-    with pytest.raises(ServerFailed, match="index 32"):
+    with pytest.raises(ServerFailed, match="index 35"):
         index.ingest(documents(), batch_size=10)
     assert index.client.get_collection(index.collection_name).count() == 30
     healthy = FakeRuntime()
@@ -691,16 +694,66 @@ def test_a_failure_keeps_what_was_finished(tmp_path: Path) -> None:
     index.close()
 
 
-def test_a_runtimes_failure_is_no_texts_fault(tmp_path: Path) -> None:
+class Failing(FakeRuntime):
+    """Fails on some texts, and on these alone, as a runtime after its bisection."""
+
+    def __init__(self, error: EmbeddingError | None, texts: set[str]) -> None:
+        super().__init__()
+        self.error, self.bad = error, texts
+
+    def embed(self, texts: Any, *, truncate: bool = False) -> Any:
+        bad = {row for row, text in enumerate(texts) if text.split("text: ")[-1] in self.bad}
+        for batch in super().embed(texts, truncate=truncate):
+            zeros = [float("nan") if row in bad else 1.0 for row in batch.rows]
+            if bad and self.error is not None:
+                raise type(self.error)(self.error.args[0], index=min(bad))
+            yield replace(batch, vectors=batch.vectors * np.array(zeros)[:, None])
+
+
+FAULTS = [None, ServerFailed("the server crashed"), OutOfMemory("not enough"), BadResponse("no")]
+
+
+@pytest.mark.parametrize("error", FAULTS, ids=["NaN", "crash", "memory", "response"])
+def test_texts_that_a_runtime_fails_on_are_reported(
+    tmp_path: Path, error: EmbeddingError | None
+) -> None:
+    runtime = Failing(error, {"text 3", "text 17", "text 18"})
+    rows = [row | {"document": f"d{n}"} for n, row in enumerate(documents(20))]
+    with ChromaIndex(tmp_path / "db", "notes", Embedder(runtime)) as index:
+        for added in (17, 0):
+            report = index.ingest([*rows, {"text": None}, rows[0]], batch_size=7)
+            assert (report.added, [each.index for each in report.failed]) == (added, [3, 17, 18, 20])
+            assert [each.source for each in report.failed[:3]] == ["d3", "d17", "d18"]
+        with pytest.raises(EmbeddingError, match=r"index 3: .*\(in 'd3'\)"):
+            index.ingest(rows, on_error="raise")
+
+
+@pytest.mark.parametrize("error", FAULTS[:2], ids=["NaN", "crash"])
+def test_a_runtime_that_fails_on_many_texts_stops_the_ingestion(
+    tmp_path: Path, error: EmbeddingError | None
+) -> None:
+    runtime = Failing(error, {f"text {n}" for n in range(4, 20)})
+    rows = [row | {"document": f"d{n}"} for n, row in enumerate(documents(20))]
+    with (
+        ChromaIndex(tmp_path / "db", "notes", Embedder(runtime)) as index,
+        pytest.raises((BadResponse, ServerFailed), match=r"index (\d+): .*\(in 'd\1'\)"),
+    ):
+        index.ingest(rows)
+
+
+@pytest.mark.parametrize("error", [ServerFailed("down"), ServerRefused("no", index=3)])
+def test_a_failure_that_is_no_texts_fault_stops_the_ingestion(
+    tmp_path: Path, error: EmbeddingError
+) -> None:
     class Broken(FakeRuntime):
         def embed(self, texts: Any, *, truncate: bool = False) -> Any:
-            for batch in super().embed(texts, truncate=truncate):
-                zeros = [float("nan") if "text 3" in texts[row] else 1.0 for row in batch.rows]
-                yield replace(batch, vectors=batch.vectors * np.array(zeros)[:, None])
+            if len(texts) > 1:
+                raise error
+            return super().embed(texts, truncate=truncate)
 
     with (
         ChromaIndex(tmp_path / "db", "notes", Embedder(Broken())) as index,
-        pytest.raises(BadResponse, match="index 3"),
+        pytest.raises(type(error)),
     ):
         index.ingest(documents(10))
 

@@ -208,8 +208,9 @@ class ChromaIndex:
             batch_size: Rows to a write; at most what Chroma takes.
             remove_absent: Whether documents that are not among the passages are removed; refused
                 if there are no passages at all. What failed stays.
-            on_error: ``report`` goes on after a passage that cannot become a row, and reports it;
-                ``raise`` raises. What came before it is stored.
+            on_error: ``report`` goes on after a passage that cannot become a row, and reports it,
+                up to three among them that a runtime fails on; ``raise`` raises. What came before
+                it is stored.
             progress: True for a bar, or a function of (passages done, passages in all or 0).
 
         Raises:
@@ -219,7 +220,8 @@ class ChromaIndex:
             CollectionMismatch: If the collection holds vectors of another space.
             CollectionDamaged: If it has to be recreated.
             CollectionIncomplete: If rows are missing in the end; has the report.
-            EmbeddingError: If embedding fails. What was finished before is stored.
+            EmbeddingError: If embedding fails: without an index it is no one text's fault. What
+                was finished before is stored.
         """
         return self._filled(passages, batch_size, on_error, progress, remove_absent, recreate=False)
 

@@ -12,7 +12,7 @@ from gemma_embed.chroma.passport import SAME
 from gemma_embed.chroma.rows import Failure, Row, Rows, canonical
 from gemma_embed.chroma.stored import PAGE, Stored, by_id, pages, stored
 from gemma_embed.embedder import Embedder
-from gemma_embed.errors import CollectionIncomplete, EmbeddingError, InvalidInput, OutOfMemory
+from gemma_embed.errors import CollectionIncomplete, EmbeddingError, InvalidInput
 from gemma_embed.passages import DOCUMENT
 from gemma_embed.path import Route, prompted
 from gemma_embed.vectors import Vectors, cut
@@ -105,7 +105,7 @@ def finish(
         **done,
         removed=len(stale),
         absent=collection.count() - len(there),
-        failed=tuple(rows.failed),
+        failed=tuple(sorted(rows.failed, key=lambda each: each.index)),
         missing=missing,
     )
     if missing:
@@ -169,10 +169,6 @@ def _embedded(
             if error.index is None:
                 raise
             bad = wanted[error.index]
-            if not isinstance(error, (InvalidInput, OutOfMemory)):
-                # The runtime's failure rather than the text's.
-                error.index = bad.index
-                raise
             rows.fail(bad, error)
             wanted = [row for row in wanted if row is not bad]
     return [], None
