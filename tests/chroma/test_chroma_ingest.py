@@ -10,8 +10,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
+from chromadb.errors import InternalError, NotFoundError
 from fakes import FakeRuntime, vector_of
 from langchain_chroma import Chroma
 from langchain_core.documents import Document
@@ -25,13 +27,16 @@ from gemma_embed.errors import (
     CollectionDamaged,
     CollectionIncomplete,
     ConfigurationError,
+    ConnectionFailed,
     EmbeddingError,
     InputTooLong,
     InvalidInput,
     OutOfMemory,
     ServerFailed,
     ServerRefused,
+    StoreError,
 )
+from gemma_embed.runtimes import TooLong
 from langchain_gemma_embed import GemmaEmbeddings, passages
 
 pytestmark = pytest.mark.usefixtures("examined_here")
@@ -704,6 +709,9 @@ class Failing(FakeRuntime):
     def embed(self, texts: Any, *, truncate: bool = False) -> Any:
         bad = {row for row, text in enumerate(texts) if text.split("text: ")[-1] in self.bad}
         for batch in super().embed(texts, truncate=truncate):
+            if isinstance(batch, TooLong):
+                yield batch
+                continue
             zeros = [float("nan") if row in bad else 1.0 for row in batch.rows]
             if bad and self.error is not None:
                 raise type(self.error)(self.error.args[0], index=min(bad))
@@ -722,7 +730,8 @@ def test_texts_that_a_runtime_fails_on_are_reported(
     with ChromaIndex(tmp_path / "db", "notes", Embedder(runtime)) as index:
         for added in (17, 0):
             report = index.ingest([*rows, {"text": None}, rows[0]], batch_size=7)
-            assert (report.added, [each.index for each in report.failed]) == (added, [3, 17, 18, 20])
+            assert report.added == added
+            assert [each.index for each in report.failed] == [3, 17, 18, 20]
             assert [each.source for each in report.failed[:3]] == ["d3", "d17", "d18"]
         with pytest.raises(EmbeddingError, match=r"index 3: .*\(in 'd3'\)"):
             index.ingest(rows, on_error="raise")
@@ -776,6 +785,92 @@ def test_what_is_missing_in_the_end_is_an_error(
     report: Any = caught.value.report
     assert report.missing == ("id 4",)
     assert (report.added, report.absent) == (60, 0)
+
+
+class Dead(FakeRuntime):
+    """Fails, once it is told to, on all texts or on all but the fixed sentence."""
+
+    dead = ""
+
+    def embed(self, texts: Any, *, truncate: bool = False) -> Any:
+        if self.dead and any(self.dead in text for text in texts):
+            raise ConnectionFailed("the server is down")
+        return super().embed(texts, truncate=truncate)
+
+
+@pytest.mark.parametrize("dead", [" ", "text: text"], ids=["server", "first batch"])
+def test_nothing_is_deleted_before_the_first_batch_is_embedded(tmp_path: Path, dead: str) -> None:
+    runtime = Dead()
+    with ChromaIndex(tmp_path / "db", "notes", Embedder(runtime)) as index:
+        index.ingest(documents(20))
+        before = everything(index)
+        store = index.embedder.store
+        assert store is not None
+        store.clear()
+        runtime.dead = dead
+        with pytest.raises(ConnectionFailed):
+            index.recreate(documents(20))
+        assert everything(index) == before
+        runtime.dead = ""
+        assert index.recreate(documents(20)).added == 20
+
+
+def test_nothing_is_deleted_with_a_store_that_cannot_be_written(
+    index: ChromaIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index.ingest(documents(20))
+    before = everything(index)
+    store = index.embedder.store
+    assert store is not None
+    store.clear()
+
+    def full(*_: object) -> None:
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr(EmbeddingStore, "put", full)
+    with pytest.raises(StoreError):
+        index.recreate(documents(20))
+    assert everything(index) == before
+
+
+@pytest.mark.parametrize("wrong", ["str", {"text": None}, {"text": "poison"}, {"text": "x" * 3000}])
+def test_a_collection_is_not_replaced_by_failures(tmp_path: Path, wrong: Any) -> None:
+    runtime = Failing(None, {"poison"})
+    with ChromaIndex(tmp_path / "db", "notes", Embedder(runtime)) as index:
+        index.ingest(documents(3))
+        before = everything(index)
+        with pytest.raises(InvalidInput, match="index 0: none of 2 passages can become a row"):
+            index.recreate([wrong, wrong] if isinstance(wrong, str) else [wrong, {"text": 5}])
+        assert everything(index) == before
+        # One that can is found in a later batch.
+        report = index.recreate([wrong, *documents(2)], batch_size=1)
+        assert (report.added, [each.index for each in report.failed]) == (2, [0])
+
+
+FOREIGN = [
+    httpx.ConnectError("my site is down"),
+    NotFoundError("another collection"),
+    InternalError("mine (code: 8)"),
+    ValueError("mine"),
+]
+
+
+@pytest.mark.parametrize("error", FOREIGN, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("count", [0, 3])
+def test_what_the_caller_raises_is_not_taken_for_chromas(
+    shared: ChromaIndex, error: Exception, count: int
+) -> None:
+    def source() -> Iterator[dict[str, Any]]:
+        yield from documents(count)
+        raise error
+
+    def callback(done: int, total: int) -> None:
+        raise error
+
+    for act in (lambda: shared.ingest(source()), lambda: shared.ingest([], progress=callback)):
+        with pytest.raises(type(error)) as caught:
+            act()
+        assert caught.value is error
 
 
 def test_an_exhausted_generator_empties_nothing(index: ChromaIndex) -> None:

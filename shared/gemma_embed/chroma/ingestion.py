@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +83,24 @@ def write(collection: Collection, embedder: Embedder, batch: list[Row], rows: Ro
     added = sum(row.id not in old for row in written)
     updated = len(written) - added + len(changed)
     return Counter(added=added, updated=updated, unchanged=len(right) - len(changed))
+
+
+def first_embedded(embedder: Embedder, batches: Iterable[list[Row]], rows: Rows) -> list[Row]:
+    """Return the first rows that can be embedded, their vectors stored, before a deletion.
+
+    Raises:
+        InvalidInput: If no passage can become a row.
+    """
+    for batch in batches:
+        wanted, _ = _embedded(embedder, batch, rows)
+        if wanted:
+            return wanted
+    first = min(rows.failed, key=lambda each: each.index)
+    raise InvalidInput(
+        f"none of {rows.taken} passages can become a row, and the collection would be emptied; "
+        f"the first one: {first.reason}",
+        index=first.index,
+    )
 
 
 def finish(
