@@ -28,7 +28,7 @@ from gemma_embed.chroma.passport import (
     passport,
     verify,
 )
-from gemma_embed.chroma.place import Place
+from gemma_embed.chroma.place import CREATION, Place
 from gemma_embed.chroma.rows import OnError, Passages, Rows
 from gemma_embed.errors import (
     CollectionDamaged,
@@ -168,7 +168,7 @@ class ChromaIndex:
         with self._reached() as (client, name):
             collection = _existing(client, name)
             if collection is None:
-                with self._place.writing(name) as writing:
+                with self._place.writing(name, CREATION) as writing:
                     # Another writer may have been faster.
                     collection = _existing(client, name)
                     if collection is None:
@@ -352,7 +352,7 @@ class ChromaIndex:
         """Open the client if need be; give it and the name of the embedder's collection."""
         name = name_of(self.name, self.embedder.fingerprint)
         with self._place.explained(name):
-            yield self._place.open(name), name
+            yield self._place.open(), name
 
     def _filled(
         self,
@@ -371,7 +371,7 @@ class ChromaIndex:
         # The caller's iterator and callback are outside: their errors are not Chroma's.
         name = name_of(self.name, self.embedder.fingerprint)
         with self._place.explained(name):
-            client = self._place.open(name)
+            client = self._place.open()
         with self._place.writing(name) as writing:
             with self._place.explained(name):
                 collection = _existing(client, name)
