@@ -126,6 +126,9 @@ def plain(value: Any) -> Any:
         return [plain(each) for each in value]
     if isinstance(value, np.generic):
         value = value.item()
+    if isinstance(value, float):
+        # Chroma gives -0.0 back as 0.0.
+        return value + 0.0
     return value.isoformat() if isinstance(value, (date, time)) else value
 
 

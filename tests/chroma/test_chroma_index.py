@@ -207,7 +207,29 @@ def test_a_database_that_is_something_else(fake: FakeRuntime, tmp_path: Path) ->
     assert {text for text in fake.texts if "text: text" in text} == set()
 
 
+@pytest.mark.parametrize("table", ["collections", "users"])
+def test_another_programs_database(fake: FakeRuntime, tmp_path: Path, table: str) -> None:
+    with closing(sqlite3.connect(tmp_path / "chroma.sqlite3")) as opened:
+        opened.execute(f"CREATE TABLE {table} (a)")
+    for act in ACTS:
+        with pytest.raises(CollectionDamaged, match=r"another program's.*move this folder away"):
+            act(ChromaIndex(tmp_path, "notes", Embedder(fake)))
+
+
+@pytest.mark.parametrize("timeout", ["5", 0, -1, True])
+def test_a_wrong_timeout_is_refused(index: ChromaIndex, timeout: Any) -> None:
+    with pytest.raises(ConfigurationError, match="timeout="):
+        index.check(timeout=timeout)
+
+
+def test_a_check_creates_no_folder(index: ChromaIndex, tmp_path: Path) -> None:
+    with pytest.raises(CollectionError, match=r"no folder .*db.*ingest"):
+        index.check()
+    assert list(tmp_path.glob("db*")) == []
+
+
 def test_a_missing_collection_is_not_damaged(index: ChromaIndex) -> None:
+    assert index.generations() == []
     with pytest.raises(CollectionError, match=r"no collection 'notes-.*db.*ingest") as caught:
         index.check()
     assert not isinstance(caught.value, CollectionDamaged)

@@ -503,11 +503,54 @@ def test_a_failure_names_the_source_and_never_the_text(
         assert source is None or source in str(caught.value)
 
 
-def test_wrong_options_are_refused(index: ChromaIndex) -> None:
-    with pytest.raises(ConfigurationError, match="batch_size=0"):
-        index.ingest([], batch_size=0)
-    with pytest.raises(ConfigurationError, match="on_error='ignore'"):
-        index.ingest([], on_error="ignore")  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"batch_size": 2.5}, "batch_size=2.5"),
+        ({"batch_size": True}, "batch_size=True"),
+        ({"batch_size": "9"}, "batch_size='9'"),
+        ({"on_error": "ignore"}, "on_error='ignore'"),
+        ({"progress": 5}, "progress=5"),
+        ({"progress": None}, "progress=None"),
+    ],
+)
+def test_wrong_options_are_refused(
+    fake: FakeRuntime, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    index = ChromaIndex(tmp_path / "db", "notes", Embedder(fake))
+    with pytest.raises(ConfigurationError, match=message):
+        index.ingest([], **options)
+    assert not (tmp_path / "db").exists()
+
+
+@pytest.mark.parametrize("wrong", [None, "abc", b"abc", {"text": "a"}, 5, Passage("a")])
+def test_what_is_no_list_of_passages_is_refused(
+    fake: FakeRuntime, tmp_path: Path, wrong: Any
+) -> None:
+    index = ChromaIndex(tmp_path / "db", "notes", Embedder(fake))
+    for act in (index.ingest, index.recreate):
+        with pytest.raises(InvalidInput, match=f"list of passages, got {type(wrong).__name__}"):
+            act(wrong)
+    assert not (tmp_path / "db").exists()
+
+
+@pytest.mark.parametrize("zero", [-0.0, np.float32(-0.0), [-0.0, 1.0]])
+def test_a_negative_zero_is_a_zero(index: ChromaIndex, zero: Any) -> None:
+    rows = [{"text": "x", "id": "x", "metadata": {"a": zero}}]
+    index.ingest(rows)
+    assert index.ingest(rows).unchanged == 1
+
+
+def test_one_warning_where_titles_have_no_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Embedder, "takes_titles", False)
+    with ChromaIndex(tmp_path / "db", "notes", Embedder(FakeRuntime())) as index:
+        index.ingest(file("a.md", "a", "b"))
+        assert caplog.records == []
+        index.ingest(documents(9), batch_size=3)
+        assert ["no place for a title" in each.message for each in caplog.records] == [True]
 
 
 def test_metadata_that_other_programs_write_is_taken(index: ChromaIndex) -> None:

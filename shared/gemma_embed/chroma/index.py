@@ -38,6 +38,7 @@ from gemma_embed.errors import (
     ConfigurationError,
     InvalidInput,
 )
+from gemma_embed.inputs import items_in_order
 from gemma_embed.passages import title_key_of
 from gemma_embed.progress import ProgressCallback, reporting
 
@@ -229,8 +230,9 @@ class ChromaIndex:
             progress: True for a bar, or a function of (passages done, passages in all or 0).
 
         Raises:
+            ConfigurationError: If an option has a value that cannot work.
             InvalidInput: If a passage cannot become a row, under ``on_error="raise"``; ``index``
-                says which.
+                says which. If the passages are a single one, or not iterable.
             CollectionLocked: If another process or thread is writing to the folder.
             CollectionMismatch: If the collection holds vectors of another space.
             CollectionDamaged: If it has to be recreated.
@@ -283,9 +285,18 @@ class ChromaIndex:
                 was killed while it wrote vectors.
             CollectionLocked: If another process is writing to the folder.
             CollectionError: If there is no collection, or it could not be checked.
+            ConfigurationError: If ``timeout`` is not a positive number.
             StoreError: If the store cannot be used.
         """
+        seconds = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
+        if timeout is not None and not (seconds and timeout > 0):
+            raise ConfigurationError(f"timeout={timeout!r} is not a positive number of seconds")
         width = self.embedder.dimensions
+        if not self._place.exists():
+            raise CollectionError(
+                f"there is no folder {self._place}, so there is nothing to check: ingest the "
+                "documents, or pass another path"
+            )
         with self._reached() as (client, name), self._place.writing(name) as writing:
             collection = _existing(client, name)
             if collection is None:
@@ -364,10 +375,13 @@ class ChromaIndex:
         *,
         recreate: bool,
     ) -> IngestReport:
-        if batch_size < 1:
-            raise ConfigurationError(f"batch_size={batch_size} is not positive")
+        if type(batch_size) is not int or batch_size < 1:
+            raise ConfigurationError(f"batch_size={batch_size!r} is not a positive int")
+        if not isinstance(progress, bool) and not callable(progress):
+            raise ConfigurationError(f"progress={progress!r}: pass True, False or a function")
         if on_error not in get_args(OnError):
             raise ConfigurationError(f"unknown on_error={on_error!r}; use 'report' or 'raise'")
+        items = items_in_order(passages, "passages")
         # The caller's iterator and callback are outside: their errors are not Chroma's.
         name = name_of(self.name, self.embedder.fingerprint)
         with self._place.explained(name):
@@ -384,7 +398,7 @@ class ChromaIndex:
                 most = client.get_max_batch_size()
             title_key = self._title_key or title_key_of(collection.metadata if collection else {})
             rows = Rows(title_key or _DEFAULT_TITLE_KEY, on_error, remove_absent)
-            batches = rows.batches(passages, min(batch_size, most))
+            batches = rows.batches(items, min(batch_size, most))
             first = next(batches, [])
             if remove_absent and collection is not None and not rows.taken:
                 raise InvalidInput(
@@ -404,16 +418,18 @@ class ChromaIndex:
                     writing.complete()
                     collection = self._created(client, name, stated)
                 self._collection_name = name
-            if not self.embedder.takes_titles and self.embedder.document_task == "document":
-                logger.warning(
-                    "this checkpoint's document prompt has no place for a title: the texts are "
-                    "embedded without one"
-                )
             done: Counter[str] = Counter()
+            warned = self.embedder.takes_titles or self.embedder.document_task != "document"
             total = len(passages) if isinstance(passages, Sized) else 0
             with reporting(progress, total) as report:
                 taken = 0
                 for batch in chain([first], batches):
+                    if not warned and any(row.title is not None for row in batch):
+                        warned = True
+                        logger.warning(
+                            "this checkpoint's document prompt has no place for a title: the texts "
+                            "are embedded without one"
+                        )
                     if batch:
                         with self._place.explained(name):
                             done += write(collection, self.embedder, batch, rows)

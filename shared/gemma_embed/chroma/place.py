@@ -71,6 +71,10 @@ class Place:
             self._client = _opened(self.folder)
         return self.client
 
+    def exists(self) -> bool:
+        """Whether there is something to open."""
+        return self.folder is None or self._client is not None or self.folder.exists()
+
     def explained(self, name: str) -> AbstractContextManager[None]:
         """Turn Chroma's errors about the collection of this name into this package's."""
         return explained(name, self.folder or str(self))
