@@ -106,6 +106,7 @@ def verify(collection: Collection, embedder: Embedder | HasEmbedder) -> None:
     if "fingerprint" in stated_facts(collection.metadata):
         compare_facts(collection.name, collection.metadata, own)
     else:
+        _compare_function(collection, own)
         _compare_rows(collection, own)
 
 
@@ -163,6 +164,16 @@ def _space(collection: Collection) -> str | None:
     near = collection.query(query_embeddings=longer, n_results=1, include=["distances"])
     distance = (near["distances"] or [[np.inf]])[0][0]
     return "cosine" if abs(distance) < _SAME_DIRECTION else f"{stated} or {configured}"
+
+
+def _compare_function(collection: Collection, embedder: Embedder) -> None:
+    # Two tasks of a small model may be closer than two devices.
+    from gemma_embed.chroma.function import GemmaEmbeddingFunction
+
+    stated = collection.configuration.get("embedding_function")
+    if isinstance(stated, GemmaEmbeddingFunction):
+        here = GemmaEmbeddingFunction(embedder)
+        here.validate_config_update(stated.get_config(), here.get_config())
 
 
 def _compare_rows(collection: Collection, embedder: Embedder) -> None:
