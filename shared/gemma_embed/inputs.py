@@ -69,6 +69,15 @@ def checked_titles(
     ]
 
 
+def items_in_order(items: Iterable[Item], what: str) -> Iterator[Item]:
+    """Return the items one by one, unchecked.
+
+    Raises:
+        InvalidInput: As ``texts_in_order``.
+    """
+    return _in_order(items, what, "pass a list, or a generator")
+
+
 def _in_order(given: Iterable[Item], what: str, advice: str) -> Iterator[Item]:
     # Iterating over a data frame gives the names of its columns.
     if not isinstance(given, _NOT_LISTS) and not hasattr(given, "iterrows"):

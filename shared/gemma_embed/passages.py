@@ -35,7 +35,7 @@ class Passage:
     Attributes:
         text: What is embedded and given to the generator.
         id: Id of its row, for those who manage ids themselves. None makes one from the document's
-            id and the text.
+            id and the text, and without a document from text and metadata.
         document: Id of the document that it is a part of; None takes the metadata ``source`` or
             ``file_path``. The passages of a document are replaced together.
         metadata: Numbers, strings, truth values and lists of one kind of them. NumPy scalars become
@@ -126,6 +126,9 @@ def plain(value: Any) -> Any:
         return [plain(each) for each in value]
     if isinstance(value, np.generic):
         value = value.item()
+    if isinstance(value, float):
+        # Chroma gives -0.0 back as 0.0.
+        return value + 0.0
     return value.isoformat() if isinstance(value, (date, time)) else value
 
 
@@ -141,26 +144,15 @@ def label(item: object) -> str | None:
     return None if name is None else str(name).encode(errors="replace").decode()
 
 
-def checked_passage(item: Passage | Mapping[str, Any], index: int) -> Passage:
+def checked_passage(item: Passage | Mapping[str, Any]) -> Passage:
     """Return a passage whose parts have the right types.
 
     Args:
         item: A passage, or a mapping with its fields.
-        index: Position among the caller's passages.
 
     Raises:
-        InvalidInput: If a field is missing, unknown or of another type; names the document.
+        InvalidInput: If a field is missing, unknown or of another type.
     """
-    try:
-        return _checked(item)
-    except InvalidInput as error:
-        name = label(item)
-        where = "" if name is None else f" (in {name!r})"
-        # The cause is dropped on purpose: a UnicodeEncodeError carries the text.
-        raise InvalidInput(f"{error}{where}", index=index) from None
-
-
-def _checked(item: Passage | Mapping[str, Any]) -> Passage:
     if isinstance(item, Mapping):
         known = [each.name for each in fields(Passage)]
         unknown = sorted(map(str, set(item) - set(known)))

@@ -57,7 +57,7 @@ def test_a_collection_is_filled_and_searched_by_text(tmp_path: Path) -> None:
         found = held.query(query_texts=["When does the train go?"], n_results=1)
         assert found["ids"] == [["2"]]
         verify(held, function)
-        with pytest.raises(CollectionMismatch, match="embedded again"):
+        with pytest.raises(CollectionMismatch, match="dimensions is 256 there and 128 here"):
             verify(held, GemmaEmbeddings(bundled_runtime(), dimensions=128))
     # Opened again without the function, which Chroma makes from its settings.
     with client(tmp_path) as opened:
@@ -67,6 +67,28 @@ def test_a_collection_is_filled_and_searched_by_text(tmp_path: Path) -> None:
         assert held.query(query_texts=["vaccination of the cat"], n_results=1)["ids"] == [["4"]]
         same = opened.get_collection("notes", embedding_function=function)
         assert same.query(query_texts=["a planet"], n_results=1)["ids"] == [["3"]]
+
+
+@pytest.mark.parametrize(
+    "options", [{"dimensions": 128}, {"document_task": "clustering"}, {"overlong": "split"}]
+)
+def test_a_collection_takes_no_function_of_other_vectors(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    own = Embedder(bundled_runtime(), dimensions=256)
+    with client(tmp_path) as opened:
+        held = opened.create_collection("notes", embedding_function=GemmaEmbeddingFunction(own))
+        held.add(ids=["1", "2", "3"], documents=TEXTS)
+        another = GemmaEmbeddingFunction(own.replaced(**options))
+        with pytest.raises(CollectionMismatch, match=f"{next(iter(options))} is .* there and"):
+            held.modify(configuration={"embedding_function": another})
+        same = GemmaEmbeddingFunction(own.replaced(query_task="question answering"))
+        held.modify(configuration={"embedding_function": same})
+        # Chroma has no hook here; verify does.
+        got = opened.get_collection("notes", embedding_function=another)
+        with pytest.raises(CollectionMismatch, match=f"{next(iter(options))} is .* there and"):
+            verify(got, another)
+        verify(got, same)
 
 
 def test_another_program_opens_it_without_the_function(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +32,8 @@ import gemma_embed.chroma
 import langchain_gemma_embed
 import llamaindex_gemma_embed
 from gemma_embed import Embedder
-from gemma_embed.chroma import ChromaIndex, verify
+from gemma_embed.chroma import ChromaIndex, place, verify
+from gemma_embed.chroma.lock import locked
 from gemma_embed.errors import (
     CollectionDamaged,
     CollectionError,
@@ -204,7 +207,29 @@ def test_a_database_that_is_something_else(fake: FakeRuntime, tmp_path: Path) ->
     assert {text for text in fake.texts if "text: text" in text} == set()
 
 
+@pytest.mark.parametrize("table", ["collections", "users"])
+def test_another_programs_database(fake: FakeRuntime, tmp_path: Path, table: str) -> None:
+    with closing(sqlite3.connect(tmp_path / "chroma.sqlite3")) as opened:
+        opened.execute(f"CREATE TABLE {table} (a)")
+    for act in ACTS:
+        with pytest.raises(CollectionDamaged, match=r"another program's.*move this folder away"):
+            act(ChromaIndex(tmp_path, "notes", Embedder(fake)))
+
+
+@pytest.mark.parametrize("timeout", ["5", 0, -1, True])
+def test_a_wrong_timeout_is_refused(index: ChromaIndex, timeout: Any) -> None:
+    with pytest.raises(ConfigurationError, match="timeout="):
+        index.check(timeout=timeout)
+
+
+def test_a_check_creates_no_folder(index: ChromaIndex, tmp_path: Path) -> None:
+    with pytest.raises(CollectionError, match=r"no folder .*db.*ingest"):
+        index.check()
+    assert list(tmp_path.glob("db*")) == []
+
+
 def test_a_missing_collection_is_not_damaged(index: ChromaIndex) -> None:
+    assert index.generations() == []
     with pytest.raises(CollectionError, match=r"no collection 'notes-.*db.*ingest") as caught:
         index.check()
     assert not isinstance(caught.value, CollectionDamaged)
@@ -239,8 +264,6 @@ class running_server:  # noqa: N801 - used as a context
         )
 
     def __enter__(self) -> Any:
-        import time
-
         for _ in range(300):
             try:
                 return chromadb.HttpClient(
@@ -301,22 +324,66 @@ def test_a_read_only_folder_is_not_damaged(fake: FakeRuntime, tmp_path_factory: 
     assert run.returncode == 0, run.stderr
 
 
-def test_two_processes_may_create_one_folder(fake: FakeRuntime, tmp_path: Path) -> None:
-    script = (
-        "import sys; sys.path[:0] = sys.argv[2:]\n"
-        "from fakes import FakeRuntime\n"
-        "from gemma_embed import Embedder\n"
-        "from gemma_embed.chroma import ChromaIndex\n"
-        "from gemma_embed.errors import CollectionLocked\n"
-        "try:\n"
-        "    ChromaIndex(sys.argv[1], 'notes', Embedder(FakeRuntime())).open()\n"
-        "except CollectionLocked:\n"
-        "    pass\n"
-    )
-    command = [sys.executable, "-c", script, str(tmp_path / "db"), *filter(None, sys.path)]
-    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+FIRST = """
+import sys, time; sys.path[:0] = sys.argv[4:]
+import chromadb
+from fakes import FakeRuntime
+from gemma_embed import Embedder
+from gemma_embed.chroma import ChromaIndex
+folder, act, start = sys.argv[1:4]
+for n in range(4):
+    time.sleep(max(0, float(start) + n - time.time()))
+    with ChromaIndex(f"{folder}/{n}", "notes", Embedder(FakeRuntime())) as index:
+        getattr(index, act)()
+"""
+
+
+def test_two_processes_may_create_one_folder(tmp_path: Path) -> None:
+    acts = ("open", "generations")
+    # Both have imported everything by then.
+    begin = [str(time.time() + 8), *filter(None, sys.path)]
+    command = [sys.executable, "-c", FIRST, str(tmp_path)]
+    both = [
+        subprocess.Popen([*command, act, *begin], stderr=subprocess.PIPE, text=True) for act in acts
+    ]
     errors = [run.communicate()[1] for run in both]
     assert [run.returncode for run in both] == [0, 0], errors
+
+
+def test_a_folder_that_is_half_created_is_waited_for(
+    fake: FakeRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "db"
+    opened = threading.Event()
+    with locked(folder, 0):
+        (folder / "chroma.sqlite3").touch()
+
+        def reader() -> None:
+            with ChromaIndex(folder, "notes", Embedder(fake)) as index:
+                assert index.generations() == []
+            opened.set()
+
+        thread = threading.Thread(target=reader)
+        thread.start()
+        assert not opened.wait(0.5)
+    thread.join()
+    assert opened.is_set()
+    # A writer at work for longer is past the creation; readers never wait for it again.
+    (folder / "gemma_embed.created").unlink()
+    monkeypatch.setattr(place, "CREATION", 0.1)
+    with locked(folder, 0):
+        assert ChromaIndex(folder, "notes", Embedder(fake)).generations() == []
+    with (
+        locked(tmp_path / "new", 0),
+        pytest.raises(CollectionLocked, match="has been creating"),
+    ):
+        ChromaIndex(tmp_path / "new", "notes", Embedder(fake)).generations()
+
+
+def test_threads_may_create_one_index(fake: FakeRuntime, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(6) as pool:
+        indexes = [ChromaIndex(tmp_path / "db", "notes", Embedder(fake)) for _ in range(6)]
+        assert len({held.id for held in pool.map(lambda index: index.open(), indexes)}) == 1
 
 
 # Locks
@@ -358,12 +425,20 @@ def test_a_killed_writer_leaves_no_lock(index: ChromaIndex, tmp_path: Path) -> N
     assert index.ingest(documents(3)).added == 3
 
 
-def test_threads_do_not_write_at_once_and_are_called_threads(index: ChromaIndex) -> None:
+@pytest.mark.parametrize("path", ["client", "relative", "link"])
+def test_threads_do_not_write_at_once_and_are_called_threads(
+    index: ChromaIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    index.open()
+    monkeypatch.chdir(tmp_path)
+    if path == "link":
+        (tmp_path / "link").symlink_to(tmp_path / "db")
+    location = {"client": index.client, "relative": "db", "link": tmp_path / "link"}[path]
     errors: list[BaseException] = []
 
     def second() -> None:
         try:
-            ChromaIndex(index.client, "notes", index.embedder).ingest([])
+            ChromaIndex(location, "notes", index.embedder).ingest([])
         except CollectionLocked as error:
             errors.append(error)
 

@@ -10,8 +10,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
+from chromadb.errors import InternalError, NotFoundError
 from fakes import FakeRuntime, vector_of
 from langchain_chroma import Chroma
 from langchain_core.documents import Document
@@ -25,10 +27,16 @@ from gemma_embed.errors import (
     CollectionDamaged,
     CollectionIncomplete,
     ConfigurationError,
+    ConnectionFailed,
+    EmbeddingError,
     InputTooLong,
     InvalidInput,
+    OutOfMemory,
     ServerFailed,
+    ServerRefused,
+    StoreError,
 )
+from gemma_embed.runtimes import TooLong
 from langchain_gemma_embed import GemmaEmbeddings, passages
 
 pytestmark = pytest.mark.usefixtures("examined_here")
@@ -253,6 +261,35 @@ def test_passages_without_a_document_are_told_apart_by_what_they_hold(index: Chr
     assert texts_of(index) == ["a", "a", "b", "c"]
 
 
+def test_passages_without_a_document_stay_whichever_call_brings_them(index: ChromaIndex) -> None:
+    said = [Passage("Yes.", metadata={"author": each}) for each in ("Ann", "Bob")]
+    for each in said:
+        assert index.ingest([each]).added == 1
+    assert index.ingest(said).unchanged == 2
+    assert index.ingest(reversed(said)).unchanged == 2
+    # What a framework draws anew at each run makes no other passage.
+    assert index.ingest([replace(said[0], extra={"node": "new"})]).updated == 1
+    assert texts_of(index) == ["Yes.", "Yes."]
+
+
+@pytest.mark.parametrize("document", ["B", None])
+def test_an_id_takes_no_row_from_another_document(index: ChromaIndex, document: str | None) -> None:
+    index.ingest([Passage("A1", "1", "A"), Passage("A2", "2", "A")])
+    theirs = [Passage("B1", "1", document), Passage("B3", "3", document)]
+    report = index.ingest(theirs)
+    (failure,) = report.failed
+    assert (report.added, report.updated, failure.index) == (1, 0, 0)
+    assert "'1' belongs to the document 'A'" in failure.reason
+    assert texts_of(index) == ["A1", "A2", "B3"]
+    with pytest.raises(InvalidInput, match="belongs to the document 'A'"):
+        index.ingest(theirs, on_error="raise")
+    # Documents that are replaced, or go, give their ids away.
+    assert index.ingest([Passage("A2", "2", "A"), *theirs]).updated == 1
+    assert texts_of(index) == ["A2", "B1", "B3"]
+    report = index.ingest([Passage("C", "2", "C")], remove_absent=True)
+    assert (report.failed, texts_of(index)) == ((), ["C"])
+
+
 def test_an_id_of_ones_own_keeps_its_row(index: ChromaIndex) -> None:
     index.ingest([Passage("old", "mine", "d"), Passage("b", "other", "d")])
     report = index.ingest([Passage("new", "mine", "d")])
@@ -466,11 +503,54 @@ def test_a_failure_names_the_source_and_never_the_text(
         assert source is None or source in str(caught.value)
 
 
-def test_wrong_options_are_refused(index: ChromaIndex) -> None:
-    with pytest.raises(ConfigurationError, match="batch_size=0"):
-        index.ingest([], batch_size=0)
-    with pytest.raises(ConfigurationError, match="on_error='ignore'"):
-        index.ingest([], on_error="ignore")  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"batch_size": 2.5}, "batch_size=2.5"),
+        ({"batch_size": True}, "batch_size=True"),
+        ({"batch_size": "9"}, "batch_size='9'"),
+        ({"on_error": "ignore"}, "on_error='ignore'"),
+        ({"progress": 5}, "progress=5"),
+        ({"progress": None}, "progress=None"),
+    ],
+)
+def test_wrong_options_are_refused(
+    fake: FakeRuntime, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    index = ChromaIndex(tmp_path / "db", "notes", Embedder(fake))
+    with pytest.raises(ConfigurationError, match=message):
+        index.ingest([], **options)
+    assert not (tmp_path / "db").exists()
+
+
+@pytest.mark.parametrize("wrong", [None, "abc", b"abc", {"text": "a"}, 5, Passage("a")])
+def test_what_is_no_list_of_passages_is_refused(
+    fake: FakeRuntime, tmp_path: Path, wrong: Any
+) -> None:
+    index = ChromaIndex(tmp_path / "db", "notes", Embedder(fake))
+    for act in (index.ingest, index.recreate):
+        with pytest.raises(InvalidInput, match=f"list of passages, got {type(wrong).__name__}"):
+            act(wrong)
+    assert not (tmp_path / "db").exists()
+
+
+@pytest.mark.parametrize("zero", [-0.0, np.float32(-0.0), [-0.0, 1.0]])
+def test_a_negative_zero_is_a_zero(index: ChromaIndex, zero: Any) -> None:
+    rows = [{"text": "x", "id": "x", "metadata": {"a": zero}}]
+    index.ingest(rows)
+    assert index.ingest(rows).unchanged == 1
+
+
+def test_one_warning_where_titles_have_no_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Embedder, "takes_titles", False)
+    with ChromaIndex(tmp_path / "db", "notes", Embedder(FakeRuntime())) as index:
+        index.ingest(file("a.md", "a", "b"))
+        assert caplog.records == []
+        index.ingest(documents(9), batch_size=3)
+        assert ["no place for a title" in each.message for each in caplog.records] == [True]
 
 
 def test_metadata_that_other_programs_write_is_taken(index: ChromaIndex) -> None:
@@ -567,7 +647,7 @@ def test_a_text_that_is_too_long_is_reported(tmp_path: Path) -> None:
     with pytest.raises(InputTooLong) as caught:
         index.ingest(rows, on_error="raise")
     assert caught.value.index == 7
-    assert "in 'long.csv'" in caught.value.__notes__
+    assert "in 'long.csv'" in str(caught.value)
     assert index.check() == 18
     index.close()
 
@@ -652,7 +732,7 @@ def test_a_failure_keeps_what_was_finished(tmp_path: Path) -> None:
 
     runtime = Failing()
     index = ChromaIndex(tmp_path / "db", "notes", Embedder(runtime))
-    with pytest.raises(ServerFailed, match="index 32"):
+    with pytest.raises(ServerFailed, match="index 35"):
         index.ingest(documents(), batch_size=10)
     assert index.client.get_collection(index.collection_name).count() == 30
     healthy = FakeRuntime()
@@ -662,16 +742,70 @@ def test_a_failure_keeps_what_was_finished(tmp_path: Path) -> None:
     index.close()
 
 
-def test_a_runtimes_failure_is_no_texts_fault(tmp_path: Path) -> None:
+class Failing(FakeRuntime):
+    """Fails on some texts, and on these alone, as a runtime after its bisection."""
+
+    def __init__(self, error: EmbeddingError | None, texts: set[str]) -> None:
+        super().__init__()
+        self.error, self.bad = error, texts
+
+    def embed(self, texts: Any, *, truncate: bool = False) -> Any:
+        bad = {row for row, text in enumerate(texts) if text.split("text: ")[-1] in self.bad}
+        for batch in super().embed(texts, truncate=truncate):
+            if isinstance(batch, TooLong):
+                yield batch
+                continue
+            zeros = [float("nan") if row in bad else 1.0 for row in batch.rows]
+            if bad and self.error is not None:
+                raise type(self.error)(self.error.args[0], index=min(bad))
+            yield replace(batch, vectors=batch.vectors * np.array(zeros)[:, None])
+
+
+FAULTS = [None, ServerFailed("the server crashed"), OutOfMemory("not enough"), BadResponse("no")]
+
+
+@pytest.mark.parametrize("error", FAULTS, ids=["NaN", "crash", "memory", "response"])
+def test_texts_that_a_runtime_fails_on_are_reported(
+    tmp_path: Path, error: EmbeddingError | None
+) -> None:
+    runtime = Failing(error, {"text 3", "text 17", "text 18"})
+    rows = [row | {"document": f"d{n}"} for n, row in enumerate(documents(20))]
+    with ChromaIndex(tmp_path / "db", "notes", Embedder(runtime)) as index:
+        for added in (17, 0):
+            report = index.ingest([*rows, {"text": None}, rows[0]], batch_size=7)
+            assert report.added == added
+            assert [each.index for each in report.failed] == [3, 17, 18, 20]
+            assert [each.source for each in report.failed[:3]] == ["d3", "d17", "d18"]
+        with pytest.raises(EmbeddingError, match=r"index 3: .*\(in 'd3'\)"):
+            index.ingest(rows, on_error="raise")
+
+
+@pytest.mark.parametrize("error", FAULTS[:2], ids=["NaN", "crash"])
+def test_a_runtime_that_fails_on_many_texts_stops_the_ingestion(
+    tmp_path: Path, error: EmbeddingError | None
+) -> None:
+    runtime = Failing(error, {f"text {n}" for n in range(4, 20)})
+    rows = [row | {"document": f"d{n}"} for n, row in enumerate(documents(20))]
+    with (
+        ChromaIndex(tmp_path / "db", "notes", Embedder(runtime)) as index,
+        pytest.raises((BadResponse, ServerFailed), match=r"index (\d+): .*\(in 'd\1'\)"),
+    ):
+        index.ingest(rows)
+
+
+@pytest.mark.parametrize("error", [ServerFailed("down"), ServerRefused("no", index=3)])
+def test_a_failure_that_is_no_texts_fault_stops_the_ingestion(
+    tmp_path: Path, error: EmbeddingError
+) -> None:
     class Broken(FakeRuntime):
         def embed(self, texts: Any, *, truncate: bool = False) -> Any:
-            for batch in super().embed(texts, truncate=truncate):
-                zeros = [float("nan") if "text 3" in texts[row] else 1.0 for row in batch.rows]
-                yield replace(batch, vectors=batch.vectors * np.array(zeros)[:, None])
+            if len(texts) > 1:
+                raise error
+            return super().embed(texts, truncate=truncate)
 
     with (
         ChromaIndex(tmp_path / "db", "notes", Embedder(Broken())) as index,
-        pytest.raises(BadResponse, match="index 3"),
+        pytest.raises(type(error)),
     ):
         index.ingest(documents(10))
 
@@ -694,6 +828,92 @@ def test_what_is_missing_in_the_end_is_an_error(
     report: Any = caught.value.report
     assert report.missing == ("id 4",)
     assert (report.added, report.absent) == (60, 0)
+
+
+class Dead(FakeRuntime):
+    """Fails, once it is told to, on all texts or on all but the fixed sentence."""
+
+    dead = ""
+
+    def embed(self, texts: Any, *, truncate: bool = False) -> Any:
+        if self.dead and any(self.dead in text for text in texts):
+            raise ConnectionFailed("the server is down")
+        return super().embed(texts, truncate=truncate)
+
+
+@pytest.mark.parametrize("dead", [" ", "text: text"], ids=["server", "first batch"])
+def test_nothing_is_deleted_before_the_first_batch_is_embedded(tmp_path: Path, dead: str) -> None:
+    runtime = Dead()
+    with ChromaIndex(tmp_path / "db", "notes", Embedder(runtime)) as index:
+        index.ingest(documents(20))
+        before = everything(index)
+        store = index.embedder.store
+        assert store is not None
+        store.clear()
+        runtime.dead = dead
+        with pytest.raises(ConnectionFailed):
+            index.recreate(documents(20))
+        assert everything(index) == before
+        runtime.dead = ""
+        assert index.recreate(documents(20)).added == 20
+
+
+def test_nothing_is_deleted_with_a_store_that_cannot_be_written(
+    index: ChromaIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index.ingest(documents(20))
+    before = everything(index)
+    store = index.embedder.store
+    assert store is not None
+    store.clear()
+
+    def full(*_: object) -> None:
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr(EmbeddingStore, "put", full)
+    with pytest.raises(StoreError):
+        index.recreate(documents(20))
+    assert everything(index) == before
+
+
+@pytest.mark.parametrize("wrong", ["str", {"text": None}, {"text": "poison"}, {"text": "x" * 3000}])
+def test_a_collection_is_not_replaced_by_failures(tmp_path: Path, wrong: Any) -> None:
+    runtime = Failing(None, {"poison"})
+    with ChromaIndex(tmp_path / "db", "notes", Embedder(runtime)) as index:
+        index.ingest(documents(3))
+        before = everything(index)
+        with pytest.raises(InvalidInput, match="index 0: none of 2 passages can become a row"):
+            index.recreate([wrong, wrong] if isinstance(wrong, str) else [wrong, {"text": 5}])
+        assert everything(index) == before
+        # One that can is found in a later batch.
+        report = index.recreate([wrong, *documents(2)], batch_size=1)
+        assert (report.added, [each.index for each in report.failed]) == (2, [0])
+
+
+FOREIGN = [
+    httpx.ConnectError("my site is down"),
+    NotFoundError("another collection"),
+    InternalError("mine (code: 8)"),
+    ValueError("mine"),
+]
+
+
+@pytest.mark.parametrize("error", FOREIGN, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("count", [0, 3])
+def test_what_the_caller_raises_is_not_taken_for_chromas(
+    shared: ChromaIndex, error: Exception, count: int
+) -> None:
+    def source() -> Iterator[dict[str, Any]]:
+        yield from documents(count)
+        raise error
+
+    def callback(done: int, total: int) -> None:
+        raise error
+
+    for act in (lambda: shared.ingest(source()), lambda: shared.ingest([], progress=callback)):
+        with pytest.raises(type(error)) as caught:
+            act()
+        assert caught.value is error
 
 
 def test_an_exhausted_generator_empties_nothing(index: ChromaIndex) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,6 +80,18 @@ def check_folder(folder: Path) -> None:
         with database.open("rb") as file:
             if file.read(len(_SQLITE_BEGINS)) != _SQLITE_BEGINS:
                 raise _lost(folder, f"{_SQLITE_FILE} is not a database")
+        if _is_anothers(database):
+            raise _lost(folder, f"{_SQLITE_FILE} is another program's database")
+
+
+def _is_anothers(database: Path) -> bool:
+    # What cannot be read is left to Chroma to judge.
+    with suppress(sqlite3.Error):
+        with closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True)) as opened:
+            tables = {name for (name,) in opened.execute("SELECT name FROM sqlite_master")}
+        # Chroma's first one.
+        return bool(tables) and "migrations" not in tables
+    return False
 
 
 @contextmanager

@@ -10,10 +10,12 @@ from chromadb.utils.embedding_functions import register_embedding_function
 
 from gemma_embed.chroma.passport import HasEmbedder, embedder_of
 from gemma_embed.embedder import Embedder
-from gemma_embed.errors import ConfigurationError
+from gemma_embed.errors import CollectionMismatch, ConfigurationError
 from gemma_embed.runtimes import open_runtime, runtime_settings
 
 _NAME = "gemma_embed"
+# Settings that decide document vectors with one model; the query task and the store do not.
+_OF_DOCUMENTS = ("dimensions", "document_task", "overlong")
 
 
 @register_embedding_function
@@ -23,6 +25,10 @@ class GemmaEmbeddingFunction(EmbeddingFunction[Documents]):
     Chroma writes its settings into the collection, so a program that has imported this class opens
     the collection without passing it. A server's secret headers are not among the settings: pass
     the function again where they are needed. The space of a new collection is cosine.
+
+    Chroma asks a function whether its settings fit a collection when ``modify`` gives it another
+    one, and never when ``get_collection`` is given one: there a function of another model, width or
+    task is accepted. Call ``verify(collection, function)`` after opening a collection so.
 
     Example:
         ```python
@@ -87,6 +93,27 @@ class GemmaEmbeddingFunction(EmbeddingFunction[Documents]):
             "overlong": own.overlong,
             "store": None if own.store is None else own.store.settings,
         }
+
+    def validate_config_update(
+        self, old_config: dict[str, Any], new_config: dict[str, Any]
+    ) -> None:
+        """Refuse settings of other document vectors than a collection's.
+
+        The runtime is not compared: the same weights may be in another place. ``verify`` does.
+
+        Raises:
+            CollectionMismatch: If width, document task or the policy for long texts differ.
+        """
+        differences = [
+            f"{name} is {old_config.get(name)!r} there and {new_config.get(name)!r} here"
+            for name in _OF_DOCUMENTS
+            if old_config.get(name) != new_config.get(name)
+        ]
+        if differences:
+            raise CollectionMismatch(
+                f"the collection holds other vectors than this function makes: "
+                f"{'; '.join(differences)}; create another collection"
+            )
 
     @staticmethod
     def build_from_config(config: dict[str, Any]) -> GemmaEmbeddingFunction:

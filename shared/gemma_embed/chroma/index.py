@@ -8,15 +8,27 @@ from collections.abc import Iterator, Mapping, Sized
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from gemma_embed.chroma.client import RECREATE, paused
 from gemma_embed.chroma.generations import Generation, described, generations_of, name_of
 from gemma_embed.chroma.health import examine, examine_folder
-from gemma_embed.chroma.ingestion import IngestReport, differing_rows, finish, write
+from gemma_embed.chroma.ingestion import (
+    IngestReport,
+    differing_rows,
+    finish,
+    first_embedded,
+    write,
+)
 from gemma_embed.chroma.lock import Writing
-from gemma_embed.chroma.passport import HasEmbedder, embedder_of, passport, verify
-from gemma_embed.chroma.place import Place
+from gemma_embed.chroma.passport import (
+    HasEmbedder,
+    compare_facts,
+    embedder_of,
+    passport,
+    verify,
+)
+from gemma_embed.chroma.place import CREATION, Place
 from gemma_embed.chroma.rows import OnError, Passages, Rows
 from gemma_embed.errors import (
     CollectionDamaged,
@@ -26,6 +38,7 @@ from gemma_embed.errors import (
     ConfigurationError,
     InvalidInput,
 )
+from gemma_embed.inputs import items_in_order
 from gemma_embed.passages import title_key_of
 from gemma_embed.progress import ProgressCallback, reporting
 
@@ -156,9 +169,12 @@ class ChromaIndex:
         with self._reached() as (client, name):
             collection = _existing(client, name)
             if collection is None:
-                with self._place.writing(name) as writing:
+                with self._place.writing(name, CREATION) as writing:
                     # Another writer may have been faster.
-                    collection = _existing(client, name) or self._created(client, name)
+                    collection = _existing(client, name)
+                    if collection is None:
+                        stated = passport(self.embedder, self._title_key or _DEFAULT_TITLE_KEY)
+                        collection = self._created(client, name, stated)
                     writing.suspect = False
             if self._place.is_marked(name):
                 # A writer that is at work has one too.
@@ -208,18 +224,21 @@ class ChromaIndex:
             batch_size: Rows to a write; at most what Chroma takes.
             remove_absent: Whether documents that are not among the passages are removed; refused
                 if there are no passages at all. What failed stays.
-            on_error: ``report`` goes on after a passage that cannot become a row, and reports it;
-                ``raise`` raises. What came before it is stored.
+            on_error: ``report`` goes on after a passage that cannot become a row, and reports it,
+                up to three among them that a runtime fails on; ``raise`` raises. What came before
+                it is stored.
             progress: True for a bar, or a function of (passages done, passages in all or 0).
 
         Raises:
+            ConfigurationError: If an option has a value that cannot work.
             InvalidInput: If a passage cannot become a row, under ``on_error="raise"``; ``index``
-                says which.
+                says which. If the passages are a single one, or not iterable.
             CollectionLocked: If another process or thread is writing to the folder.
             CollectionMismatch: If the collection holds vectors of another space.
             CollectionDamaged: If it has to be recreated.
             CollectionIncomplete: If rows are missing in the end; has the report.
-            EmbeddingError: If embedding fails. What was finished before is stored.
+            EmbeddingError: If embedding fails: without an index it is no one text's fault. What
+                was finished before is stored.
         """
         return self._filled(passages, batch_size, on_error, progress, remove_absent, recreate=False)
 
@@ -233,8 +252,8 @@ class ChromaIndex:
     ) -> IngestReport:
         """Delete the collection and ingest again; vectors in the store are not computed again.
 
-        Works on a collection that Chroma cannot open. It is deleted once the first passage is
-        there. Vector stores that were opened on it before must be opened again.
+        Works on a collection that Chroma cannot open. It is deleted once the first batch of
+        passages is embedded. Vector stores that were opened on it before must be opened again.
 
         Args:
             passages: All that the collection should hold.
@@ -243,7 +262,9 @@ class ChromaIndex:
             progress: As for ``ingest``.
 
         Raises:
-            EmbeddingError: As ``ingest``.
+            InvalidInput: If there are no passages, or none that can become a row; nothing is
+                deleted.
+            EmbeddingError: As ``ingest``. Nothing is deleted if the first batch fails.
         """
         return self._filled(passages, batch_size, on_error, progress, True, recreate=True)
 
@@ -264,9 +285,18 @@ class ChromaIndex:
                 was killed while it wrote vectors.
             CollectionLocked: If another process is writing to the folder.
             CollectionError: If there is no collection, or it could not be checked.
+            ConfigurationError: If ``timeout`` is not a positive number.
             StoreError: If the store cannot be used.
         """
+        seconds = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
+        if timeout is not None and not (seconds and timeout > 0):
+            raise ConfigurationError(f"timeout={timeout!r} is not a positive number of seconds")
         width = self.embedder.dimensions
+        if not self._place.exists():
+            raise CollectionError(
+                f"there is no folder {self._place}, so there is nothing to check: ingest the "
+                "documents, or pass another path"
+            )
         with self._reached() as (client, name), self._place.writing(name) as writing:
             collection = _existing(client, name)
             if collection is None:
@@ -333,7 +363,7 @@ class ChromaIndex:
         """Open the client if need be; give it and the name of the embedder's collection."""
         name = name_of(self.name, self.embedder.fingerprint)
         with self._place.explained(name):
-            yield self._place.open(name), name
+            yield self._place.open(), name
 
     def _filled(
         self,
@@ -345,51 +375,69 @@ class ChromaIndex:
         *,
         recreate: bool,
     ) -> IngestReport:
-        if batch_size < 1:
-            raise ConfigurationError(f"batch_size={batch_size} is not positive")
+        if type(batch_size) is not int or batch_size < 1:
+            raise ConfigurationError(f"batch_size={batch_size!r} is not a positive int")
+        if not isinstance(progress, bool) and not callable(progress):
+            raise ConfigurationError(f"progress={progress!r}: pass True, False or a function")
         if on_error not in get_args(OnError):
             raise ConfigurationError(f"unknown on_error={on_error!r}; use 'report' or 'raise'")
-        with self._reached() as (client, name), self._place.writing(name) as writing:
-            collection = _existing(client, name)
-            damage = None if collection is None else self._damage(collection, writing)
-            if damage is not None and not remove_absent:
-                raise damage
-            recreate = recreate or damage is not None
-            if collection is not None and not recreate:
-                self._compared(collection)
+        items = items_in_order(passages, "passages")
+        # The caller's iterator and callback are outside: their errors are not Chroma's.
+        name = name_of(self.name, self.embedder.fingerprint)
+        with self._place.explained(name):
+            client = self._place.open()
+        with self._place.writing(name) as writing:
+            with self._place.explained(name):
+                collection = _existing(client, name)
+                damage = None if collection is None else self._damage(collection, writing)
+                if damage is not None and not remove_absent:
+                    raise damage
+                recreate = recreate or damage is not None
+                if collection is not None and not recreate:
+                    self._compared(collection)
+                most = client.get_max_batch_size()
             title_key = self._title_key or title_key_of(collection.metadata if collection else {})
-            rows = Rows(title_key or _DEFAULT_TITLE_KEY, on_error)
-            batches = rows.batches(passages, min(batch_size, client.get_max_batch_size()))
+            rows = Rows(title_key or _DEFAULT_TITLE_KEY, on_error, remove_absent)
+            batches = rows.batches(items, min(batch_size, most))
             first = next(batches, [])
             if remove_absent and collection is not None and not rows.taken:
                 raise InvalidInput(
                     "there were no passages, as of a generator that was used before, and the "
                     f"collection would be emptied: to do that, call drop({name!r}, current=True)"
                 )
-            if collection is not None and recreate:
-                client.delete_collection(name)
-                collection = None
-            if collection is None:
-                writing.suspect = False
-                writing.complete()
-                collection = self._created(client, name, rows.title_key)
-                self._compared(collection)
-            if not self.embedder.takes_titles and self.embedder.document_task == "document":
-                logger.warning(
-                    "this checkpoint's document prompt has no place for a title: the texts are "
-                    "embedded without one"
-                )
+            if collection is None or recreate:
+                # Whatever can fail without Chroma comes before the deletion.
+                stated = passport(self.embedder, rows.title_key)
+                compare_facts(name, stated, self.embedder)
+                if collection is not None:
+                    first = first_embedded(self.embedder, chain([first], batches), rows)
+                with self._place.explained(name):
+                    if collection is not None:
+                        client.delete_collection(name)
+                    writing.suspect = False
+                    writing.complete()
+                    collection = self._created(client, name, stated)
+                self._collection_name = name
             done: Counter[str] = Counter()
+            warned = self.embedder.takes_titles or self.embedder.document_task != "document"
             total = len(passages) if isinstance(passages, Sized) else 0
             with reporting(progress, total) as report:
                 taken = 0
                 for batch in chain([first], batches):
+                    if not warned and any(row.title is not None for row in batch):
+                        warned = True
+                        logger.warning(
+                            "this checkpoint's document prompt has no place for a title: the texts "
+                            "are embedded without one"
+                        )
                     if batch:
-                        done += write(collection, self.embedder, batch, rows)
+                        with self._place.explained(name):
+                            done += write(collection, self.embedder, batch, rows)
                         writing.complete()
                     report(rows.taken - taken)
                     taken = rows.taken
-            result = finish(collection, self.embedder, rows, done, remove_absent)
+            with self._place.explained(name):
+                result = finish(collection, self.embedder, rows, done)
             writing.complete()
             return result
 
@@ -403,10 +451,10 @@ class ChromaIndex:
             return error
         return None
 
-    def _created(self, client: ClientAPI, name: str, title_key: str | None = None) -> Collection:
+    def _created(self, client: ClientAPI, name: str, stated: Mapping[str, Any]) -> Collection:
         return client.create_collection(
             name,
-            metadata=passport(self.embedder, title_key or self._title_key or _DEFAULT_TITLE_KEY),
+            metadata=dict(stated),
             configuration={"hnsw": dict(self._hnsw)},  # type: ignore[arg-type] # checked by Chroma
             embedding_function=None,
         )

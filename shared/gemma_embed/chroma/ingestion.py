@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from gemma_embed.chroma.passport import SAME
 from gemma_embed.chroma.rows import Failure, Row, Rows, canonical
 from gemma_embed.chroma.stored import PAGE, Stored, by_id, pages, stored
 from gemma_embed.embedder import Embedder
-from gemma_embed.errors import CollectionIncomplete, EmbeddingError, InvalidInput, OutOfMemory
+from gemma_embed.errors import CollectionIncomplete, EmbeddingError, InvalidInput
 from gemma_embed.passages import DOCUMENT
 from gemma_embed.path import Route, prompted
 from gemma_embed.vectors import Vectors, cut
@@ -55,6 +55,7 @@ def write(collection: Collection, embedder: Embedder, batch: list[Row], rows: Ro
         How many were ``added``, ``updated`` and ``unchanged``.
     """
     old = stored(collection, [row.id for row in batch], embedder.dimensions)
+    batch = [row for row in batch if not _anothers(row, old, rows)]
     same = {
         row.id: old[row.id]
         for row in batch
@@ -84,15 +85,33 @@ def write(collection: Collection, embedder: Embedder, batch: list[Row], rows: Ro
     return Counter(added=added, updated=updated, unchanged=len(right) - len(changed))
 
 
+def first_embedded(embedder: Embedder, batches: Iterable[list[Row]], rows: Rows) -> list[Row]:
+    """Return the first rows that can be embedded, their vectors stored, before a deletion.
+
+    Raises:
+        InvalidInput: If no passage can become a row.
+    """
+    for batch in batches:
+        wanted, _ = _embedded(embedder, batch, rows)
+        if wanted:
+            return wanted
+    first = min(rows.failed, key=lambda each: each.index)
+    raise InvalidInput(
+        f"none of {rows.taken} passages can become a row, and the collection would be emptied; "
+        f"the first one: {first.reason}",
+        index=first.index,
+    )
+
+
 def finish(
-    collection: Collection, embedder: Embedder, rows: Rows, done: Counter[str], remove_absent: bool
+    collection: Collection, embedder: Embedder, rows: Rows, done: Counter[str]
 ) -> IngestReport:
     """Remove what is not among the passages, and read every row back.
 
     Raises:
         CollectionIncomplete: If rows are missing; has the report.
     """
-    stale, ids = _stale(collection, rows, remove_absent), list(rows.seen)
+    stale, ids = _stale(collection, rows), list(rows.seen)
     for start in range(0, len(stale), PAGE):
         collection.delete(ids=stale[start : start + PAGE])
     there: set[str] = set()
@@ -104,7 +123,7 @@ def finish(
         **done,
         removed=len(stale),
         absent=collection.count() - len(there),
-        failed=tuple(rows.failed),
+        failed=tuple(sorted(rows.failed, key=lambda each: each.index)),
         missing=missing,
     )
     if missing:
@@ -168,13 +187,26 @@ def _embedded(
             if error.index is None:
                 raise
             bad = wanted[error.index]
-            if not isinstance(error, (InvalidInput, OutOfMemory)):
-                # The runtime's failure rather than the text's.
-                error.index = bad.index
-                raise
             rows.fail(bad, error)
             wanted = [row for row in wanted if row is not bad]
     return [], None
+
+
+def _anothers(row: Row, old: Mapping[str, Stored], rows: Rows) -> bool:
+    """Report a passage whose id has a row of a document that stays."""
+    owner = old[row.id].metadata.get(DOCUMENT) if row.id in old else None
+    # A document among the passages is replaced anyway.
+    if not owner or owner == row.source or owner in rows.sources or rows.complete:
+        return False
+    rows.fail(
+        row,
+        InvalidInput(
+            f"the row {row.id!r} belongs to the document {owner!r}: give each passage its own id, "
+            "or none; if the document has another name now, pass all documents with "
+            "remove_absent=True"
+        ),
+    )
+    return True
 
 
 def _replacing(row: Row, old: Mapping[str, Stored]) -> dict[str, Any]:
@@ -183,14 +215,14 @@ def _replacing(row: Row, old: Mapping[str, Stored]) -> dict[str, Any]:
     return dict.fromkeys(before) | row.metadata
 
 
-def _stale(collection: Collection, rows: Rows, remove_absent: bool) -> list[str]:
+def _stale(collection: Collection, rows: Rows) -> list[str]:
     """Ids of rows that are not among the passages and go."""
     sources = sorted(rows.sources - rows.kept)
     filters: list[Any] = [
         {DOCUMENT: {"$in": sources[start : start + _DOCUMENTS]}}
         for start in range(0, len(sources), _DOCUMENTS)
     ]
-    if remove_absent and not rows.unknown:
+    if rows.complete and not rows.unknown:
         filters = [None]
     return [
         row

@@ -53,12 +53,49 @@ def mark_of(folder: Path, *place: str) -> Path:
 
 
 @contextmanager
-def only_writer(mark: Path | None) -> Iterator[Writing]:
+def locked(folder: Path, wait: float) -> Iterator[None]:
     """Hold a folder's lock; the system releases it even if the process is killed.
+
+    Args:
+        folder: Created if it is missing.
+        wait: Seconds to wait for another one.
+
+    Raises:
+        CollectionLocked: If another process, or another thread, holds it for longer.
+        CollectionError: If the folder cannot be written to.
+    """
+    from filelock import FileLock, Timeout
+
+    # A relative path, or a link, names the same folder.
+    real = folder.resolve()
+    lock = FileLock(real / "gemma_embed.lock", timeout=wait, thread_local=False)
+    try:
+        real.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        who = "another thread of this process" if real in _WRITING else "another process"
+        raise CollectionLocked(
+            f"{who} is writing to {folder}, and two at once would corrupt it; wait for it, or let "
+            "several processes share a Chroma server (chroma run)"
+        ) from error
+    except OSError as error:
+        raise CollectionError(f"{folder} cannot be written to: {error}") from error
+    _WRITING.add(real)
+    try:
+        yield
+    finally:
+        _WRITING.discard(real)
+        lock.release()
+
+
+@contextmanager
+def only_writer(mark: Path | None, wait: float = 0) -> Iterator[Writing]:
+    """Hold a folder's lock, and leave a mark meanwhile.
 
     Args:
         mark: The file for word of unfinished writing, in the folder; None where a server is the
             only writer.
+        wait: Seconds to wait for another writer.
 
     Yields:
         What is known of the last writer.
@@ -70,23 +107,8 @@ def only_writer(mark: Path | None) -> Iterator[Writing]:
     if mark is None:
         yield Writing(None, suspect=False)
         return
-    from filelock import FileLock, Timeout
-
     folder = mark.parent
-    lock = FileLock(folder / "gemma_embed.lock", timeout=0, thread_local=False)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout as error:
-        who = "another thread of this process" if folder in _WRITING else "another process"
-        raise CollectionLocked(
-            f"{who} is writing to {folder}, and two at once would corrupt it; wait for it, or let "
-            "several processes share a Chroma server (chroma run)"
-        ) from error
-    except OSError as error:
-        raise CollectionError(f"{folder} cannot be written to: {error}") from error
-    _WRITING.add(folder)
-    try:
+    with locked(folder, wait):
         suspects = _settled(folder)
         writing = Writing(mark, suspect=mark in suspects)
         writing.complete()
@@ -98,9 +120,6 @@ def only_writer(mark: Path | None) -> Iterator[Writing]:
             # An error of Chroma's may come in the middle of its writing.
             if not writing.suspect and (finished or mark.read_text() == _vector_files(folder)):
                 mark.unlink()
-    finally:
-        _WRITING.discard(folder)
-        lock.release()
 
 
 def _settled(folder: Path) -> set[Path]:

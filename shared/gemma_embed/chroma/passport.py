@@ -104,37 +104,48 @@ def verify(collection: Collection, embedder: Embedder | HasEmbedder) -> None:
             "{'hnsw': {'space': 'cosine'}}, or let ChromaIndex create it"
         )
     if "fingerprint" in stated_facts(collection.metadata):
-        _compare_facts(collection, own)
+        compare_facts(collection.name, collection.metadata, own)
     else:
+        _compare_function(collection, own)
         _compare_rows(collection, own)
 
 
-def _compare_facts(collection: Collection, embedder: Embedder) -> None:
-    there = stated_facts(collection.metadata)
+def compare_facts(name: str, metadata: Mapping[str, Any], embedder: Embedder) -> None:
+    """Refuse a passport that an embedder would not write now; embeds past its store.
+
+    Args:
+        name: The collection's.
+        metadata: Its metadata, existing or to be written.
+        embedder: Makes the vectors.
+
+    Raises:
+        CollectionMismatch: If a fact or the vector of the fixed sentence differs.
+    """
+    there = stated_facts(metadata)
     here = stated_facts(passport(embedder.replaced(store=None), ""))
     differences = [
-        f"{name} is {there[name]!r} there and {value!r} here"
-        if name in there
-        else f"{name} is not stated there"
-        for name, value in here.items()
-        if name not in _NOT_COMPARED and there.get(name) != value
+        f"{fact} is {there[fact]!r} there and {value!r} here"
+        if fact in there
+        else f"{fact} is not stated there"
+        for fact, value in here.items()
+        if fact not in _NOT_COMPARED and there.get(fact) != value
     ]
     if not differences and there["fingerprint"] != here["fingerprint"]:
         differences = ["its fingerprint differs"]
     if differences:
         raise CollectionMismatch(
-            f"the collection {collection.name!r} holds other vectors than this embedder makes: "
+            f"the collection {name!r} holds other vectors than this embedder makes: "
             f"{'; '.join(differences)}; use the embedder that filled it, or another collection"
         )
     theirs, ours = (_decoded(each.get("probe"), embedder.dimensions) for each in (there, here))
     if theirs is None or ours is None:
         raise CollectionMismatch(
-            f"the collection {collection.name!r} has a damaged passport (the vector of its fixed "
+            f"the collection {name!r} has a damaged passport (the vector of its fixed "
             "sentence): call recreate(passages)"
         )
     if (likeness := float(theirs @ ours)) < SAME:
         raise CollectionMismatch(
-            f"the same sentence has another vector in the collection {collection.name!r} (cosine "
+            f"the same sentence has another vector in the collection {name!r} (cosine "
             f"{likeness:.4f}): the weights behind the name have changed. Clear the embedding store "
             "(its clear()), which has the old vectors too, and call recreate(passages)"
         )
@@ -153,6 +164,16 @@ def _space(collection: Collection) -> str | None:
     near = collection.query(query_embeddings=longer, n_results=1, include=["distances"])
     distance = (near["distances"] or [[np.inf]])[0][0]
     return "cosine" if abs(distance) < _SAME_DIRECTION else f"{stated} or {configured}"
+
+
+def _compare_function(collection: Collection, embedder: Embedder) -> None:
+    # Two tasks of a small model may be closer than two devices.
+    from gemma_embed.chroma.function import GemmaEmbeddingFunction
+
+    stated = collection.configuration.get("embedding_function")
+    if isinstance(stated, GemmaEmbeddingFunction):
+        here = GemmaEmbeddingFunction(embedder)
+        here.validate_config_update(stated.get_config(), here.get_config())
 
 
 def _compare_rows(collection: Collection, embedder: Embedder) -> None:

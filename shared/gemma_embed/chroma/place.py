@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemma_embed.chroma.client import check_folder, explained, folder_client
-from gemma_embed.chroma.lock import Writing, mark_of, only_writer
-from gemma_embed.errors import ConfigurationError
+from gemma_embed.chroma.lock import Writing, locked, mark_of, only_writer
+from gemma_embed.errors import CollectionLocked, ConfigurationError
 from gemma_embed.files import expanded
 
 if TYPE_CHECKING:
@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
 # Of chromadb.config; a folder's own client uses these.
 _DEFAULT_PLACE = ("default_tenant", "default_database")
+
+# Seconds that a creation may take: Chroma sets up its database.
+CREATION = 10.0
+# Says that Chroma's database is set up; the database itself is there before.
+_CREATED = "gemma_embed.created"
 
 
 class Place:
@@ -55,17 +60,20 @@ class Place:
             raise ConfigurationError("the index is not open: call open() first")
         return self._client
 
-    def open(self, name: str) -> ClientAPI:
-        """Open the folder, on behalf of the collection of this name."""
+    def open(self) -> ClientAPI:
+        """Open the folder, or create it.
+
+        Raises:
+            CollectionLocked: If it is to be created, and another process is at work in it.
+        """
         if self._client is None and self.folder is not None:
             check_folder(self.folder)
-            if (self.folder / "chroma.sqlite3").exists():
-                self._client = folder_client(self.folder)
-            else:
-                # Two processes that create one folder at once disturb each other.
-                with self.writing(name):
-                    self._client = folder_client(self.folder)
+            self._client = _opened(self.folder)
         return self.client
+
+    def exists(self) -> bool:
+        """Whether there is something to open."""
+        return self.folder is None or self._client is not None or self.folder.exists()
 
     def explained(self, name: str) -> AbstractContextManager[None]:
         """Turn Chroma's errors about the collection of this name into this package's."""
@@ -77,9 +85,9 @@ class Place:
             self._client.close()  # type: ignore[attr-defined] # Client has it, ClientAPI does not
             self._client = None
 
-    def writing(self, name: str) -> AbstractContextManager[Writing]:
-        """Be the only writer, to the collection of this name."""
-        return only_writer(self._mark(name))
+    def writing(self, name: str, wait: float = 0) -> AbstractContextManager[Writing]:
+        """Be the only writer, to the collection of this name; wait seconds for another one."""
+        return only_writer(self._mark(name), wait)
 
     def is_marked(self, name: str) -> bool:
         """Whether a writer is at work on a collection, or was killed."""
@@ -92,3 +100,20 @@ class Place:
         client = self._client
         place = _DEFAULT_PLACE if client is None else (client.tenant, client.database)
         return mark_of(self.folder, *place, name)
+
+
+def _opened(folder: Path) -> ClientAPI:
+    database, created = folder / "chroma.sqlite3", folder / _CREATED
+    if not (database.exists() and created.exists()):
+        # Two that set up one database at once disturb each other.
+        with suppress(CollectionLocked), locked(folder, CREATION):
+            client = folder_client(folder)
+            created.touch()
+            return client
+        if not database.exists():
+            raise CollectionLocked(
+                f"another process or thread has been creating {folder} for {CREATION:g} s: wait "
+                "for it, or end it"
+            )
+    # A writer that has taken this long is past the creation.
+    return folder_client(folder)

@@ -8,7 +8,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from gemma_embed.errors import EmbeddingError, InvalidInput
+from gemma_embed.errors import (
+    BadResponse,
+    EmbeddingError,
+    InvalidInput,
+    OutOfMemory,
+    ServerFailed,
+)
 from gemma_embed.passages import (
     DOCUMENT,
     TITLE,
@@ -21,6 +27,9 @@ from gemma_embed.passages import (
 
 Passages = Iterable[Passage | Mapping[str, Any]]
 OnError = Literal["report", "raise"]
+
+# Texts of one call that the runtime may fail on. With more, it is not the texts' fault.
+_MOST_FAULTS = 3
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,7 @@ class Rows:
     Attributes:
         title_key: The metadata key of titles.
         on_error: What happens at a passage that cannot become a row.
+        complete: Whether documents that are not among the passages are removed.
         taken: Passages taken so far.
         seen: Digests of the rows, by id.
         sources: Documents with rows.
@@ -67,14 +77,15 @@ class Rows:
 
     title_key: str
     on_error: OnError
+    complete: bool = False
     taken: int = 0
     seen: dict[str, str] = field(default_factory=dict)
     sources: set[str] = field(default_factory=set)
     failed: list[Failure] = field(default_factory=list)
     kept: set[str] = field(default_factory=set)
     unknown: bool = False
+    _faults: int = 0
     _occurrences: Counter[str] = field(default_factory=Counter)
-    _without_document: dict[str, str] = field(default_factory=dict)
 
     def batches(self, passages: Passages, size: int) -> Iterator[list[Row]]:
         """Yield rows, ``size`` at a time; before an error what came before it."""
@@ -99,29 +110,34 @@ class Rows:
         """Take back a row that could not be embedded.
 
         Raises:
-            EmbeddingError: The error, if there is to be no report.
+            EmbeddingError: The error, if there is to be no report, if it says nothing of the text,
+                or if the runtime failed on too many.
         """
         self.seen.pop(row.id)
         error.index = row.index
-        self._refuse(row.source, row.id, error)
+        self._faults += isinstance(error, (BadResponse, ServerFailed))
+        one_text = isinstance(error, (InvalidInput, OutOfMemory, BadResponse, ServerFailed))
+        self._refuse(row.source, row.id, error, stop=not one_text or self._faults > _MOST_FAULTS)
 
     def _row(self, item: Passage | Mapping[str, Any]) -> Row | None:
-        index = self.taken - 1
         try:
-            passage = checked_passage(item, index)
+            passage = checked_passage(item)
             source, title = passage.source, title_of(passage.metadata, self.title_key)
             metadata = {**passage.metadata, **passage.extra, DOCUMENT: source or ""}
             metadata |= {TITLE: title} if title is not None else {}
             content = row_id(canonical(metadata), passage.text, 0)
-            row = passage.id or self._made_id(source, passage.text, content)
+            row = passage.id or self._made_id(passage)
+            if source is None and passage.id is None:
+                # Without a document nothing tells two equal passages apart; extra does not either.
+                content = row
             if self.seen.get(row, content) != content:
                 raise InvalidInput(
                     f"a passage before it has the same id {row!r} and other content; give "
-                    "each its own id, or none",
-                    index=index,
+                    "each its own id, or none"
                 )
         except InvalidInput as error:
             given = item.get("id") if isinstance(item, Mapping) else getattr(item, "id", None)
+            error.index = self.taken - 1
             self._refuse(label(item), given, error)
             return None
         if source is not None:
@@ -129,30 +145,29 @@ class Rows:
         if row in self.seen:
             return None
         self.seen[row] = content
-        return Row(index, row, source, passage.text, title, metadata)
+        return Row(self.taken - 1, row, source, passage.text, title, metadata)
 
-    def _made_id(self, source: str | None, text: str, content: str) -> str:
-        if source is None and content in self._without_document:
-            # Without a document nothing tells two equal passages apart.
-            return self._without_document[content]
-        first = row_id(source, text, 0)
-        row = row_id(source, text, self._occurrences[first])
+    def _made_id(self, passage: Passage) -> str:
+        if passage.source is None:
+            # The same in every call, so that none of them takes the place of another.
+            return row_id(None, canonical([passage.metadata, passage.text]), 0)
+        first = row_id(passage.source, passage.text, 0)
+        row = row_id(passage.source, passage.text, self._occurrences[first])
         self._occurrences[first] += 1
-        if source is None:
-            self._without_document[content] = row
         return row
 
-    def _refuse(self, source: str | None, row: object, error: EmbeddingError) -> None:
-        if self.on_error == "raise":
-            if source is not None:
-                error.add_note(f"in {source!r}")
+    def _refuse(
+        self, source: str | None, row: object, error: EmbeddingError, *, stop: bool = False
+    ) -> None:
+        if source is not None:
+            error.args = (f"{error.args[0]} (in {source!r})",)
+        if stop or self.on_error == "raise":
             raise error
         known = {each for each in (source, row) if isinstance(each, str)}
         self.kept |= known
         self.unknown |= not known
         name = source or next(iter(known), None)
-        index = self.taken - 1 if error.index is None else error.index
-        self.failed.append(Failure(index, name, str(error.args[0])))
+        self.failed.append(Failure(error.index or 0, name, str(error.args[0])))
 
 
 def canonical(value: Any) -> str:
