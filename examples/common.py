@@ -15,6 +15,7 @@ import numpy as np
 from gemma_embed import Embedder
 from gemma_embed.chroma import IngestReport
 from gemma_embed.errors import EmbeddingError
+from gemma_embed.models import EMBEDDINGGEMMA_300M
 from gemma_embed.runtimes import OllamaRuntime, OnnxRuntime, Runtime, TransformersRuntime
 
 NOTES = Path(__file__).parent / "notes"
@@ -52,12 +53,25 @@ def arguments(description: str) -> argparse.Namespace:
         default=GENERATOR,
         help="an Ollama tag, or a folder with a Gemma 3 checkpoint for transformers, or 'none'",
     )
-    return parser.parse_args()
+    options = parser.parse_args()
+    if not options.folder.is_dir():
+        parser.error(f"--folder {options.folder}: there is no such folder")
+    if options.model is not None and options.runtime == "bundled":
+        parser.error("--model has no effect with --runtime bundled; leave one of them out")
+    return options
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run an example; what this package reports is one line on stderr, with exit code 1."""
+    try:
+        main()
+    except EmbeddingError as error:
+        sys.exit(" ".join(f"{type(error).__name__}: {error}".split()))
 
 
 def read_passages(folder: Path) -> Iterator[Passage]:
     """Yield the passages of every text file of a folder, in a fixed order."""
-    files = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES)
+    files = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES and path.is_file())
     if not files:
         sys.exit(f"{folder} contains no {', '.join(sorted(SUFFIXES))} file; choose a --folder")
     for path in files:
@@ -96,16 +110,28 @@ def choose_runtime(name: str, model: str | None) -> Runtime:
         return OnnxRuntime(model)
     if name == "transformers":
         return TransformersRuntime(model)
-    for runtime in (OllamaRuntime(model, max_retries=0), OnnxRuntime(model, offline=True)):
+    failures = []
+    candidates: tuple[Callable[[], Runtime], ...] = (
+        lambda: OllamaRuntime(model, max_retries=0),
+        lambda: OnnxRuntime(model, offline=True),
+    )
+    for opened in candidates:
         try:
+            runtime = opened()
             print(f"Embedding with {runtime.identity.source} on {runtime.identity.runtime}.")
-        except EmbeddingError:
+        except EmbeddingError as error:
+            failures.append(" ".join(str(error).split()))
             continue
         return runtime
+    if model is not None:
+        sys.exit(
+            f"--model {model} cannot be used. On Ollama: {failures[0]}. On this disk: "
+            f"{failures[1]}. With --runtime onnx or transformers a hub id is downloaded."
+        )
     print(
         "Embedding with the small bundled demonstration model: neither Ollama nor EmbeddingGemma's "
-        "weights were found.\nFor the real model run: ollama pull embeddinggemma (see README, "
-        '"Real weights").'
+        f"weights were found.\nFor the real model run: ollama pull {EMBEDDINGGEMMA_300M.ollama_tag}"
+        ' (see README, "Real weights").'
     )
     return OnnxRuntime("bundled")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from common import Passage, arguments, choose_runtime, print_report, read_passages, show
+from common import Passage, arguments, choose_runtime, print_report, read_passages, run, show
 from langchain_chroma import Chroma
 from langchain_core.documents import Document
 
@@ -47,4 +47,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

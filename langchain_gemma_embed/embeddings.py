@@ -75,7 +75,7 @@ class GemmaEmbeddings(Embeddings):
             ConfigurationError: If an option has a value that cannot work, or is unknown.
         """
         if unknown:
-            reject_unknown(unknown, type(self).__name__)
+            reject_unknown(unknown, type(self).__name__, GemmaEmbeddings)
         self.embedder = Embedder(
             runtime,
             one_name(model, model_name),

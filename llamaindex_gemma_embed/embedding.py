@@ -46,6 +46,11 @@ _CHECKED_BY_CORE = GetPydanticSchema(lambda _source, handler: handler(Any))
 # Constructor arguments of the core's object, which are fields here.
 _OPTIONS = ("runtime", "dimensions", "query_task", "document_task", "overlong", "store")
 
+# LlamaIndex shows progress where texts are embedded.
+_INSTEAD = {
+    "progress": "say show_progress=True to from_documents() or get_text_embedding_batch()",
+}
+
 
 class GemmaEmbedding(BaseEmbedding):
     """EmbeddingGemma with the prompts, widths and vectors that it was trained for.
@@ -125,7 +130,7 @@ class GemmaEmbedding(BaseEmbedding):
             ConfigurationError: If an option has a value that cannot work, or is unknown.
         """
         if unknown:
-            reject_unknown(unknown, self.class_name())
+            reject_unknown(unknown, self.class_name(), GemmaEmbedding, _INSTEAD)
         if class_name not in (None, self.class_name()):
             raise ConfigurationError(f"these are settings of {class_name}, not GemmaEmbedding")
         if isinstance(runtime, str):

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Literal, get_args
 from uuid import UUID
 
-from llama_index.core.schema import BaseNode, MetadataMode
+from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore
 from llama_index.core.vector_stores.utils import node_to_metadata_dict
 
-from gemma_embed.errors import ConfigurationError
+from gemma_embed.errors import ConfigurationError, InvalidInput
 from gemma_embed.passages import DOCUMENT, OWN, Passage, plain
 
 Ids = Literal["content", "node"]
@@ -36,13 +36,16 @@ def passages(
 
     Raises:
         ConfigurationError: If ``ids`` is neither.
+        InvalidInput: While they are read, if one is not a node; ``index`` says which.
     """
     if ids not in get_args(Ids):
         raise ConfigurationError(f"unknown ids={ids!r}; use 'content' or 'node'")
-    return (_passage(node, ids, document_key) for node in nodes)
+    return (_passage(node, index, ids, document_key) for index, node in enumerate(nodes))
 
 
-def _passage(node: BaseNode, ids: Ids, document_key: str | None) -> Passage:
+def _passage(node: BaseNode, index: int, ids: Ids, document_key: str | None) -> Passage:
+    if not isinstance(node, BaseNode):
+        raise InvalidInput(_instead_of(node), index=index)
     text = node.get_content(MetadataMode.NONE)
     metadata = {name: plain(value) for name, value in node.metadata.items()}
     row = node.node_id if ids == "node" else None
@@ -76,3 +79,14 @@ def _drawn(identifier: str) -> bool:
         return UUID(identifier).version == 4
     except ValueError:
         return False
+
+
+def _instead_of(given: object) -> str:
+    what = f"a {type(given).__name__} is not a LlamaIndex node"
+    if any(each.__module__.startswith("langchain_core.") for each in type(given).__mro__):
+        return f"{what}: translate LangChain documents with langchain_gemma_embed.passages"
+    if isinstance(given, NodeWithScore):
+        return f"{what}: pass its .node"
+    if isinstance(given, dict):
+        return f"{what}: pass dictionaries to ingest() directly"
+    return f"{what}: pass a list of Document(text=..., metadata=...) or of nodes"

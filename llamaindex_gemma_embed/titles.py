@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Never
 
 from llama_index.core.schema import (
     DEFAULT_METADATA_TMPL,
@@ -14,7 +14,9 @@ from llama_index.core.schema import (
     TransformComponent,
 )
 
+from gemma_embed.errors import ConfigurationError
 from gemma_embed.passages import TITLE, title_of
+from gemma_embed.runtimes import reject_unknown
 
 
 class GemmaTitles(TransformComponent):
@@ -32,6 +34,26 @@ class GemmaTitles(TransformComponent):
     """
 
     title_key: str = "title"
+
+    def __init__(
+        self, title_key: str = "title", *, class_name: str | None = None, **unknown: Never
+    ) -> None:
+        """Check the options.
+
+        Args:
+            title_key: See the class.
+            class_name: What ``model_dump`` writes, for ``model_validate``.
+            **unknown: Refused.
+
+        Raises:
+            ConfigurationError: If an option is unknown.
+        """
+        if unknown:
+            instead = {"title": "a title is in each node's metadata; say title_key= for its key"}
+            reject_unknown(unknown, self.class_name(), GemmaTitles, instead)
+        if class_name not in (None, self.class_name()):
+            raise ConfigurationError(f"these are settings of {class_name}, not GemmaTitles")
+        super().__init__(title_key=title_key)  # type: ignore[call-arg]
 
     @classmethod
     def class_name(cls) -> str:

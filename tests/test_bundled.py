@@ -16,6 +16,7 @@ from sentence_transformers import SentenceTransformer
 
 import gemma_embed
 from gemma_embed import Embedder
+from gemma_embed.errors import ConfigurationError
 from gemma_embed.runtimes import TransformersRuntime
 from gemma_embed.testing import bundled_runtime
 from langchain_gemma_embed import GemmaEmbeddings
@@ -143,3 +144,8 @@ def test_classification_by_the_nearest_label(runtime: TransformersRuntime) -> No
 
 def test_the_fixtures_runtime_is_loaded_once() -> None:
     assert bundled_runtime() is bundled_runtime()
+
+
+def test_a_server_does_not_run_the_bundled_model() -> None:
+    with pytest.raises(ConfigurationError, match="runtime='ollama' must be 'onnx' or 'trans"):
+        bundled_runtime("ollama")  # type: ignore[arg-type]

@@ -108,7 +108,7 @@ def test_a_bad_option_is_refused_by_the_constructor(
 
 
 def test_an_unknown_option_is_refused(fake: FakeRuntime) -> None:
-    with pytest.raises(TypeError, match="normalize"):
+    with pytest.raises(ConfigurationError, match="does not take normalize .*norm 1"):
         Embedder(fake, normalize=True)
 
 
@@ -212,6 +212,12 @@ def test_retrieval_tasks_use_the_document_prompt(fake: FakeRuntime, task: str) -
     sibling.embed_query("a")
     sibling.embed_documents(["b"])
     assert fake.texts == [fake.prompts.prefix(task) + "a", DOCUMENT + "b"]
+
+
+def test_the_task_of_documents_is_refused_for_queries(fake: FakeRuntime) -> None:
+    embedder = Embedder(fake, document_task="clustering")
+    with pytest.raises(ConfigurationError, match="pass document_task='document' to the const"):
+        embedder.for_task("document")
 
 
 class TestFingerprint:

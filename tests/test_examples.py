@@ -68,11 +68,15 @@ def generator(answer: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_without_ollama_the_answer_is_passages(example: str, tmp_path: Path) -> None:
-    question = "How hot should the inside of my bread be when I take it out of the oven?"
+    page = (ROOT / "README.md").read_text(encoding="utf-8").partition("<!-- try command -->")[2]
+    question = page.partition('rag_langchain.py "')[2].partition('"')[0]
+    assert question.startswith("How hot should the inside of my bread be")
     output = ask(example, question, tmp_path)
     assert "the small bundled demonstration model" in output
     assert "No generator was found" in output
     assert "1. Sourdough weekend loaf (sourdough-weekend-loaf.md)" in output
+    assert "96 °C" in output
+    assert "ollama pull embeddinggemma:300m " in output
     assert "40 passages added, 0 removed, 40 in total" in output
 
 
@@ -159,3 +163,36 @@ def test_a_folder_without_texts_is_an_error_with_its_name(tmp_path: Path) -> Non
     (tmp_path / "empty").mkdir()
     output = ask("rag_langchain.py", "x", tmp_path, "--folder", "empty", fails=True)
     assert "empty contains no .md" in output
+
+
+def test_what_is_not_a_file_is_skipped(tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    (notes / "folder.md").mkdir(parents=True)
+    (notes / "dangling.md").symlink_to("nowhere.md")
+    (notes / "a.md").write_text("# Tea\n\nSteep green tea at 75 degrees.")
+    options = ("--folder", str(notes), "--runtime", "bundled")
+    assert "1 passages added" in ask("rag_langchain.py", "tea?", tmp_path, *options)
+
+
+def test_a_missing_folder_is_an_error_with_its_name(tmp_path: Path) -> None:
+    output = ask("rag_langchain.py", "x", tmp_path, "--folder", "nowhere", fails=True)
+    assert "--folder nowhere: there is no such folder" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("model", ["embeddinggemma:missing", "no/such-folder"])
+def test_an_unusable_model_is_an_error_instead_of_another_model(model: str, tmp_path: Path) -> None:
+    with OllamaServer() as server:
+        output = ask(
+            *("rag_langchain.py", "x", tmp_path, "--model", model), server=server.url, fails=True
+        )
+    assert f"--model {model} cannot be used. On Ollama: " in output
+    assert "bundled" not in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_an_error_of_this_package_is_one_line(example: str, tmp_path: Path) -> None:
+    output = ask(example, "x", tmp_path, "--runtime", "ollama", fails=True)
+    assert "Traceback" not in output
+    assert re.search(r"^ConnectionFailed: .+$", output.strip().splitlines()[-1])

@@ -26,12 +26,13 @@ from langchain_core.stores import InMemoryByteStore
 from langchain_core.vectorstores import InMemoryVectorStore
 from langchain_tests.integration_tests import EmbeddingsIntegrationTests
 from langchain_tests.unit_tests import EmbeddingsUnitTests
+from llama_index.core.schema import TextNode
 from ollama_server import OllamaServer
 
 from gemma_embed import errors
 from gemma_embed.errors import ConfigurationError, EmbeddingError, InvalidInput, TransientError
 from gemma_embed.runtimes import OllamaRuntime, TransformersRuntime
-from langchain_gemma_embed import GemmaEmbeddings
+from langchain_gemma_embed import GemmaEmbeddings, passages
 from langchain_gemma_embed import errors as adapter_errors
 
 DOCUMENT = "title: none | text: "
@@ -398,3 +399,20 @@ def test_a_missing_langchain_is_an_error_with_the_install_command() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "pip install 'gemma-embed[langchain]'" in ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "advice"),
+    [
+        ([TextNode(text="a canary")], "llamaindex_gemma_embed.passages"),
+        ("a canary", r"pass a list of Document\("),
+        (["a canary"], r"pass a list of Document\("),
+        (Document("a canary"), r"pass a list of Document\("),
+        ([{"text": "a canary"}], r"pass dictionaries to ingest\(\) directly"),
+    ],
+)
+def test_passages_of_other_kinds_are_refused(given: Any, advice: str) -> None:
+    with pytest.raises(InvalidInput, match=f"is not a LangChain Document: .*{advice}") as caught:
+        list(passages(given))
+    assert caught.value.index == 0
+    assert "canary" not in str(caught.value)

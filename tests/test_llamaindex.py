@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fakes import FakeRuntime, vector_of
+from langchain_core.documents import Document as LangChainDocument
 from llama_index.core import Document, Settings, VectorStoreIndex
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
@@ -30,14 +31,14 @@ from llama_index.core.instrumentation.events.embedding import (
 )
 from llama_index.core.instrumentation.span_handlers import NullSpanHandler
 from llama_index.core.node_parser import SentenceSplitter
-from llama_index.core.schema import MetadataMode, TextNode
+from llama_index.core.schema import MetadataMode, NodeWithScore, TextNode
 from llama_index.core.storage.kvstore import SimpleKVStore
 from ollama_server import OllamaServer
 
 from gemma_embed.errors import ConfigurationError, InputTooLong, InvalidInput
 from gemma_embed.prompts import Prompts
 from gemma_embed.runtimes import Batch, OllamaRuntime, TooLong, TransformersRuntime
-from llamaindex_gemma_embed import GemmaEmbedding, GemmaTitles
+from llamaindex_gemma_embed import GemmaEmbedding, GemmaTitles, passages
 
 DOCUMENT = "title: none | text: "
 QUERY = "task: search result | query: "
@@ -517,3 +518,32 @@ def test_a_runtime_without_settings_has_the_models_name() -> None:
         settings = {}
 
     assert GemmaEmbedding(Nameless()).model_name == "embeddinggemma-300m"
+
+
+@pytest.mark.parametrize(
+    ("given", "advice"),
+    [
+        ([LangChainDocument("a canary")], "langchain_gemma_embed.passages"),
+        ("a canary", r"pass a list of Document\("),
+        (["a canary"], r"pass a list of Document\("),
+        ([NodeWithScore(node=TextNode(text="a canary"))], r"pass its \.node"),
+        ([{"text": "a canary"}], r"pass dictionaries to ingest\(\) directly"),
+    ],
+)
+def test_passages_of_other_kinds_are_refused(given: Any, advice: str) -> None:
+    with pytest.raises(InvalidInput, match=f"is not a LlamaIndex node: .*{advice}") as caught:
+        list(passages(given))
+    assert caught.value.index == 0
+    assert "canary" not in str(caught.value)
+
+
+def test_titles_are_written_down_and_made_again() -> None:
+    titles = GemmaTitles(title_key="heading")
+    again = (
+        GemmaTitles.from_dict(titles.to_dict()),
+        GemmaTitles.model_validate(titles.model_dump()),
+        pickle.loads(pickle.dumps(titles)),
+        copy.deepcopy(titles),
+        titles.model_copy(),
+    )
+    assert all(each == titles for each in again)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Never, get_args
 
 from gemma_embed.background import in_background
 from gemma_embed.errors import ConfigurationError, InvalidInput
@@ -15,7 +15,7 @@ from gemma_embed.long_texts import Overlong
 from gemma_embed.path import Route, embedded, prompted
 from gemma_embed.progress import ProgressCallback, reporting
 from gemma_embed.prompts import Task, checked_task
-from gemma_embed.runtimes import RuntimeName, open_runtime
+from gemma_embed.runtimes import RuntimeName, open_runtime, reject_unknown
 from gemma_embed.runtimes.base import Runtime
 from gemma_embed.store import EmbeddingStore, open_store
 from gemma_embed.vectors import Vectors
@@ -53,6 +53,7 @@ class Embedder:
         overlong: Overlong = "error",
         store: EmbeddingStore | str | Path | None = None,
         progress: bool | ProgressCallback = False,
+        **unknown: Never,
     ) -> None:
         """Check the options; nothing is loaded.
 
@@ -66,10 +67,13 @@ class Embedder:
             overlong: See the class.
             store: An ``EmbeddingStore``, or the path of its file.
             progress: See the class.
+            **unknown: Refused; the error says where such an option belongs.
 
         Raises:
-            ConfigurationError: If an option has a value that cannot work.
+            ConfigurationError: If an option has a value that cannot work, or is unknown.
         """
+        if unknown:
+            reject_unknown(unknown, "Embedder", Embedder)
         self.runtime = open_runtime(runtime, model)
         width = self.runtime.model.width
         self.dimensions = self.runtime.model.checked_dimensions(
@@ -102,9 +106,14 @@ class Embedder:
         this embedder's document task, so an index serves all retrieval tasks.
 
         Raises:
-            ConfigurationError: If the task is unknown.
+            ConfigurationError: If the task is unknown, or is that of documents.
         """
         checked = checked_task(task)
+        if checked == "document":
+            raise ConfigurationError(
+                "for_task('document') would embed queries as documents; 'document' is the task of "
+                "documents: pass document_task='document' to the constructor, its default"
+            )
         symmetric = checked in self.runtime.model.symmetric_tasks
         document_task = checked if symmetric else self.document_task
         return self.replaced(query_task=checked, document_task=document_task)

@@ -68,7 +68,8 @@ class TwoStepSearch:
         if self.embedder.store is None:
             raise ConfigurationError(
                 "a search in two steps takes full-width vectors from an embedding store: pass "
-                "store='path/of/a/file', the one that the index was filled with"
+                "store='path/of/a/file', the one that the index was filled with (for a "
+                "ChromaIndex '<folder>.embeddings.sqlite')"
             )
         if self.embedder.dimensions == width:
             raise ConfigurationError(

@@ -24,6 +24,7 @@ from functools import cache
 from typing import Literal
 
 from gemma_embed.runtimes import OnnxRuntime, TransformersRuntime
+from gemma_embed.runtimes.options import check_choice
 
 
 @cache
@@ -35,7 +36,11 @@ def bundled_runtime(
     Args:
         runtime: ``onnx`` needs ``gemma-embed[onnx]`` and no torch; ``transformers`` is for suites
             of applications that use that one. Their vectors are equal to 1e-5.
+
+    Raises:
+        ConfigurationError: If it is another runtime: the bundled model runs in this process.
     """
+    check_choice("runtime", runtime, ("onnx", "transformers"))
     if runtime == "transformers":
         return TransformersRuntime("bundled", device="cpu")
     return OnnxRuntime("bundled")

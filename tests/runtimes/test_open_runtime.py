@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from gemma_embed.runtimes import (
     runtime_settings,
 )
 from gemma_embed.runtimes.named import RUNTIMES
+from gemma_embed.runtimes.unknown_options import _OTHER_NAMES, options_of
+from langchain_gemma_embed import GemmaEmbeddings
+from llamaindex_gemma_embed import GemmaEmbedding, GemmaTitles
 
 
 class Mine(Runtime):
@@ -75,8 +79,14 @@ def test_a_runtime_object_is_used_unchanged() -> None:
         (lambda: {"runtime": ["x"]}, r"unknown runtime \['x'\]; use 'transformers' or"),
         (lambda: {}, "unknown runtime None"),
         (lambda: "Onnx", "unknown runtime 'Onnx'; use 'transformers' or 'onnx' or 'ollama'"),
-        (lambda: "google/embeddinggemma-300m", "model='google/embeddinggemma-300m', or Trans"),
-        (lambda: "/data/model", r"model='/data/model', or TransformersRuntime\('/data/model'\)"),
+        (
+            lambda: "google/embeddinggemma-300m",
+            r"runtime='onnx' or 'transformers' with model='google/embeddinggemma-300m'",
+        ),
+        (
+            lambda: "/data/model",
+            r"OnnxRuntime\('/data/model'\) or TransformersRuntime\('/data/model'\)",
+        ),
         (lambda: Path("/data/model"), "model='/data/model'"),
         (lambda: "~/model", "model='~/model'"),
         (lambda: "bundled", "model='bundled'"),
@@ -103,7 +113,13 @@ def test_a_value_that_is_not_a_runtime_is_an_error_with_the_right_call(
         ("revision", r"TransformersRuntime\(revision=...\) or OnnxRuntime\(revision=...\)"),
         ("model_kwargs", "device=, dtype= or revision= to TransformersRuntime"),
         ("query_instruction", "query_task="),
-        ("encode_kwargs", "query_task="),
+        ("encode_kwargs", "prompts are built in and vectors have norm 1; leave it out"),
+        ("task", r"query_task= or document_task=.*for_task\(\)"),
+        ("torch_dtype", r"TransformersRuntime\(dtype=...\)"),
+        ("api_key", r"OllamaRuntime\(headers=...\)"),
+        ("dimension", "give dimensions= to Embedder, GemmaEmbeddings or GemmaEmbedding"),
+        ("devise", r"did you mean device=\? pass TransformersRuntime\(device=...\)"),
+        ("cache_dir", "HF_HOME names the folder of downloads"),
         ("show_progress", "progress=True"),
         ("dimensions", "give it to Embedder, GemmaEmbeddings or GemmaEmbedding"),
         ("model_name", "say model="),
@@ -114,6 +130,45 @@ def test_an_unknown_option_is_an_error_that_says_where_it_belongs(option: str, a
     with pytest.raises(ConfigurationError, match=rf"Here does not take {option} .*{advice}") as e:
         reject_unknown({option: "hf_canary"}, "Here")
     assert "canary" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("call", "advice"),
+    [
+        (
+            lambda: Embedder("ollama", base_url="x"),
+            r"pass OllamaRuntime\(host=...\) as the runtime",
+        ),
+        (lambda: Embedder("ollama", dimension=256), "say dimensions="),
+        (lambda: Embedder("ollama", overlog="split"), "did you mean overlong="),
+        (lambda: GemmaEmbeddings("bundled", show_progress=True), "say progress=True"),
+        (lambda: GemmaEmbeddings("bundled", colour=1), "unknown; leave it out"),
+        (lambda: OllamaRuntime(base_url="x"), "say host="),
+        (lambda: OllamaRuntime(hots="x"), "did you mean host="),
+        (lambda: TransformersRuntime(torch_dtype="x"), "say dtype="),
+        (lambda: TransformersRuntime(cache_dir="x"), "HF_HOME names the folder of downloads"),
+        (lambda: OnnxRuntime(local_files_only=True), "say offline=True"),
+        (lambda: GemmaEmbedding("bundled", progress=True), r"say show_progress=True to from_docu"),
+        (lambda: GemmaEmbedding("bundled", show_progress_bar=True), "say show_progress=True to"),
+        (lambda: GemmaTitles(title="x"), "say title_key="),
+    ],
+)
+def test_the_advice_is_one_that_the_refusing_class_follows(
+    call: Callable[[], Any], advice: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=rf"does not take .*{advice}"):
+        call()
+
+
+@pytest.mark.parametrize(
+    "kind", [Embedder, GemmaEmbeddings, GemmaEmbedding, OllamaRuntime, OnnxRuntime, GemmaTitles]
+)
+def test_a_class_never_names_itself_as_the_place_of_an_option(kind: Any) -> None:
+    names = {*_OTHER_NAMES, "progress", "dimensions", "host", "device", "precision"}
+    for name in sorted(names - set(options_of(kind))):
+        with pytest.raises(ConfigurationError, match="does not take") as caught:
+            kind(**{name: 1})
+        assert not re.search(rf"\b{kind.__name__}\b", str(caught.value).partition("(")[2]), name
 
 
 def test_each_runtime_names_the_options_it_does_not_take() -> None:

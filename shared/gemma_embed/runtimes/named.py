@@ -55,7 +55,7 @@ def open_runtime(
     kind = RUNTIMES[name]
     unknown = {key: value for key, value in settings.items() if key not in options_of(kind)}
     if unknown:
-        reject_unknown(unknown, f"runtime {name!r}")
+        reject_unknown(unknown, f"runtime {name!r}", kind)
     opened: Runtime = kind(**settings)
     return opened
 
@@ -115,7 +115,10 @@ def _unknown(name: object) -> str:
     if re.fullmatch(r"[\w.-]+(/[\w.-]+)*:[\w.-]+", name) or name == tag.partition(":")[0]:
         return f"{said}. If it is a model of an Ollama server: runtime='ollama', model={name!r}"
     if name == model_of_repository(name).repository or any(mark in name for mark in "/\\~"):
-        return f"{said}. If it is a model: model={name!r}, or TransformersRuntime({name!r})"
+        return (
+            f"{said}. If it is a model: OnnxRuntime({name!r}) or TransformersRuntime({name!r}), or "
+            f"runtime='onnx' or 'transformers' with model={name!r}"
+        )
     return said
 
 

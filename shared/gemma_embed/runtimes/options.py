@@ -7,8 +7,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
+from typing import Final
 
 from gemma_embed.errors import ConfigurationError
+
+FLOAT16: Final = (
+    "float16 overflows in this model (activations reach 264,000, it ends at 65,504) and gives NaN"
+)
 
 
 def check_kind(name: str, value: object, *kinds: type | None) -> None:

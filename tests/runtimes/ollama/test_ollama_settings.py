@@ -208,8 +208,8 @@ class TestOptions:
     @pytest.mark.parametrize(
         ("option", "hint"),
         [
-            ("base_url", r"pass OllamaRuntime\(host=...\)"),
-            ("client_kwargs", r"pass OllamaRuntime\(headers=..., timeout=...\)"),
+            ("base_url", "say host="),
+            ("client_kwargs", "give headers= and timeout= to"),
             ("num_ctx", "the context is the model's"),
             ("device", r"pass TransformersRuntime\(device=...\)"),
         ],

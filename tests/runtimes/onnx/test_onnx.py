@@ -369,7 +369,8 @@ def test_weights_in_16_bits_are_read(copied: Path, dtype: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"precision": "float16"}, "must be 'float32' or 'int8' or 'int4'"),
+        ({"precision": "float16"}, "float16 overflows.*use 'float32', 'int8' or 'int4'"),
+        ({"precision": "int2"}, "must be 'float32' or 'int8' or 'int4'"),
         ({"threads": 0}, "at least 1"),
         ({"threads": True}, "must be int, not bool"),
         ({"layout": "onnx"}, "must be 'safetensors' or 'published' or None"),

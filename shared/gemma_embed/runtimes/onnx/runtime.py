@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Never, get_args
 
+from gemma_embed.errors import ConfigurationError
 from gemma_embed.files import expanded
 from gemma_embed.identity import Identity
 from gemma_embed.runtimes.local.checkpoint import Checkpoint
@@ -19,7 +20,7 @@ from gemma_embed.runtimes.onnx.cache import Cache
 from gemma_embed.runtimes.onnx.published import GRAPHS, PublishedForward, holds_published_graphs
 from gemma_embed.runtimes.onnx.tokenizer import open_tokenizer
 from gemma_embed.runtimes.onnx.verification import Forward, verify
-from gemma_embed.runtimes.options import check_choice, check_kind, checked_count
+from gemma_embed.runtimes.options import FLOAT16, check_choice, check_kind, checked_count
 from gemma_embed.runtimes.unknown_options import reject_unknown
 from gemma_fast.architecture import Architecture
 from gemma_fast.graph import VERSION, write_graph
@@ -80,6 +81,8 @@ class OnnxRuntime(LocalRuntime):
         """
         if unknown:
             reject_unknown(unknown, "OnnxRuntime")
+        if str(precision) == "float16":
+            raise ConfigurationError(f"{FLOAT16}; use 'float32', 'int8' or 'int4'")
         check_choice("precision", precision, get_args(Precision))
         check_choice("layout", layout, (*get_args(Layout), None))
         check_kind("cache_dir", cache_dir, str, Path, None)

@@ -9,7 +9,7 @@ from gemma_embed.errors import ConfigurationError
 from gemma_embed.runtimes.local.checkpoint import Checkpoint
 from gemma_embed.runtimes.local.loading import require
 from gemma_embed.runtimes.local.runtime import LocalRuntime
-from gemma_embed.runtimes.options import check_kind
+from gemma_embed.runtimes.options import FLOAT16, check_kind
 from gemma_embed.runtimes.transformers.forks import check_not_forked
 from gemma_embed.runtimes.transformers.network import DType, Network
 from gemma_embed.runtimes.unknown_options import reject_unknown
@@ -80,10 +80,7 @@ def _refused(dtype: object) -> str:
     # torch's own types are printed as torch.bfloat16.
     name = str(dtype).removeprefix("torch.")
     if name in ("float16", "half"):
-        return (
-            "float16 overflows in this model (activations reach 264,000, it ends at 65,504) and "
-            "gives NaN; use 'float32' or 'bfloat16'"
-        )
+        return f"{FLOAT16}; use 'float32' or 'bfloat16'"
     if name in get_args(DType):
         return f"use the string {name!r}"
     return "it is unknown; use 'float32' or 'bfloat16'"
