@@ -108,7 +108,7 @@ def test_a_bad_option_is_refused_by_the_constructor(
 
 
 def test_an_unknown_option_is_refused(fake: FakeRuntime) -> None:
-    with pytest.raises(ConfigurationError, match="does not take normalize .*norm 1"):
+    with pytest.raises(ConfigurationError, match=r"does not take normalize .*norm 1"):
         Embedder(fake, normalize=True)
 
 
