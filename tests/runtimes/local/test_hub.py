@@ -265,7 +265,7 @@ def test_a_repository_without_an_optional_file_is_asked_for_it_once(
     (less / name).unlink()
     snapshot = cached(tmp_path, less)
     # Before it could be asked, nobody knows whether the download was interrupted.
-    with hub(500, None) as (endpoint, asked):
+    with hub(400, None) as (endpoint, asked):
         at(endpoint)
         with pytest.raises(ModelNotFound, match="is not completely on this disk"):
             model_folder(GOOGLE, None, offline=False)
@@ -277,7 +277,7 @@ def test_a_repository_without_an_optional_file_is_asked_for_it_once(
         at(endpoint)
         assert model_folder(GOOGLE, None, offline=False) == snapshot
     assert not (snapshot / name).exists()
-    with hub(500, None) as (endpoint, asked):
+    with hub(400, None) as (endpoint, asked):
         at(endpoint)
         assert model_folder(GOOGLE, None, offline=False) == snapshot
     assert asked == []
