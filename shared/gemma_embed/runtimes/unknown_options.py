@@ -61,7 +61,7 @@ _ELSEWHERE = {
     "client_kwargs": "give headers= and timeout= to OllamaRuntime directly",
     "num_ctx": "the context is the model's; leave it out",
     "trust_remote_code": "code in a model is never run; leave it out",
-    "token": "the environment variable HF_TOKEN holds the hub's token",
+    "token": "the environment variable HF_TOKEN holds the hub's token",  # nosec B105 - advice
     "backend": "say runtime='onnx'",
 }
 
