@@ -145,7 +145,7 @@ def _row_by_row(vectors: npt.ArrayLike, width: int) -> Vectors:
 
 
 def _numbers(values: npt.ArrayLike) -> Vectors:
-    """Convert to float32; NumPy alone would take text, truth values and complex numbers too."""
+    """Convert to float32; NumPy alone would take text, booleans and complex numbers too."""
     array = np.asarray(values)
     if array.dtype.kind in "bcSUmM":
         raise TypeError(f"{array.dtype} is not a type of real numbers")

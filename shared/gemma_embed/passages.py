@@ -38,7 +38,7 @@ class Passage:
             id and the text, and without a document from text and metadata.
         document: Id of the document that it is a part of; None takes the metadata ``source`` or
             ``file_path``. The passages of a document are replaced together.
-        metadata: Numbers, strings, truth values and lists of one kind of them. NumPy scalars become
+        metadata: Numbers, strings, booleans and lists of one kind of them. NumPy scalars become
             Python's and dates become ISO 8601 strings; None, empty lists and keys that begin with
             ``gemma_embed.`` are left out.
         extra: More metadata, which a framework needs to build its own objects again.

@@ -267,7 +267,7 @@ def test_passages_without_a_document_stay_whichever_call_brings_them(index: Chro
         assert index.ingest([each]).added == 1
     assert index.ingest(said).unchanged == 2
     assert index.ingest(reversed(said)).unchanged == 2
-    # What a framework draws anew at each run makes no other passage.
+    # What a framework draws again at each run does not make another passage.
     assert index.ingest([replace(said[0], extra={"node": "new"})]).updated == 1
     assert texts_of(index) == ["Yes.", "Yes."]
 
