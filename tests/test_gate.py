@@ -143,6 +143,26 @@ def test_a_wrong_runtime_is_an_error_with_the_callers_index(
     assert caught.value.index == index
 
 
+def test_a_runtime_that_returns_none_is_an_error() -> None:
+    class Empty(Own):
+        def embed(self, texts: Sequence[str], *, truncate: bool = False) -> Any:
+            return None
+
+    with pytest.raises(BadResponse, match="returned NoneType; embed must yield"):
+        Embedder(Empty([])).embed(["x"])
+
+
+@pytest.mark.parametrize("number", [0.0, 1e-25, 1e-9])
+def test_a_vector_that_cannot_be_cut_is_named(number: float) -> None:
+    odd = np.full(WIDTH, number)
+    odd[-1] = 1.0
+    batch = Batch([0, 1], [vector_of("a"), odd])
+    assert np.isfinite(Embedder(Own([batch])).embed(["x", "y"])).all()
+    with pytest.raises(BadResponse, match="dimensions=128") as caught:
+        Embedder(Own([batch]), dimensions=128).embed(["x", "x", "y"])
+    assert caught.value.index == 2
+
+
 def test_valid_vectors_of_a_wrong_batch_are_stored(tmp_path: Path) -> None:
     store = EmbeddingStore(tmp_path / "vectors.sqlite")
     bad = Batch([0, 1, 2], [vector_of("a"), np.zeros(WIDTH), vector_of("c")])
