@@ -70,8 +70,7 @@ from gemma_embed.errors import (
     WrongModel,
 )
 from gemma_embed.runtimes import Batch, OllamaRuntime
-from gemma_embed.runtimes.ollama import service as ollama_service
-from gemma_embed.runtimes.remote import retry
+from gemma_embed.runtimes.remote import retry, service
 from gemma_embed.runtimes.remote.loop import LOOP
 
 pytestmark = pytest.mark.timeout(30)
@@ -576,7 +575,7 @@ def test_o20_a_running_check_does_not_answer_a_later_question(server: OllamaServ
 def test_o20_the_model_is_checked_every_minute(
     server: OllamaServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ollama_service, "_KNOWN_FOR", 0.0)
+    monkeypatch.setattr(service, "KNOWN_FOR", 0.0)
     embedder = warm(server)
     server.install(OTHER)
     with pytest.raises(ModelChanged):
@@ -593,7 +592,7 @@ def test_o20_an_idle_runtime_sends_no_requests(server: OllamaServer) -> None:
 def test_o20_a_model_deleted_while_in_use(
     server: OllamaServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ollama_service, "_KNOWN_FOR", 0.0)
+    monkeypatch.setattr(service, "KNOWN_FOR", 0.0)
     embedder = warm(server)
     server.answer(faults.edited(lambda answer: {"models": []}), path="/api/tags", times=None)
     with pytest.raises(ModelNotFound, match="ollama pull"):

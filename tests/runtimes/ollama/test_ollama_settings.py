@@ -25,9 +25,9 @@ from gemma_embed.errors import (
     MissingDependency,
 )
 from gemma_embed.runtimes import EnvironmentVariable, OllamaRuntime
-from gemma_embed.runtimes.ollama.host import resolve_host
+from gemma_embed.runtimes.ollama.runtime import resolve_host
 from gemma_embed.runtimes.remote import retry
-from gemma_embed.runtimes.remote.endpoint import Endpoint
+from gemma_embed.runtimes.remote.address import is_loopback
 
 SECRET = "canary-of-a-token-7f3a"
 TEXT = "title: none | text: the canary sings privately at dawn"
@@ -125,7 +125,7 @@ class TestAddress:
         ],
     )
     def test_this_machine_is_recognised(self, url: str, loopback: bool) -> None:
-        assert Endpoint(url).loopback is loopback
+        assert is_loopback(url) is loopback
 
     @pytest.mark.parametrize("value", ["http://127.0.0.1:port-" + SECRET, "[::1"])
     def test_a_malformed_one_in_the_environment_is_an_error(self, value: str) -> None:

@@ -23,6 +23,7 @@ from gemma_embed.errors import (
     ConnectionFailed,
     EmbeddingError,
     InputTooLong,
+    ModelChanged,
     ServerBusy,
     ServerFailed,
     ServerRefused,
@@ -31,9 +32,10 @@ from gemma_embed.errors import (
 from gemma_embed.identity import Identity
 from gemma_embed.models import EMBEDDINGGEMMA_300M
 from gemma_embed.runtimes import EnvironmentVariable
-from gemma_embed.runtimes.remote import RemoteRuntime, failures, retry
-from gemma_embed.runtimes.remote.endpoint import Endpoint, checked_headers, server_url
-from gemma_embed.runtimes.remote.failures import FORM, Dialect, Failure
+from gemma_embed.runtimes.remote import RemoteRuntime, retry
+from gemma_embed.runtimes.remote.address import server_url
+from gemma_embed.runtimes.remote.failures import Dialect, Failure, Kind
+from gemma_embed.runtimes.remote.headers import checked_headers
 from gemma_embed.runtimes.remote.runtime import Settings
 from gemma_embed.runtimes.remote.service import Service
 
@@ -43,42 +45,49 @@ TEXTS = ["the first text", "a poison in it", "the third text"]
 
 DIALECT = Dialect(
     server="the test server",
-    words=(("not finite", "NaN"), ("too long", "too many tokens"), ("crashed", "EOF")),
-    fixes={"unreachable": "start {model} first"},
+    words=((Kind.NOT_FINITE, "NaN"), (Kind.TOO_LONG, "too many tokens"), (Kind.CRASHED, "EOF")),
+    fixes={Kind.UNREACHABLE: "start {model} first"},
 )
 
 
 class OtherService(Service):
     dialect = DIALECT
 
-    async def identify(self) -> Identity:
-        return Identity("embeddinggemma-300m", self.settings.name, "1", "other", "F32", 2048)
+    async def ask_identity(self) -> Identity:
+        return Identity("embeddinggemma-300m", self.settings.model, "1", "other", "F32", 2048)
 
-    async def prepare(self) -> None:
-        self.prepared = True
+    async def revision(self) -> tuple[str, str]:
+        answer = await self.question("GET", "/api/version")
+        return "other", "1" if answer["version"] == "0.33.0" else "2"
+
+    async def load(self) -> None:
+        """It is loaded."""
 
     async def send(self, texts: Sequence[str], *, truncate: bool) -> list[Any]:
-        body = {"model": self.settings.name, "input": texts}
+        body = {"model": self.settings.model, "input": texts}
         answer = await self.connection.json("POST", PATH, body, seconds=self.settings.timeout)
         try:
             return [row["embedding"] for row in answer["data"]]
         except (KeyError, TypeError):
-            raise Failure("malformed", why=FORM) from None
+            raise Failure(Kind.MALFORMED) from None
 
 
 class OtherRuntime(RemoteRuntime[OtherService]):
-    _server = "Other"
-
-    def __init__(self, url: str, headers: Any = None, timeout: float = 5.0, **options: int) -> None:
+    def __init__(
+        self,
+        url: str,
+        headers: Any = None,
+        timeout: float = 5.0,
+        model: str = "embeddinggemma:300m",
+        **options: int,
+    ) -> None:
         counts = {"max_batch": 64, "max_batch_bytes": 9999, "concurrency": 2, "max_retries": 3}
         super().__init__(
             Settings(
-                model=EMBEDDINGGEMMA_300M,
-                name="embeddinggemma:300m",
-                endpoint=Endpoint(
-                    server_url(url, server="the test server", bare_port=8000),
-                    checked_headers(headers),
-                ),
+                row=EMBEDDINGGEMMA_300M,
+                model=model,
+                host=server_url(url, server="the test server", bare_port=8000),
+                headers=checked_headers(headers),
                 timeout=timeout,
                 **(counts | options),
             )
@@ -147,6 +156,18 @@ def test_the_faulty_text_is_named(
     assert "poison" not in str(caught.value)
 
 
+def test_a_change_after_a_failure_is_found(server: OllamaServer) -> None:
+    embedder = Embedder(OtherRuntime(server.url))
+    embedder.embed(["first"])
+    asked = [request.path for request in server.requests]
+    embedder.embed(["second"])
+    assert [request.path for request in server.requests] == [*asked, PATH]
+    server.version = "0.34.0"
+    server.fail(503, path=PATH)
+    with pytest.raises(ModelChanged, match=r"was 1 \(other\) and is 2 \(other\) now"):
+        embedder.embed(TEXTS)
+
+
 Break = Callable[[OllamaServer], object]
 
 
@@ -172,7 +193,7 @@ Break = Callable[[OllamaServer], object]
         (
             lambda s: s.answer(faults.edited(lambda a: {"data": a["data"][1:]}), path=PATH),
             BadResponse,
-            "Other (http://127.0.0.1",
+            "OtherRuntime (http://127.0.0.1",
         ),
     ],
 )
@@ -239,12 +260,11 @@ def test_a_forked_child_has_its_own_loop_and_connections(server: OllamaServer) -
     np.testing.assert_allclose(embedder.embed(["again"]), expected(["again"]), atol=1e-6)
 
 
-def test_every_kind_of_failure_has_an_error() -> None:
-    kinds = set(failures.Kind.__args__)
-    assert set(failures._ACCOUNTS) == kinds
-    for kind in kinds:
-        failure = Failure(kind, why="something")
-        error = DIALECT.error(failure, origin="http://a:1", model="{odd}", waited=3.0)
-        assert isinstance(error, EmbeddingError)
-        assert "{" not in str(error).replace("{odd}", "").replace('{"Authorization": ...}', "")
-        assert error.__cause__ is failure
+@pytest.mark.parametrize("kind", Kind)
+def test_every_kind_of_failure_has_an_error(kind: Kind) -> None:
+    failure = Failure(kind, why="something")
+    error = OtherRuntime("http://a:1", model="{odd}")._service.get().error(failure)
+    assert type(error) is kind.error
+    assert isinstance(error, EmbeddingError)
+    assert "{" not in str(error).replace("{odd}", "").replace('{"Authorization": ...}', "")
+    assert error.__cause__ is failure

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gemma_embed.errors import ModelNotFound, WrongModel
 from gemma_embed.models import Model
+
+if TYPE_CHECKING:
+    from gemma_embed.runtimes.ollama.runtime import OllamaSettings
 
 UNKNOWN = "unknown"
 _MOST_NAMES = 5
 
 
-def era_of(version: str | None, model: Model, server: str) -> tuple[str, str]:
+def era_of(version: object, model: Model, server: str) -> tuple[str, str]:
     """Return how a server of this version computes a model, and how far that deviates.
 
     Args:
-        version: From ``/api/version``. Source builds say 0.0.0, forks say anything: these are
-            ``unknown`` and pass.
+        version: From ``/api/version``. Source builds say 0.0.0, forks say anything, or none: these
+            are ``unknown`` and pass.
         model: The row of the model table.
         server: Its URL, for messages.
 
@@ -28,8 +31,8 @@ def era_of(version: str | None, model: Model, server: str) -> tuple[str, str]:
     Raises:
         WrongModel: If the version is too old for the model, or computes wrong vectors.
     """
-    match = re.match(r"v?(\d{1,9})\.(\d{1,9})\.(\d{1,9})", version or "")
-    numbers = tuple(map(int, match.groups())) if match else (0, 0, 0)
+    match = re.match(r"v?(\d{1,9})\.(\d{1,9})\.(\d{1,9})", str(version))
+    numbers = tuple(map(int, match.groups())) if match else ()
     if not any(numbers):
         return UNKNOWN, ""
     support = model.family.ollama
@@ -45,11 +48,9 @@ def era_of(version: str | None, model: Model, server: str) -> tuple[str, str]:
             f"vectors; {update}, and embed again what it made"
         )
     deviation = support.deviations.get(eras[-1], "")
-    if not deviation:
-        return eras[-1], ""
-    return eras[-1], (
-        f"Ollama {known} ({server}) {deviation}; {update}, and embed again what it made"
-    )
+    if deviation:
+        deviation = f"Ollama {known} ({server}) {deviation}; {update}, and embed again what it made"
+    return eras[-1], deviation
 
 
 def full_name(tag: str) -> str:
@@ -82,13 +83,9 @@ def not_found(tag: str, names: Sequence[str], server: str) -> ModelNotFound:
 
 def checked_model(
     answer: Mapping[str, Any],
-    *,
-    model: Model,
-    tag: str,
-    server: str,
+    settings: OllamaSettings,
     listed_quantization: str | None,
     shown: Callable[[object], str],
-    allow_cloud: bool,
 ) -> tuple[str, int]:
     """Check that the server has under a tag the model that it should be.
 
@@ -96,12 +93,9 @@ def checked_model(
 
     Args:
         answer: Of a verbose ``/api/show``.
-        model: What it should be.
-        tag: The name asked for.
-        server: Its URL, for messages.
+        settings: The model, and what it is called there.
         listed_quantization: From ``/api/tags``.
         shown: Makes the server's words fit to be shown.
-        allow_cloud: Whether the server may pass the texts on to another machine.
 
     Returns:
         Its quantisation, and the tokens that it reads.
@@ -110,20 +104,22 @@ def checked_model(
         WrongModel: If it does not embed, is of another architecture or width, lacks Dense layers,
             is F16, or runs on another machine and must not.
     """
+    model = settings.row
+    pull = f"run: ollama pull {model.ollama_tag}"
 
-    def wrong(reason: str, fix: str = f"run: ollama pull {model.ollama_tag}") -> WrongModel:
+    def wrong(reason: str, fix: str = pull) -> WrongModel:
+        tag, server = settings.model, settings.origin
         return WrongModel(f"{tag!r} is not {model.name}: it {reason} ({server}); {fix}")
 
-    if (answer.get("remote_host") or answer.get("remote_model")) and not allow_cloud:
+    if (answer.get("remote_host") or answer.get("remote_model")) and not settings.allow_cloud:
         raise wrong(
             "runs on another machine, and the texts would go there",
-            f"run: ollama pull {model.ollama_tag}, or give allow_cloud=True",
+            f"{pull}, or give allow_cloud=True",
         )
     capabilities = answer.get("capabilities")
     if isinstance(capabilities, list) and "embedding" not in capabilities:
         raise wrong("does not embed texts")
-    facts = answer.get("model_info")
-    facts = facts if isinstance(facts, dict) else {}
+    facts = _object(answer.get("model_info"))
     architecture = facts.get("general.architecture")
     if architecture is not None and architecture not in model.family.ollama.architectures:
         raise wrong(f"has the architecture {shown(ascii(architecture))}")
@@ -134,12 +130,11 @@ def checked_model(
     if dense is not None and dense < model.dense_layers:
         raise wrong(
             f"lacks Dense layers ({dense} of {model.dense_layers}) and gives other vectors",
-            f"run: ollama pull {model.ollama_tag}; or convert the checkpoint again with "
-            "convert_hf_to_gguf.py --sentence-transformers-dense-modules",
+            f"{pull}; or convert the checkpoint again with convert_hf_to_gguf.py "
+            "--sentence-transformers-dense-modules",
         )
-    details = answer.get("details")
-    quantization = details.get("quantization_level") if isinstance(details, dict) else None
-    quantization = str(listed_quantization or quantization or UNKNOWN)
+    reported = _object(answer.get("details")).get("quantization_level")
+    quantization = str(listed_quantization or reported or UNKNOWN)
     if quantization.upper() == "F16":
         raise wrong(
             "is stored as F16, in which this model overflows and gives NaN or zeros",
@@ -149,6 +144,10 @@ def checked_model(
     if isinstance(context, bool) or not isinstance(context, int) or context <= 0:
         context = model.context
     return quantization, min(context, model.context)
+
+
+def _object(answer: object) -> dict[str, Any]:
+    return answer if isinstance(answer, dict) else {}
 
 
 def _dense_layers(tensors: object) -> int | None:

@@ -11,19 +11,16 @@ from typing import TYPE_CHECKING, Never
 
 from gemma_embed.errors import ConfigurationError, MissingDependency
 from gemma_embed.models import EMBEDDINGGEMMA_300M, model_of_ollama_tag
-from gemma_embed.runtimes.ollama.host import resolve_host
 from gemma_embed.runtimes.ollama.model import leaves_the_device
-from gemma_embed.runtimes.options import (
-    check_kind,
-    checked_count,
-    checked_flag,
-    checked_seconds,
-)
-from gemma_embed.runtimes.remote.endpoint import Endpoint, Headers, checked_headers
+from gemma_embed.runtimes.options import check_kind, checked_count, checked_flag, checked_seconds
+from gemma_embed.runtimes.remote.address import server_url
+from gemma_embed.runtimes.remote.headers import Headers, checked_headers
 from gemma_embed.runtimes.remote.runtime import RemoteRuntime, Settings
 from gemma_embed.runtimes.unknown_options import reject_unknown
 
 if TYPE_CHECKING:
+    from ollama import ProgressResponse
+
     from gemma_embed.runtimes.ollama.service import OllamaService
 
 # The server opens a connection to its model process for every text of a list at once; with
@@ -50,7 +47,6 @@ class OllamaRuntime(RemoteRuntime["OllamaService"]):
     EmbeddingGemma's vectors, and has the model loaded. Never downloads by itself: see ``pull``.
     """
 
-    _server = "Ollama"
     _settings: OllamaSettings
 
     def __init__(
@@ -103,19 +99,19 @@ class OllamaRuntime(RemoteRuntime["OllamaService"]):
             reject_unknown(unknown, "OllamaRuntime")
         check_kind("host", host, str, None)
         tag = _checked_tag(model, checked_flag("allow_cloud", allow_cloud))
-        url = resolve_host(os.environ.get("OLLAMA_HOST", "") if host is None else host)
         super().__init__(
             OllamaSettings(
-                model=model_of_ollama_tag(tag),
-                name=tag,
-                endpoint=Endpoint(url, checked_headers(headers)),
-                timeout=checked_seconds("timeout", timeout),
+                row=model_of_ollama_tag(tag),
+                model=tag,
+                host=resolve_host(os.environ.get("OLLAMA_HOST", "") if host is None else host),
+                headers=checked_headers(headers),
+                timeout=timeout,
                 load_timeout=checked_seconds("load_timeout", load_timeout),
                 keep_alive=_checked_keep_alive(keep_alive),
                 max_batch=checked_count("max_batch", max_batch, 1, MOST_TEXTS),
-                max_batch_bytes=checked_count("max_batch_bytes", max_batch_bytes, 1),
-                concurrency=checked_count("concurrency", concurrency, 1),
-                max_retries=checked_count("max_retries", max_retries, 0),
+                max_batch_bytes=max_batch_bytes,
+                concurrency=concurrency,
+                max_retries=max_retries,
                 allow_cloud=allow_cloud,
             )
         )
@@ -132,7 +128,20 @@ class OllamaRuntime(RemoteRuntime["OllamaService"]):
             TransientError: If it broke off; pulled again, it continues where it stopped.
             ServerRefused: If the server refuses, for instance because it is too old.
         """
-        self._service.get().pull(progress)
+        from gemma_embed.runtimes.remote.loop import run
+
+        steps = self._service.get().pulled()
+
+        async def next_step() -> ProgressResponse | None:
+            return await anext(steps, None)
+
+        try:
+            # One by one, so that progress is called on the caller's thread.
+            while (step := run(next_step())) is not None:
+                if progress is not None and step.digest:
+                    progress(step.digest, step.completed or 0, step.total or 0)
+        finally:
+            run(steps.aclose())
 
     def _connect(self) -> OllamaService:
         try:
@@ -153,6 +162,22 @@ class OllamaRuntime(RemoteRuntime["OllamaService"]):
                 "without quotes, or unset it"
             ) from None
         return OllamaService(self._settings)
+
+
+def resolve_host(host: str) -> str:
+    """Return the URL that a value of ``OLLAMA_HOST`` stands for.
+
+    The rules are those of Ollama's own ``envconfig.Host``, so that every value that works for the
+    ``ollama`` command works here. Two differ: a malformed port is an error, where Ollama warns
+    and takes the default; and an address to listen on becomes one to connect to.
+
+    Raises:
+        ConfigurationError: If it is malformed, or has a user name or a query. These may be
+            secrets; the message does not repeat them.
+    """
+    value = host.strip().strip("\"'").strip()
+    value = "https://ollama.com" if value == "ollama.com" else value
+    return server_url(value, server="the Ollama server", bare_port=11434)
 
 
 def _checked_tag(model: str | None, allow_cloud: bool) -> str:

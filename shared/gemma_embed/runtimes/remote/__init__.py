@@ -31,7 +31,7 @@ What it gets:
 Vectors are not checked here: ``gate.py`` does that for every runtime.
 """
 
-from gemma_embed.runtimes.remote.endpoint import EnvironmentVariable
+from gemma_embed.runtimes.remote.headers import EnvironmentVariable
 from gemma_embed.runtimes.remote.runtime import RemoteRuntime
 
 __all__ = ["EnvironmentVariable", "RemoteRuntime"]

@@ -10,25 +10,26 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-import ssl
 import time
 import urllib.request
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing, suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
 from gemma_embed.errors import ConfigurationError, MissingDependency
-from gemma_embed.runtimes.remote.endpoint import Endpoint
-from gemma_embed.runtimes.remote.failures import FORM, Dialect, Failure
+from gemma_embed.runtimes.remote.address import is_loopback
+from gemma_embed.runtimes.remote.failures import Dialect, Failure, Kind
 from gemma_embed.runtimes.remote.retry import retry_after_seconds
 
 CONNECT_TIMEOUT = 5.0
 # A list of the model's tokens, which some servers send, takes about 10 MB.
 LARGEST_ANSWER = 1 << 26
-# Of an error's body only a sentence is ever shown.
+# Of an error's body only a sentence is ever shown; a report in a stream is as short.
 LARGEST_REFUSAL = 1 << 16
+_TOO_MUCH = "it has far more bytes than it needs"
 
 
 class Connection:
@@ -37,28 +38,32 @@ class Connection:
     Every method raises ``Failure`` for what goes wrong, and nothing else.
     """
 
-    def __init__(self, endpoint: Endpoint, headers: Mapping[str, str], dialect: Dialect) -> None:
+    def __init__(self, url: str, headers: Mapping[str, str], dialect: Dialect) -> None:
         """Open no connection yet.
 
         Args:
-            endpoint: Where.
-            headers: Its headers as they are sent.
+            url: Where.
+            headers: As they are sent.
             dialect: How the server reports failures.
 
         Raises:
-            ConfigurationError: If the environment names a malformed proxy.
+            ConfigurationError: If the environment names a malformed proxy. It may contain a
+                password, and is not repeated.
             MissingDependency: If it names a SOCKS proxy, and httpx lacks the package for it.
         """
-        self._url = endpoint.url
+        self._url = url
         self._dialect = dialect
-        tls = httpx.create_ssl_context(trust_env=not endpoint.loopback)
-        proxy = _environment_proxy(endpoint, tls)
+        parts, proxies = urlsplit(url), urllib.request.getproxies()
+        proxy = proxies.get(parts.scheme) or proxies.get("all")
+        # Never a proxy for this machine.
+        if is_loopback(url) or urllib.request.proxy_bypass(parts.hostname or ""):
+            proxy = None
         try:
             self._client = httpx.AsyncClient(
                 # Compressed, a small answer could unfold to one that fills the memory.
                 headers={**headers, "accept-encoding": "identity"},
-                verify=tls,
-                proxy=proxy,
+                verify=httpx.create_ssl_context(trust_env=not is_loopback(url)),
+                proxy=f"http://{proxy}" if proxy and "://" not in proxy else proxy,
                 trust_env=False,
                 follow_redirects=False,
                 # The caller bounds its requests itself.
@@ -69,6 +74,12 @@ class Connection:
                 "the environment names a SOCKS proxy, for which httpx needs one more package; "
                 'run: pip install "httpx[socks]"'
             ) from error
+        except (ValueError, httpx.InvalidURL):
+            raise ConfigurationError(
+                "a proxy variable in the environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY) is not "
+                "the URL of a proxy; set it to something like http://proxy.example.com:3128, or "
+                "unset it"
+            ) from None
 
     async def close(self) -> None:
         """Close the connections kept open."""
@@ -92,9 +103,8 @@ class Connection:
             seconds: Deadline of the complete exchange.
             largest: Most bytes of the answer.
         """
-        async with self._answer(method, path, body, seconds) as response:
-            said = b"".join([piece async for piece in _pieces(response, largest)])
-        return _parsed(said)
+        pieces = self._pieces(method, path, body, largest, seconds, seconds)
+        return _parsed(b"".join([piece async for piece in pieces]))
 
     async def lines(
         self, method: str, path: str, body: object, *, silence: float
@@ -107,119 +117,84 @@ class Connection:
             body: A JSON value.
             silence: Seconds that may pass between two pieces of the answer; it may take any time.
         """
-        async with self._answer(method, path, body, None, silence) as response:
-            rest = b""
-            async for piece in _pieces(response, LARGEST_ANSWER):
+        rest = b""
+        async with aclosing(
+            self._pieces(method, path, body, LARGEST_ANSWER, None, silence)
+        ) as pieces:
+            async for piece in pieces:
                 *lines, rest = (rest + piece).split(b"\n")
                 if len(rest) > LARGEST_REFUSAL:
-                    raise Failure("malformed", why="a line of it has far more bytes than it needs")
+                    raise Failure(Kind.MALFORMED, why=_TOO_MUCH)
                 for line in filter(bytes.strip, lines):
                     yield _parsed(line)
-            if rest.strip():
-                yield _parsed(rest)
+        if rest.strip():
+            yield _parsed(rest)
 
-    @asynccontextmanager
-    async def _answer(
+    async def _pieces(
         self,
         method: str,
         path: str,
         body: object,
+        largest: int,
         seconds: float | None,
-        silence: float | None = None,
-    ) -> AsyncIterator[httpx.Response]:
-        """Send a request; the answer has the status 200, and its body is still to be read."""
+        silence: float,
+    ) -> AsyncGenerator[bytes, None]:
+        """Make one exchange; yield the body of an answer with the status 200 as it comes."""
         timeout = httpx.Timeout(silence, connect=CONNECT_TIMEOUT)
-        refusal: Failure | None = None
+        request = self._client.stream(method, self._url + path, json=body, timeout=timeout)
+        said, status, asked = b"", 0, None
         try:
-            async with (
-                asyncio.timeout(seconds),
-                self._client.stream(
-                    method, self._url + path, json=body, timeout=timeout
-                ) as response,
-            ):
-                if response.status_code != 200:
-                    # What there is to say if its body takes longer than the time that is left.
-                    refusal = self._refusal(response, b"")
-                    raise self._refusal(response, await _beginning(response))
-                if "html" in response.headers.get("Content-Type", ""):
-                    raise Failure("malformed", why="it is a web page", status=200)
-                if response.headers.get("Content-Encoding", "identity") != "identity":
-                    raise Failure("malformed", why="it is compressed, unasked for", status=200)
-                yield response
-        except (httpx.NetworkError, httpx.TimeoutException) as error:
-            raise _network_failure(error) from error
-        except TimeoutError:
-            raise refusal or Failure("timeout") from None
+            async with asyncio.timeout(seconds), request as response:
+                status, headers = response.status_code, response.headers
+                if status == 200:
+                    why = "it is a web page" if "html" in headers.get("Content-Type", "") else ""
+                    if headers.get("Content-Encoding", "identity") != "identity":
+                        why = "it is compressed, unasked for"
+                    if why:
+                        raise Failure(Kind.MALFORMED, why=why, status=200)
+                    async for piece in response.aiter_raw():
+                        largest -= len(piece)
+                        if largest < 0:
+                            raise Failure(Kind.MALFORMED, why=_TOO_MUCH)
+                        yield piece
+                    return
+                asked = retry_after_seconds(headers.get("Retry-After"), time.time())
+                # A body that breaks off, or never ends, has said enough.
+                with suppress(httpx.TransportError):
+                    async for piece in response.aiter_raw():
+                        said += piece
+                        if len(said) > LARGEST_REFUSAL:
+                            break
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            cause: BaseException = error
+            # httpx says little, the system's own error at the end of the chain says why.
+            while cause.__cause__ or cause.__context__:
+                cause = cause.__cause__ or cause.__context__ or cause
+            unknown = isinstance(cause, socket.gaierror)
+            kind = Kind.UNKNOWN_HOST if unknown else Kind.UNREACHABLE
+            raise Failure(kind, said=str(cause)) from error
+        except (TimeoutError, httpx.TimeoutException):
+            if status in (0, 200):
+                raise Failure(Kind.TIMEOUT, why=f"{silence:g}") from None
         # Not chained from here on: these quote the answer, which may quote a text or a header.
         except httpx.ProxyError as error:
-            raise Failure("unreachable", str(error)) from None
+            raise Failure(Kind.UNREACHABLE, said=str(error)) from None
         except httpx.TransportError:
-            raise Failure("disconnected") from None
+            raise Failure(Kind.CUT_SHORT if status else Kind.DISCONNECTED) from None
         except (httpx.InvalidURL, UnicodeError):
             # A host like xn--a, which no library decodes.
-            raise Failure("unknown host") from None
-
-    def _refusal(self, response: httpx.Response, said: bytes) -> Failure:
-        asked = retry_after_seconds(response.headers.get("Retry-After"), time.time())
-        return self._dialect.failure(response.status_code, _error_text(said), asked)
-
-
-def _environment_proxy(endpoint: Endpoint, tls: ssl.SSLContext) -> httpx.Proxy | None:
-    """Return the proxy that the environment names for a server; never one for this machine.
-
-    Raises:
-        ConfigurationError: If it is malformed. It may contain a password, and is not repeated.
-    """
-    url = httpx.URL(endpoint.url)
-    proxies = urllib.request.getproxies()
-    address = proxies.get(url.scheme) or proxies.get("all")
-    if endpoint.loopback or not address or urllib.request.proxy_bypass(url.raw_host.decode()):
-        return None
-    try:
-        address = address if "://" in address else f"http://{address}"
-        return httpx.Proxy(address, ssl_context=tls if address.startswith("https:") else None)
-    except (ValueError, httpx.InvalidURL):
-        raise ConfigurationError(
-            "a proxy variable in the environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY) is not the "
-            "URL of a proxy; set it to something like http://proxy.example.com:3128, or unset it"
-        ) from None
-
-
-async def _pieces(response: httpx.Response, largest: int) -> AsyncIterator[bytes]:
-    """Yield an answer's body as it comes, as long as it has no more bytes than ``largest``."""
-    left = largest
-    try:
-        async for piece in response.aiter_raw():
-            left -= len(piece)
-            if left < 0:
-                raise Failure("malformed", why="it has far more bytes than it needs")
-            yield piece
-    except (httpx.ReadError, httpx.RemoteProtocolError):
-        # Not chained: the second quotes what came.
-        raise Failure("cut short") from None
-
-
-async def _beginning(response: httpx.Response) -> bytes:
-    """Return the first bytes of a body; one that breaks off, or never ends, has said enough."""
-    said = b""
-    if "Content-Encoding" in response.headers:
-        return said
-    with suppress(httpx.TransportError):
-        async for piece in response.aiter_raw():
-            said += piece
-            if len(said) > LARGEST_REFUSAL:
-                break
-    return said
+            raise Failure(Kind.UNKNOWN_HOST) from None
+        raise self._dialect.failure(status, _error_text(said), asked)
 
 
 def _parsed(said: bytes) -> Any:
     try:
         return json.loads(said)
     except (json.JSONDecodeError, UnicodeDecodeError):
-        raise Failure("cut short") from None
+        raise Failure(Kind.CUT_SHORT) from None
     except (ValueError, RecursionError):
         # Numbers of too many digits, lists in lists in lists.
-        raise Failure("malformed", why=FORM) from None
+        raise Failure(Kind.MALFORMED) from None
 
 
 def _error_text(said: bytes) -> str:
@@ -232,14 +207,3 @@ def _error_text(said: bytes) -> str:
     if isinstance(error, dict):
         error = error.get("message")
     return error if isinstance(error, str) else ""
-
-
-def _network_failure(error: httpx.NetworkError | httpx.TimeoutException) -> Failure:
-    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-        cause: BaseException = error
-        # httpx says little, the system's own error at the end of the chain says why.
-        while cause.__cause__ or cause.__context__:
-            cause = cause.__cause__ or cause.__context__ or cause
-        unknown = isinstance(cause, socket.gaierror)
-        return Failure("unknown host" if unknown else "unreachable", str(cause))
-    return Failure("timeout" if isinstance(error, httpx.TimeoutException) else "disconnected")

@@ -6,14 +6,17 @@ import dataclasses
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-from gemma_embed.errors import InvalidInput
 from gemma_embed.identity import Identity
+from gemma_embed.inputs import checked_texts
 from gemma_embed.models import Model
 from gemma_embed.runtimes.base import Batch, Runtime, TooLong
+from gemma_embed.runtimes.options import checked_count, checked_seconds
 from gemma_embed.runtimes.per_process import PerProcess
-from gemma_embed.runtimes.remote.endpoint import Endpoint
+from gemma_embed.runtimes.remote.headers import CheckedHeaders, without_secrets
+from gemma_embed.vectors import plan_batches
 
 if TYPE_CHECKING:
     from gemma_embed.runtimes.remote.service import Service
@@ -26,24 +29,42 @@ class Settings:
     """A runtime's checked options: all that a pickle of it contains, but for secrets.
 
     Attributes:
-        model: The row of the model table.
-        name: What the server calls the model.
-        endpoint: The server.
+        row: The row of the model table.
+        model: What the server calls the model.
+        host: The server: scheme, host, port and path; never a user name, a password or a query.
+        headers: Names and values. Secret: no ``repr`` or message shows them.
         timeout: Deadline of an exchange with texts, in seconds.
         max_batch: Most texts in a request.
         max_batch_bytes: Most bytes of text in a request, but for a longer text alone.
         concurrency: Most requests with texts in flight, over all threads.
         max_retries: How often a request is repeated.
+
+    Raises:
+        ConfigurationError: If a number has a value that cannot work.
     """
 
-    model: Model
-    name: str
-    endpoint: Endpoint
+    row: Model = dataclasses.field(repr=False)
+    model: str
+    host: str
+    headers: CheckedHeaders = dataclasses.field(repr=False)
     timeout: float
     max_batch: int
     max_batch_bytes: int
     concurrency: int
     max_retries: int
+
+    def __post_init__(self) -> None:
+        checked_seconds("timeout", self.timeout)
+        for name, least in _LEAST.items():
+            checked_count(name, getattr(self, name), least)
+
+    @property
+    def origin(self) -> str:
+        """The server without its path: what messages show."""
+        return "/".join(self.host.split("/", 3)[:3])
+
+
+_LEAST = {"max_batch": 1, "max_batch_bytes": 1, "concurrency": 1, "max_retries": 0}
 
 
 class RemoteRuntime(Runtime, Generic[S]):
@@ -58,7 +79,6 @@ class RemoteRuntime(Runtime, Generic[S]):
     the server stops too; none of its threads keeps a program from ending.
     """
 
-    _server: ClassVar[str]
     _settings: Settings
 
     def __init__(self, settings: Settings) -> None:
@@ -80,8 +100,8 @@ class RemoteRuntime(Runtime, Generic[S]):
         return f"{type(self).__name__}({options})"
 
     def __getstate__(self) -> dict[str, object]:
-        endpoint = self._settings.endpoint.without_secrets()
-        return {"settings": dataclasses.replace(self._settings, endpoint=endpoint)}
+        headers = without_secrets(self._settings.headers)
+        return {"settings": dataclasses.replace(self._settings, headers=headers)}
 
     def __setstate__(self, state: dict[str, Settings]) -> None:
         RemoteRuntime.__init__(self, state["settings"])
@@ -95,26 +115,19 @@ class RemoteRuntime(Runtime, Generic[S]):
     @property
     def model(self) -> Model:
         """The row of the model table."""
-        return self._settings.model
+        return self._settings.row
 
     @property
     def description(self) -> str:
-        """The server, as error messages name it."""
-        return f"{self._server} ({self._settings.endpoint.origin})"
+        """The class and the server, as error messages name it."""
+        return f"{type(self).__name__} ({self._settings.origin})"
 
     @property
     def settings(self) -> dict[str, Any]:
         """The constructor's arguments, but for the headers, which may be secret."""
-        options = {
-            field.name: getattr(self._settings, field.name)
-            for field in dataclasses.fields(self._settings)
-        }
-        del options["endpoint"]
-        return {
-            "model": options.pop("name"),
-            "host": self._settings.endpoint.url,
-            **{name: value for name, value in options.items() if name != "model"},
-        }
+        # Those that are shown.
+        names = [field.name for field in dataclasses.fields(self._settings) if field.repr]
+        return {name: getattr(self._settings, name) for name in names}
 
     @property
     def identity(self) -> Identity:
@@ -125,7 +138,10 @@ class RemoteRuntime(Runtime, Generic[S]):
             ServerRefused: If it does not answer such questions.
             TransientError: If it cannot be reached now.
         """
-        return self._service.get().identity()
+        from gemma_embed.runtimes.remote.loop import run
+
+        service = self._service.get()
+        return run(service.alone(service.identify))
 
     def embed(self, texts: Sequence[str], *, truncate: bool = False) -> Iterator[Batch | TooLong]:
         """Compute vectors, batch by batch; see ``Runtime.embed``.
@@ -142,17 +158,23 @@ class RemoteRuntime(Runtime, Generic[S]):
             ServerRefused: If the server refuses.
             TransientError: If it cannot be reached, is too busy or breaks down, after retries.
         """
-        sizes = []
-        for row, text in enumerate(texts):
-            try:
-                sizes.append(len(text.encode()))
-            except (AttributeError, UnicodeEncodeError):
-                raise InvalidInput(
-                    "not a string of Unicode characters that can be encoded "
-                    "(it is bytes, None, or contains half of a surrogate pair)",
-                    index=row,
-                ) from None
-        return self._service.get().embed(texts, sizes, truncate)
+        import asyncio
+
+        from gemma_embed.runtimes.remote.loop import in_parallel, run
+
+        most, texts = self._settings, checked_texts(texts)
+        batches = plan_batches(
+            [len(text.encode()) for text in texts],
+            max_items=most.max_batch,
+            max_size=most.max_batch_bytes,
+            padded=False,
+        )
+        service = self._service.get()
+        if not service.prepared:
+            run(service.alone(service.prepare))
+        # Set when a batch failed.
+        work = partial(service.batch, texts, truncate, asyncio.Event())
+        yield from in_parallel(work, batches, most.concurrency)
 
     def close(self) -> None:
         """Close connections kept open, once calls under way are done.

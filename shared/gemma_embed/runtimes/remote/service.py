@@ -12,38 +12,39 @@ import os
 import time
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import numpy.typing as npt
 
 from gemma_embed.cancellation import Cancelled, check_not_cancelled
-from gemma_embed.errors import EmbeddingError
+from gemma_embed.errors import EmbeddingError, ModelChanged
 from gemma_embed.identity import Identity
 from gemma_embed.runtimes.base import Batch, TooLong
 from gemma_embed.runtimes.remote import retry
 from gemma_embed.runtimes.remote.connection import Connection
-from gemma_embed.runtimes.remote.failures import FORM, Dialect, Failure
-from gemma_embed.runtimes.remote.loop import LOOP, in_parallel, run
+from gemma_embed.runtimes.remote.failures import Dialect, Failure, Kind
+from gemma_embed.runtimes.remote.headers import sent_headers
+from gemma_embed.runtimes.remote.loop import LOOP
 from gemma_embed.runtimes.remote.runtime import Settings
 from gemma_embed.runtimes.remote.shown import shown
-from gemma_embed.vectors import plan_batches
 
 T = TypeVar("T")
 
 # Deadline of what needs no model: versions, lists.
 QUESTION_TIMEOUT = 30.0
 _LONGEST_NAME = 80
+# Seconds after which the server is asked again what it runs; also done after every failure:
+# another server may answer next, or the same one with other weights.
+KNOWN_FOR = 60.0
 
 logger = logging.getLogger("gemma_embed")
 
 
 class Service(ABC):
-    """A server as one runtime talks to it.
-
-    Its coroutines run on the background loop, and only there; everything else is thread-safe.
-    """
+    """A server as one runtime talks to it. Its coroutines run on the background loop."""
 
     dialect: ClassVar[Dialect]
 
@@ -54,34 +55,46 @@ class Service(ABC):
             ConfigurationError: If a header cannot be sent, or the environment names a malformed
                 proxy.
         """
-        headers = settings.endpoint.sent_headers()
-        self.connection = Connection(settings.endpoint, headers, self.dialect)
-        self.origin = settings.endpoint.origin
+        headers = sent_headers(settings.headers)
         self.settings = settings
+        self.connection = Connection(settings.host, headers, self.dialect)
+        self.identity: Identity | None = None
+        self.prepared = False
         self._secrets = tuple(headers.values())
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._lock = asyncio.Lock()
-        self._failures = 0
         self._failed: EmbeddingError | None = None
-        self.prepared = False
+        # Reasons to ask again whether the weights are the same. Counted, since a check that was
+        # under way when one came up does not settle it.
+        self.doubts = 0
+        self._settled = 0
+        self._settled_until = 0.0
         # Not sooner: a call under way holds the service, though its runtime may be gone. Not at
         # exit, where the loop may have ended.
-        finalizer = weakref.finalize(self, _close, os.getpid(), self.connection)
-        finalizer.atexit = False
+        weakref.finalize(self, _close, os.getpid(), self.connection).atexit = False
 
     @abstractmethod
-    async def identify(self) -> Identity:
-        """Return what decides the numbers; ask the server once. One caller at a time.
+    async def ask_identity(self) -> Identity:
+        """Ask the server what decides the numbers, and check that they will be the model's.
 
         Raises:
             EmbeddingError: If it cannot tell, or would give other vectors.
         """
 
     @abstractmethod
-    async def prepare(self) -> None:
-        """Make sure that the server can embed, and set ``prepared``.
+    async def revision(self) -> tuple[str, str]:
+        """Ask what of the identity may change while it is used: its ``runtime`` and ``revision``.
 
-        Called before a list while ``prepared`` is False, by one caller at a time.
+        Asked after the first vectors, after a failure, every minute, and whenever ``doubts`` was
+        raised; the vectors that just came are passed on only if the answer is the same.
+
+        Raises:
+            EmbeddingError: If the server does not answer, or has lost the model.
+        """
+
+    @abstractmethod
+    async def load(self) -> None:
+        """Have the server load the model; nothing, if that needs no request of its own.
 
         Raises:
             EmbeddingError: If it cannot.
@@ -101,41 +114,35 @@ class Service(ABC):
 
         Raises:
             Failure: If the exchange fails.
-            EmbeddingError: If it tells that the vectors must not be used.
         """
 
-    def identity(self) -> Identity:
-        """See ``RemoteRuntime.identity``."""
-        return run(self.alone(self.identify))
+    async def identify(self) -> Identity:
+        """Return what decides the numbers; asked once. One caller at a time."""
+        self.identity = self.identity or await self.ask_identity()
+        return self.identity
 
-    def embed(
-        self, texts: Sequence[str], sizes: Sequence[int], truncate: bool
-    ) -> Iterator[Batch | TooLong]:
-        """Compute vectors; see ``RemoteRuntime.embed``.
-
-        Args:
-            texts: Those that it was given.
-            sizes: Their UTF-8 bytes.
-            truncate: Whether to cut what is too long.
-        """
-        settings = self.settings
+    async def prepare(self) -> None:
+        """Make sure that the server can embed, once. One caller at a time."""
         if not self.prepared:
-            run(self.alone(self.prepare))
-        batches = plan_batches(
-            sizes, max_items=settings.max_batch, max_size=settings.max_batch_bytes, padded=False
-        )
-        # Set when a batch failed.
-        stop = asyncio.Event()
-        work = partial(self._batch, texts, truncate, stop)
-        yield from in_parallel(work, batches, settings.concurrency)
+            await self.identify()
+            await self.load()
+            # What was loaded may be newer than what was identified, and no later answer says so.
+            self.doubts += 1
+            self.prepared = True
 
-    async def _batch(
+    async def batch(
         self, texts: Sequence[str], truncate: bool, stop: asyncio.Event, rows: list[int]
     ) -> tuple[list[Batch | TooLong], EmbeddingError | None]:
         """Embed a batch; divide a list that fails, until the text at fault is alone.
 
         The other texts are still embedded. A second such text ends the batch: then it
         is the server that is broken.
+
+        Args:
+            texts: All texts of the call.
+            truncate: Whether to cut what is too long.
+            stop: Of the call; set when one of its batches failed.
+            rows: The batch: positions in ``texts``.
 
         Returns:
             What was finished, and the error that ended the batch early.
@@ -147,44 +154,35 @@ class Service(ABC):
             rows, cut = pending.pop()
             sent = [texts[row] for row in rows]
             try:
-                vectors = await self.repeated(partial(self._sent, sent, cut), texts=sent, stop=stop)
+                vectors = await self.repeated(partial(self.send, sent, truncate=cut), sent, stop)
+                if self.doubts != self._settled or time.monotonic() > self._settled_until:
+                    await self.alone(self._check_unchanged)
                 done.append(Batch(rows, vectors))
             except Failure as failure:
-                if failure.divisible and len(rows) > 1:
+                kind = failure.kind
+                if kind.divisible and len(rows) > 1:
                     middle = len(rows) // 2
                     pending += [(rows[middle:], False), (rows[:middle], False)]
-                elif failure.kind == "too long" and truncate and not cut:
+                elif kind is Kind.TOO_LONG and truncate and not cut:
                     pending.append((rows, True))
-                elif failure.kind == "too long":
+                elif kind is Kind.TOO_LONG:
                     done.append(TooLong(rows[0], None))
                 else:
                     # A server that is busy or gone is no text's fault, even of a text alone.
-                    ends = error is not None or not failure.divisible
-                    index = rows[0] if failure.divisible else None
-                    error = error or self.error(failure, index=index)
+                    ends = error is not None or not kind.divisible
+                    error = error or self.error(failure, rows[0] if kind.divisible else None)
                     if ends:
-                        pending.clear()
+                        break
             except EmbeddingError as problem:
                 error = error or problem
-                pending.clear()
+                break
         if error is not None:
             stop.set()
         return done, error
 
-    async def _sent(self, texts: Sequence[str], cut: bool) -> npt.ArrayLike:
-        async with self._slots:
-            # It may be free because this call is being cancelled; the caller sees that a little
-            # later. Tasks inherit the caller's context.
-            try:
-                check_not_cancelled()
-            except Cancelled:
-                raise asyncio.CancelledError from None
-            return await self.send(texts, truncate=cut)
-
     async def repeated(
         self,
         exchange: Callable[[], Awaitable[T]],
-        *,
         texts: Sequence[str] = (),
         stop: asyncio.Event | None = None,
     ) -> T:
@@ -192,60 +190,88 @@ class Service(ABC):
 
         Args:
             exchange: What to do.
-            texts: Those that it sends.
+            texts: Those that it sends. Such requests are limited in number.
             stop: Set when its result is no longer needed.
 
         Raises:
             Failure: The last one, fit to be shown.
         """
+        slot: AbstractAsyncContextManager[None] = self._slots if texts else nullcontext()
         stop = stop or asyncio.Event()
         attempt = 1
         started = time.monotonic()
         while True:
             try:
-                return await exchange()
+                async with slot:
+                    # It may be free because this call is being cancelled; the caller sees that a
+                    # little later. Tasks inherit the caller's context.
+                    check_not_cancelled()
+                    return await exchange()
+            except Cancelled:
+                raise asyncio.CancelledError from None
             except Failure as failure:
+                # The answer that did not come may have said that something changed.
+                self.doubts += bool(texts)
                 failure.attempts = attempt
                 failure.elapsed = time.monotonic() - started
                 failure.said = shown(failure.said, texts, self._secrets)
-                if attempt > failure.retries(self.settings.max_retries, len(texts)):
+                # A list whose crash repeats is better divided.
+                once = failure.kind is Kind.CRASHED and len(texts) > 1
+                if attempt > min(self.settings.max_retries, 1 if once else failure.kind.retries):
                     raise
                 seconds = retry.pause_seconds(attempt, failure.asked_pause)
-                logger.info("%s: %s, asking again in %.1f s", self.origin, failure, seconds)
+                origin = self.settings.origin
+                logger.info("%s: %s, asking again in %.1f s", origin, failure, seconds)
                 if await retry.pause(seconds, stop):
                     raise
             attempt += 1
 
+    async def _check_unchanged(self) -> None:
+        """Ask whether the vectors that just came are of the weights that the others are of.
+
+        Raises:
+            ModelChanged: If the weights, or how the server computes them, changed.
+            EmbeddingError: As ``revision``.
+        """
+        doubts = self.doubts
+        known = await self.identify()
+        before, now = (known.runtime, known.revision), await self.revision()
+        if before != now:
+            was, is_now = (
+                f"{self.shown(mark[:12])} ({runtime})" for runtime, mark in (before, now)
+            )
+            raise ModelChanged(
+                f"{self.dialect.server} changed in mid-use ({self.settings.origin}): "
+                f"{self.settings.model!r} was {was} and is {is_now} now, and their vectors must "
+                "not be mixed; create a new runtime, and embed again what this one made"
+            )
+        self._settled = doubts
+        self._settled_until = time.monotonic() + KNOWN_FOR
+
     async def question(
-        self,
-        method: str,
-        path: str,
-        body: object = None,
-        *,
-        read: Callable[[Any], T],
-        seconds: float | None = None,
-    ) -> T:
-        """Ask something else than vectors, with repeats.
+        self, method: str, path: str, body: object = None, *, seconds: float | None = None
+    ) -> dict[str, Any]:
+        """Ask something else than vectors, with repeats; return the answer, a JSON object.
 
         Args:
             method: Say ``GET``.
             path: Appended to the endpoint's URL.
             body: A JSON value.
-            read: Makes the result of the answer's JSON value; raises ``Failure``.
             seconds: Deadline of an exchange; None for ``QUESTION_TIMEOUT``.
 
         Raises:
             EmbeddingError: For the caller of the package.
         """
         seconds = QUESTION_TIMEOUT if seconds is None else seconds
-
-        async def exchange() -> T:
-            return read(await self.connection.json(method, path, body, seconds=seconds))
-
         try:
-            return await self.repeated(exchange)
+            answer = await self.repeated(
+                partial(self.connection.json, method, path, body, seconds=seconds)
+            )
+            if not isinstance(answer, dict):
+                raise Failure(Kind.MALFORMED)
         except Failure as failure:
-            raise self.error(failure, waited=seconds) from failure
+            raise self.error(failure) from failure
+        return answer
 
     async def alone(self, work: Callable[[], Awaitable[T]]) -> T:
         """Do something one caller at a time.
@@ -253,9 +279,9 @@ class Service(ABC):
         Who waited for an attempt that failed gets its error, and makes none: else callers on a
         dead server would fail one after the other, each after all its repeats.
         """
-        seen = self._failures
+        seen = self._failed
         async with self._lock:
-            if self._failed is not None and self._failures != seen:
+            if self._failed is not None and self._failed is not seen:
                 # An object of its own: callers write indices into theirs.
                 raise copy.copy(self._failed)
             try:
@@ -263,35 +289,37 @@ class Service(ABC):
             except EmbeddingError as error:
                 # A copy has no traceback, which would keep the texts.
                 self._failed = copy.copy(error)
-                self._failures += 1
                 raise
 
-    def error(
-        self, failure: Failure, *, index: int | None = None, waited: float | None = None
-    ) -> EmbeddingError:
-        """Return the error for the caller of the package."""
-        return self.dialect.error(
-            failure,
-            origin=self.origin,
-            model=self.settings.name,
-            waited=self.settings.timeout if waited is None else waited,
-            index=index,
-        )
+    def error(self, failure: Failure, index: int | None = None) -> EmbeddingError:
+        """Return the error that the caller of the package gets for a failure, its cause set.
+
+        Args:
+            failure: Its ``said`` cleaned.
+            index: The text at fault, as a position in the runtime's list.
+        """
+        kind, attempts, elapsed = failure.kind, failure.attempts, failure.elapsed
+        facts = {
+            "server": self.dialect.server,
+            "model": self.settings.model,
+            "why": failure.why,
+        }
+        after = f"{attempts} attempts in" if attempts > 1 else "after"
+        details = [f"{self.settings.origin}, {after} {elapsed:.1f} s"]
+        if failure.status:
+            details.append(f"status {failure.status}")
+        if failure.said:
+            details.append(f'it says "{failure.said}"')
+        what = kind.what.format_map(facts)
+        fix = self.dialect.fixes.get(kind, kind.fix).format_map(facts)
+        message = f"{what} ({'; '.join(details)}); {fix}"
+        error = kind.error(message, index=index, attempts=attempts, elapsed=elapsed)
+        error.__cause__ = failure
+        return error
 
     def shown(self, said: object) -> str:
         """Return a name or number that the server gave, fit to be shown; perhaps without parts."""
         return shown(str(said), (), self._secrets)[:_LONGEST_NAME]
-
-
-def as_object(answer: Any) -> dict[str, Any]:
-    """Return an answer that is a JSON object.
-
-    Raises:
-        Failure: If it is something else.
-    """
-    if not isinstance(answer, dict):
-        raise Failure("malformed", why=FORM)
-    return answer
 
 
 def _close(process: int, connection: Connection) -> None:
