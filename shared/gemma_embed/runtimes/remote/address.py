@@ -8,6 +8,8 @@ from urllib.parse import urlsplit
 
 from gemma_embed.errors import ConfigurationError
 
+_PORTS = {"http": 80, "https": 443}
+_PLACE = re.compile(r"(?:\[([^\[\]]*)\]|([^:\[\]]*))(?::([0-9]{0,5}))?")
 # RFC 1035's lengths; many names in use have an underscore, which it does not allow.
 _HOST_NAME = re.compile(r"(?=.{1,253}$)[\w-]{1,63}(\.[\w-]{1,63})*\.?", re.ASCII)
 
@@ -29,39 +31,36 @@ def server_url(address: str, *, server: str, bare_port: int) -> str:
         ConfigurationError: If it is malformed, or has a user name or a query. These may be
             secrets; the message does not repeat them.
     """
-    scheme, separator, rest = address.rpartition("://")
-    scheme = scheme.lower() or "http"
+    scheme, separator, rest = address.partition("://")
+    if not separator:
+        scheme, rest = "http", address
     if re.search("[@?#]", rest):
         raise ConfigurationError(
             f"the address of {server} contains '@', '?' or '#'; it must be scheme, host, port and "
             'path, and a password or token belongs in headers={"Authorization": ...}'
         )
     place, _, path = rest.partition("/")
-    try:
-        # IPv6 without brackets has no port.
-        parts = urlsplit(
-            f"//[{place}]" if place.count(":") > 1 and "[" not in place else "//" + place
-        )
-        port = {"http": 80, "https": 443}[scheme] if separator else bare_port
-        port = port if parts.port is None else parts.port
-        host = _connectable(parts.hostname or "127.0.0.1")
-        if not port:
-            raise ValueError
-    except (ValueError, KeyError):
-        # Not chained: these quote the address.
+    # IPv6 without brackets has no port.
+    bare = place.count(":") > 1 and "[" not in place
+    parts = _PLACE.fullmatch(f"[{place}]" if bare else place)
+    usual = _PORTS.get(scheme.lower())
+    host = _connectable(parts[1] or parts[2] or "127.0.0.1") if parts else ""
+    port = int(parts[3] or (separator and usual) or bare_port) if parts else 0
+    if not usual or not host or not 0 < port < 65536:
         raise ConfigurationError(
             f"the address of {server} is malformed; write it like 127.0.0.1:{bare_port} or "
             "https://models.example.com, with a port from 1 to 65535"
-        ) from None
+        )
     path = path.strip("/")
-    return f"{scheme}://{host}:{port}" + (f"/{path}" if path else "")
+    return f"{scheme.lower()}://{host}:{port}" + (f"/{path}" if path else "")
 
 
 def _connectable(name: str) -> str:
-    """Return a host that a client can connect to; IPv6 in brackets."""
-    if _HOST_NAME.fullmatch(name) and not re.fullmatch(r"[\d.]+", name):
-        return name
-    address = ipaddress.ip_address(name)
+    """Return a host that a client can connect to, IPv6 in brackets; empty for a malformed one."""
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        return name if _HOST_NAME.fullmatch(name) else ""
     if address.is_unspecified:
         return "127.0.0.1" if address.version == 4 else "[::1]"
     return str(address) if address.version == 4 else f"[{address}]"

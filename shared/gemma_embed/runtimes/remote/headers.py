@@ -85,15 +85,16 @@ def sent_headers(headers: CheckedHeaders) -> dict[str, str]:
                     "not set in this process; set it"
                 )
             _check_value(name, found)
-            value = found
-        if value is None:
+        elif value is None:
             raise ConfigurationError(
                 f"headers[{name!r}] was left out of the pickle that this runtime comes from, since "
                 f"it may be secret; pass headers={{{name!r}: EnvironmentVariable('A_NAME')}} (from "
                 "gemma_embed.runtimes) to the original, which each process reads for itself, or "
                 "create the runtime again with its headers"
             )
-        sent[name.lower()] = value
+        else:
+            found = value
+        sent[name.lower()] = found
     return sent
 
 

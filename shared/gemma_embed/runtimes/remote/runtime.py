@@ -55,16 +55,15 @@ class Settings:
 
     def __post_init__(self) -> None:
         checked_seconds("timeout", self.timeout)
-        for name, least in _LEAST.items():
-            checked_count(name, getattr(self, name), least)
+        checked_count("max_batch", self.max_batch, 1)
+        checked_count("max_batch_bytes", self.max_batch_bytes, 1)
+        checked_count("concurrency", self.concurrency, 1)
+        checked_count("max_retries", self.max_retries, 0)
 
     @property
     def origin(self) -> str:
         """The server without its path: what messages show."""
         return "/".join(self.host.split("/", 3)[:3])
-
-
-_LEAST = {"max_batch": 1, "max_batch_bytes": 1, "concurrency": 1, "max_retries": 0}
 
 
 class RemoteRuntime(Runtime, Generic[S]):
