@@ -54,16 +54,20 @@ class Connection:
         self._url = url
         self._dialect = dialect
         parts, proxies = urlsplit(url), urllib.request.getproxies()
-        proxy = proxies.get(parts.scheme) or proxies.get("all")
+        proxy = proxies.get(parts.scheme) or proxies.get("all") or ""
         # Never a proxy for this machine.
         if is_loopback(url) or urllib.request.proxy_bypass(parts.hostname or ""):
-            proxy = None
+            proxy = ""
+        elif proxy and "://" not in proxy:
+            proxy = f"http://{proxy}"
+        tls = httpx.create_ssl_context(trust_env=not is_loopback(url))
+        proxy_tls = tls if proxy.startswith("https:") else None
         try:
             self._client = httpx.AsyncClient(
                 # Compressed, a small answer could unfold to one that fills the memory.
                 headers={**headers, "accept-encoding": "identity"},
-                verify=httpx.create_ssl_context(trust_env=not is_loopback(url)),
-                proxy=f"http://{proxy}" if proxy and "://" not in proxy else proxy,
+                verify=tls,
+                proxy=httpx.Proxy(proxy, ssl_context=proxy_tls) if proxy else None,
                 trust_env=False,
                 follow_redirects=False,
                 # The caller bounds its requests itself.
