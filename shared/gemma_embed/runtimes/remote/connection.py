@@ -33,7 +33,7 @@ _TOO_MUCH = "it has far more bytes than it needs"
 
 
 class Connection:
-    """Connections to one server, kept open between exchanges. Used on one event loop.
+    """Connections to one server, reused between exchanges. Used on one event loop.
 
     Every method raises ``Failure`` for what goes wrong, and nothing else.
     """
@@ -86,7 +86,7 @@ class Connection:
             ) from None
 
     async def close(self) -> None:
-        """Close the connections kept open."""
+        """Close the open connections."""
         await self._client.aclose()
 
     async def json(

@@ -176,7 +176,7 @@ class RemoteRuntime(Runtime, Generic[S]):
         yield from in_parallel(work, batches, most.concurrency)
 
     def close(self) -> None:
-        """Close connections kept open, once calls under way are done.
+        """Close open connections, once calls under way are done.
 
         The runtime stays usable: the next call opens new ones, and checks the server again.
         """
