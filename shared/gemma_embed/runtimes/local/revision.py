@@ -38,29 +38,33 @@ def revision_of(folder: Path, files: Sequence[File]) -> str:
     if _is_snapshot(folder, files):
         return folder.name
     check_unchanged(files)
-    names = [file.path.relative_to(folder).as_posix() for file in files]
-    stamp = [
-        [name, file.content, file.identity[1], file.touched]
-        for name, file in zip(names, files, strict=True)
-    ]
-    key = hashlib.sha256(json.dumps([str(folder.resolve()), stamp]).encode()).hexdigest()
+    state = [str(folder.resolve()), stamp(folder, files)]
+    key = hashlib.sha256(json.dumps(state).encode()).hexdigest()
+    # A cache that cannot be read or written is computed again.
     caches = cache_folder()
-    cached = caches / "revisions" / key if caches is not None else None
-    if cached is not None:
-        with suppress(OSError, ValueError):
-            known = cached.read_text(encoding="utf-8")
-            if _HASH.fullmatch(known):
-                return known
+    with suppress(OSError, ValueError):
+        known = (caches / "revisions" / key).read_text(encoding="utf-8") if caches else ""
+        if _HASH.fullmatch(known):
+            return known
     digest = hashlib.sha256()
-    for name, file in zip(names, files, strict=True):
-        digest.update(name.encode() + b"\0")
+    for file in files:
+        digest.update(file.path.relative_to(folder).as_posix().encode() + b"\0")
         _add(file.path, digest)
     check_unchanged(files)
     revision = f"sha256:{digest.hexdigest()}"
     newest = max(file.touched for file in files) / 1e9
-    if cached is not None and time.time() - newest > _SETTLED:
-        _store(cached, revision)
+    if caches is not None and time.time() - newest > _SETTLED:
+        with suppress(OSError):
+            _store(caches / "revisions" / key, revision)
     return revision
+
+
+def stamp(folder: Path, files: Sequence[File]) -> list[object]:
+    """Return what changes with each file's name and content, without reading it: JSON values."""
+    return [
+        [file.path.relative_to(folder).as_posix(), file.content, file.identity[1], file.touched]
+        for file in files
+    ]
 
 
 def _is_snapshot(folder: Path, files: Sequence[File]) -> bool:
@@ -82,9 +86,8 @@ def _add(path: Path, digest: hashlib._Hash) -> None:
 
 
 def _store(cached: Path, revision: str) -> None:
-    # Complete or absent, also after a crash. A cache that cannot be written is computed again.
-    with suppress(OSError):
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile("w", dir=cached.parent, delete=False) as new:
-            new.write(revision)
-        Path(new.name).replace(cached)
+    # Complete or absent, also after a crash.
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    with NamedTemporaryFile("w", dir=cached.parent, delete=False) as new:
+        new.write(revision)
+    Path(new.name).replace(cached)
