@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any, Literal
 
 from gemma_embed.errors import ConfigurationError
-from gemma_embed.models import model_of_ollama_tag, model_of_repository
+from gemma_embed.models import is_ollama_tag, model_of_repository
 from gemma_embed.runtimes.base import Runtime
 from gemma_embed.runtimes.ollama import OllamaRuntime
 from gemma_embed.runtimes.onnx import OnnxRuntime
@@ -111,8 +110,7 @@ def _unknown(name: object) -> str:
     said = f"unknown runtime {name!r}; use {_names()}, or a runtime object"
     if not isinstance(name, str):
         return said
-    tag = model_of_ollama_tag(name).ollama_tag
-    if re.fullmatch(r"[\w.-]+(/[\w.-]+)*:[\w.-]+", name) or name == tag.partition(":")[0]:
+    if is_ollama_tag(name):
         return f"{said}. If it is a model of an Ollama server: runtime='ollama', model={name!r}"
     if name == model_of_repository(name).repository or any(mark in name for mark in "/\\~"):
         return (

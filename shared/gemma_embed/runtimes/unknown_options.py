@@ -25,39 +25,26 @@ _OTHER_NAMES = {
     "base_url": "host=",
     "request_timeout": "timeout=",
 }
-# What no option here replaces, and what to do instead.
-_ELSEWHERE = {
-    name: advice
-    for names, advice in (
-        (
-            "prompts prompt_name default_prompt_name query_encode_kwargs query_instruction "
-            "text_instruction embed_instruction query_prefix document_prefix",
-            "prompts are built in; choose them with query_task= and document_task=",
-        ),
-        (
-            "encode_kwargs",
-            "prompts are built in and vectors have norm 1; leave it out, or choose prompts with "
-            "query_task= and document_task=",
-        ),
-        ("task", "say query_task= or document_task= where vectors are wanted, or call for_task()"),
-        ("normalize normalize_embeddings", "vectors are always of norm 1; leave it out"),
-        ("batch_size chunk_size embed_batch_size", "batches are made by length; leave it out"),
-        ("multi_process parallel", "one process computes; leave it out"),
-        ("num_ctx", "the context is the model's; leave it out"),
-        ("model_kwargs", "give device=, dtype= or revision= to TransformersRuntime directly"),
-        (
-            "client_kwargs ollama_additional_kwargs",
-            "give headers=, timeout=, keep_alive= and the like to OllamaRuntime directly",
-        ),
-        (
-            "cache_folder cache_dir",
-            "the environment variable HF_HOME names the folder of downloads; that of graphs is "
-            "cache_dir= of OnnxRuntime",
-        ),
-        ("token", "the environment variable HF_TOKEN holds the hub's token"),
-    )
-    for name in names.split()
+# What to do instead of options that no option here replaces.
+_ADVICE = {
+    "prompts are built in; choose them with query_task= and document_task=": "prompts prompt_name "
+    "default_prompt_name query_encode_kwargs query_instruction text_instruction embed_instruction "
+    "query_prefix document_prefix",
+    "prompts are built in and vectors have norm 1; leave it out, or choose prompts with "
+    "query_task= and document_task=": "encode_kwargs",
+    "say query_task= or document_task= where vectors are wanted, or call for_task()": "task",
+    "vectors are always of norm 1; leave it out": "normalize normalize_embeddings",
+    "batches are made by length; leave it out": "batch_size chunk_size embed_batch_size",
+    "one process computes; leave it out": "multi_process parallel",
+    "the context is the model's; leave it out": "num_ctx",
+    "give device=, dtype= or revision= to TransformersRuntime directly": "model_kwargs",
+    "give headers=, timeout=, keep_alive= and the like to OllamaRuntime directly": "client_kwargs "
+    "ollama_additional_kwargs",
+    "the environment variable HF_HOME names the folder of downloads; that of graphs is cache_dir= "
+    "of OnnxRuntime": "cache_folder cache_dir",
+    "the environment variable HF_TOKEN holds the hub's token": "token",
 }
+_ELSEWHERE = {name: advice for advice, names in _ADVICE.items() for name in names.split()}
 
 
 def options_of(kind: type) -> Collection[str]:
@@ -109,15 +96,12 @@ def reject_unknown(
         return None
 
     names = sorted({*own, *_EMBEDDER, *_OTHER_NAMES, *_ELSEWHERE}.union(*runtimes.values()))
-
     refused = list(map(str, options))
     said = []
     for name in refused:
         known = advice(name)
-        if known is None:
-            near = get_close_matches(name, names, 1, 0.75)
-            known = (
-                f"did you mean {near[0]}=? {advice(near[0])}" if near else "unknown; leave it out"
-            )
-        said.append(f"{name}: {known}")
+        near = [] if known else get_close_matches(name, names, 1, 0.75)
+        if near:
+            known = f"did you mean {near[0]}=? {advice(near[0])}"
+        said.append(f"{name}: {known or 'unknown; leave it out'}")
     raise ConfigurationError(f"{where} does not take {', '.join(refused)} ({'; '.join(said)})")

@@ -9,7 +9,7 @@ from pathlib import Path
 import gemma_embed
 from gemma_embed.errors import ConfigurationError, ModelNotFound
 from gemma_embed.files import expanded
-from gemma_embed.models import BUNDLED, model_of_ollama_tag, model_of_repository
+from gemma_embed.models import BUNDLED, is_ollama_tag, model_of_repository
 from gemma_embed.runtimes.local.layout import missing_file
 
 # What a repository may lack, and what decides prompts and limits where it is there.
@@ -19,7 +19,6 @@ _OPTIONAL = (
     "tokenizer_config.json",
 )
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
-_TAG = re.compile(r"\w[\w.-]*(/[\w.-]+)*:[\w.-]+")
 
 
 def model_folder(
@@ -125,7 +124,7 @@ def _not_a_model(model: str, folder: Path) -> str:
         )
     if _is_file(folder):
         return f"{model!r} is a file; name the model's folder, {str(folder.parent)!r}"
-    if _TAG.fullmatch(model) or model == model_of_ollama_tag(model).ollama_tag.partition(":")[0]:
+    if is_ollama_tag(model):
         return f"{what}; if it is a model of an Ollama server, use runtime='ollama'"
     return what
 

@@ -2,7 +2,7 @@
 
 Two layouts exist (sentence-transformers 5, in which Google published, and 6, in which fine-tunes
 are saved); both are plain JSON and safetensors. ``modules.json`` names classes; they are compared
-with an allow-list, and nothing is ever imported from it. Other files in the folder are ignored,
+with the family's, and nothing is ever imported from it. Other files in the folder are ignored,
 except those that a library would pick up on its own: these are refused by name. A third layout is
 a finished ONNX graph instead of weights, as onnx-community publishes it.
 """
@@ -23,7 +23,6 @@ from gemma_fast.external_data import external_files
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _ADAPTER = "adapter_config.json"
-_MODULES = ("Transformer", "Pooling", "Dense", "Normalize")
 _LFS_POINTER = b"version https://git-lfs"
 _Files = tuple[Path, ...]
 
@@ -147,31 +146,25 @@ def _modules(folder: Path) -> Iterator[tuple[str, Path]]:
             "copy the complete model folder, not just the backbone"
         )
     for module in read_json(path, list):
-        kind = str(module.get("type")) if isinstance(module, dict) else "?"
-        name = kind.rpartition(".")[2]
-        if not kind.startswith("sentence_transformers.") or name not in _MODULES:
-            raise WrongModel(
-                f"{path} asks for a module of class {kind!r}; only sentence-transformers' own "
-                f"{', '.join(_MODULES)} are read, and no class named in a model is ever imported"
-            )
-        place = PurePosixPath(str(module.get("path", "")))
+        kind, place = "?", PurePosixPath()
+        if isinstance(module, dict):
+            kind, place = str(module.get("type")), PurePosixPath(str(module.get("path", "")))
         if place.is_absolute() or ".." in place.parts:
             raise WrongModel(f"{path} points outside the model folder")
-        yield name, folder / place
+        # A class of somebody else's keeps its full name, which is in no family's chain.
+        ours = kind.startswith("sentence_transformers.")
+        yield kind.rpartition(".")[2] if ours else kind, folder / place
 
 
 def _check_chain(folder: Path, modules: Sequence[tuple[str, Path]], model: Model) -> None:
     kinds = [kind for kind, _ in modules]
     expected = list(model.family.modules(model))
-    if kinds.count("Dense") < model.dense_layers:
-        raise WrongModel(
-            f"{folder}/modules.json lists {kinds.count('Dense')} Dense layers, {model.name} has "
-            f"{model.dense_layers}: without them vectors lie in another space; "
-            "use a copy of the model that has them"
-        )
     if kinds != expected:
         raise WrongModel(
-            f"{folder}/modules.json chains {kinds}, {model.name} is {expected}; use that layout"
+            f"{folder}/modules.json chains {kinds} with {kinds.count('Dense')} Dense layers, "
+            f"{model.name} has {model.dense_layers} and is {expected}: another chain gives vectors "
+            "in another space, and no class named in a model is ever imported; use a copy of the "
+            "model with that layout"
         )
     if modules[0][1] != folder:
         raise WrongModel(_misplaced(folder, modules[0][1].relative_to(folder).as_posix()))

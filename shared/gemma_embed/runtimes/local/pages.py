@@ -7,9 +7,10 @@ second; its first 2,048 tokens take a few milliseconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from gemma_embed.runtimes.base import TooLong
+from gemma_embed.runtimes.local.tokenizer import Tokenizer
 
 # A page: enough for batches of texts of like length; its ids take some 10 MB at most.
 _TEXTS = 1024
@@ -20,12 +21,11 @@ _CHARACTERS_A_TOKEN = 64
 # What lies beyond a cut may change the tokens just before it: a word's, at most.
 _MARGIN = 128
 
-Tokenize = Callable[[Sequence[str]], list[list[int]]]
 Row = tuple[int, list[int] | TooLong]
 
 
 def token_pages(
-    tokenize: Tokenize, texts: Sequence[str], limit: int, *, truncate: bool
+    tokenize: Tokenizer, texts: Sequence[str], limit: int, *, truncate: bool
 ) -> Iterator[dict[int, list[int]] | TooLong]:
     """Tokenize texts page by page.
 

@@ -9,7 +9,6 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 from gemma_embed.errors import ModelCorrupt
 from gemma_embed.files import cache_folder
@@ -40,12 +39,14 @@ def revision_of(folder: Path, files: Sequence[File]) -> str:
     check_unchanged(files)
     state = [str(folder.resolve()), stamp(folder, files)]
     key = hashlib.sha256(json.dumps(state).encode()).hexdigest()
-    # A cache that cannot be read or written is computed again.
     caches = cache_folder()
-    with suppress(OSError, ValueError):
-        known = (caches / "revisions" / key).read_text(encoding="utf-8") if caches else ""
-        if _HASH.fullmatch(known):
-            return known
+    cached = caches / "revisions" / key if caches is not None else None
+    if cached is not None:
+        with suppress(OSError, ValueError):
+            # Only a complete hash counts, so it need not be written in one step.
+            known = cached.read_text(encoding="utf-8")
+            if _HASH.fullmatch(known):
+                return known
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.path.relative_to(folder).as_posix().encode() + b"\0")
@@ -53,9 +54,11 @@ def revision_of(folder: Path, files: Sequence[File]) -> str:
     check_unchanged(files)
     revision = f"sha256:{digest.hexdigest()}"
     newest = max(file.touched for file in files) / 1e9
-    if caches is not None and time.time() - newest > _SETTLED:
+    if cached is not None and time.time() - newest > _SETTLED:
+        # A cache that cannot be written is computed again.
         with suppress(OSError):
-            _store(caches / "revisions" / key, revision)
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            cached.write_text(revision, encoding="utf-8")
     return revision
 
 
@@ -83,11 +86,3 @@ def _add(path: Path, digest: hashlib._Hash) -> None:
                 digest.update(block)
     except OSError as error:
         raise ModelCorrupt(f"{path} cannot be read any more; download the model again") from error
-
-
-def _store(cached: Path, revision: str) -> None:
-    # Complete or absent, also after a crash.
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    with NamedTemporaryFile("w", dir=cached.parent, delete=False) as new:
-        new.write(revision)
-    Path(new.name).replace(cached)

@@ -73,12 +73,7 @@ class LocalRuntime(Runtime):
     _name: ClassVar[str]
 
     def __init__(
-        self,
-        model: str | Path | None,
-        *,
-        revision: str | None,
-        precision: str,
-        offline: bool,
+        self, model: str | Path | None, *, revision: str | None, precision: str, offline: bool
     ) -> None:
         """Check the options that all have; nothing is loaded.
 
