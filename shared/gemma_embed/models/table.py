@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -109,6 +110,13 @@ def model_of_repository(name: str) -> Model:
 def model_of_ollama_tag(tag: str) -> Model:
     """Return the row of a model's name on a server; the first row for a name of someone else's."""
     return next((row for row in MODELS if _base(row.ollama_tag) == _base(tag)), MODELS[0])
+
+
+def is_ollama_tag(name: str) -> bool:
+    """Tell whether a name is one on an Ollama server: it has a tag, or is a row's without it."""
+    return re.fullmatch(r"\w[\w.-]*(/[\w.-]+)*:[\w.-]+", name) is not None or name in {
+        row.ollama_tag.partition(":")[0] for row in MODELS
+    }
 
 
 def _base(tag: str) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any, Literal
 
 from gemma_embed.errors import ConfigurationError
-from gemma_embed.models import model_of_ollama_tag, model_of_repository
+from gemma_embed.models import is_ollama_tag, model_of_repository
 from gemma_embed.runtimes.base import Runtime
 from gemma_embed.runtimes.ollama import OllamaRuntime
 from gemma_embed.runtimes.onnx import OnnxRuntime
@@ -84,35 +83,34 @@ def one_name(model: str | None, model_name: str | None) -> str | None:
 
 
 def _checked(runtime: Any) -> Runtime:
-    if isinstance(runtime, type):
-        raise ConfigurationError(
-            f"runtime is the class {runtime.__name__}; make an object of it: {runtime.__name__}()"
-        )
+    if isinstance(runtime, PurePath):
+        raise ConfigurationError(_unknown(str(runtime)))
     # Not hasattr, which would compute properties, and so load models.
     known = dir(runtime)
     missing = [name for name in _NEEDED if name not in known]
-    if not missing:
+    if isinstance(runtime, type):
+        name = runtime.__name__
+        said = f"the class {name}; make an object of it: {name}()"
+    elif not missing:
         opened: Runtime = runtime
         return opened
-    name = type(runtime).__name__
-    if isinstance(runtime, PurePath):
-        raise ConfigurationError(_unknown(str(runtime)))
-    if runtime is not None and ("runtime" in known or "embedder" in known):
+    elif "embedder" in known or "runtime" in known:
         place = "runtime" if "runtime" in known else "embedder.runtime"
-        raise ConfigurationError(f"runtime is a {name}, not a runtime; pass its .{place}")
-    raise ConfigurationError(
-        f"runtime is {'None' if runtime is None else f'a {name}'}, not a runtime: it lacks "
-        f"{', '.join(missing)}; use {_names()}, or an object of a class that inherits from "
-        "gemma_embed.runtimes.Runtime"
-    )
+        said = f"a {type(runtime).__name__}, not a runtime; pass its .{place}"
+    else:
+        said = (
+            f"{'None' if runtime is None else f'a {type(runtime).__name__}'}, not a runtime: it "
+            f"lacks {', '.join(missing)}; use {_names()}, or an object of a class that inherits "
+            "from gemma_embed.runtimes.Runtime"
+        )
+    raise ConfigurationError(f"runtime is {said}")
 
 
 def _unknown(name: object) -> str:
     said = f"unknown runtime {name!r}; use {_names()}, or a runtime object"
     if not isinstance(name, str):
         return said
-    tag = model_of_ollama_tag(name).ollama_tag
-    if re.fullmatch(r"[\w.-]+(/[\w.-]+)*:[\w.-]+", name) or name == tag.partition(":")[0]:
+    if is_ollama_tag(name):
         return f"{said}. If it is a model of an Ollama server: runtime='ollama', model={name!r}"
     if name == model_of_repository(name).repository or any(mark in name for mark in "/\\~"):
         return (

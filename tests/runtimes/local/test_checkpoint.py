@@ -152,14 +152,14 @@ def test_all_files_that_a_graph_reads_decide_its_revision(
     graph = folder / "onnx" / "model.onnx"
     (graph.parent / "a").mkdir(parents=True)
     write_graph(graph, *["first", name] if inside else [name])
-    before = Checkpoint.of_graph(folder, EMBEDDINGGEMMA_300M, "onnx/model.onnx")
+    before = Checkpoint.read(folder, EMBEDDINGGEMMA_300M, "onnx/model.onnx")
     assert graph.parent / name in [file.path for file in before.files]
     (graph.parent / name).write_text("other numbers")
-    after = Checkpoint.of_graph(folder, EMBEDDINGGEMMA_300M, "onnx/model.onnx")
+    after = Checkpoint.read(folder, EMBEDDINGGEMMA_300M, "onnx/model.onnx")
     assert before.files != after.files
     (graph.parent / name).unlink()
     with pytest.raises(ModelCorrupt, match=f"{name}, which it reads its numbers from, is missing"):
-        Checkpoint.of_graph(folder, EMBEDDINGGEMMA_300M, "onnx/model.onnx")
+        Checkpoint.read(folder, EMBEDDINGGEMMA_300M, "onnx/model.onnx")
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/hostname", "a/../../x", "..\\x", "C:\\x", "."])
@@ -167,7 +167,7 @@ def test_a_graph_that_reads_outside_its_folder_is_refused(folder: Path, name: st
     (folder / "onnx").mkdir()
     write_graph(folder / "onnx" / "model.onnx", "inside", name)
     with pytest.raises(WrongModel, match="reads a file outside its folder"):
-        Checkpoint.of_graph(folder, EMBEDDINGGEMMA_300M, "onnx/model.onnx")
+        Checkpoint.read(folder, EMBEDDINGGEMMA_300M, "onnx/model.onnx")
 
 
 def test_unrelated_files_next_to_a_published_graph_change_nothing(folder: Path) -> None:
@@ -176,7 +176,7 @@ def test_unrelated_files_next_to_a_published_graph_change_nothing(folder: Path) 
     write_graph(folder / "onnx" / parts[0], *parts[1:])
 
     def graph() -> Checkpoint:
-        return Checkpoint.of_graph(folder, EMBEDDINGGEMMA_300M, "onnx/model.onnx")
+        return Checkpoint.read(folder, EMBEDDINGGEMMA_300M, "onnx/model.onnx")
 
     before = graph()
     assert [path.name for path in before.weights] == parts

@@ -294,6 +294,16 @@ def test_a_missing_file_in_a_repository_and_an_unreachable_hub_are_distinguished
             model_folder(GOOGLE, None, offline=False)
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "3_Dense/model.safetensors"])
+def test_offline_an_interrupted_download_is_named_with_the_missing_file(
+    tmp_path: Path, sharded: Path, at: Callable[[str], None], name: str
+) -> None:
+    (cached(tmp_path, sharded) / name).unlink()
+    said = advice(GOOGLE)
+    assert f"is not completely on this disk, and offline=True, or has no {name} of it" in said
+    assert f"hf download {GOOGLE}" in said
+
+
 def advice(model: str, *, offline: bool = True) -> str:
     with pytest.raises(ModelNotFound) as caught:
         model_folder(model, None, offline=offline)

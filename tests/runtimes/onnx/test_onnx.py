@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import json
 import os
 import pickle
 import shutil
@@ -71,8 +72,8 @@ def vectors_of(runtime: OnnxRuntime | TransformersRuntime, texts: list[str]) -> 
 
 
 def forward_of(runtime: OnnxRuntime) -> object:
-    """The forward pass, without the translation of its errors."""
-    return runtime._load().forward.__wrapped__
+    """The forward pass."""
+    return runtime._load().forward
 
 
 def test_vectors_are_the_references_at_every_length(folder: Path) -> None:
@@ -223,6 +224,21 @@ def test_a_nan_vector_names_its_text(copied: Path) -> None:
     with pytest.raises(BadResponse, match="NaN or infinity") as caught:
         Embedder(OnnxRuntime(copied)).embed(["a", "bb", "☠", "c"])
     assert caught.value.index == 2
+
+
+def test_a_token_that_the_weights_lack_is_a_damaged_model(copied: Path) -> None:
+    path = copied / "tokenizer.json"
+    state = json.loads(path.read_text())
+    known = len(state["model"]["vocab"])
+    rows = len(load_file(copied / "model.safetensors")["embed_tokens.weight"])
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    for number in range(known, max(known, rows) + 1):
+        state["added_tokens"].append({"id": number, "content": f"<x{number}>", **plain})
+    path.write_text(json.dumps(state))
+    embedder = Embedder(OnnxRuntime(copied))
+    assert embedder.embed(["a"]).shape == (1, 768)
+    with pytest.raises(ModelCorrupt, match=r"has no row \d+ in its table"):
+        embedder.embed(["a", f"<x{number}>"])
 
 
 def test_weights_overwritten_while_in_use_are_refused(copied: Path) -> None:

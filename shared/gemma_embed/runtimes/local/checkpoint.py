@@ -6,17 +6,15 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
-from gemma_embed.errors import ModelCorrupt, ModelNotFound, WrongModel
+from gemma_embed.errors import ModelCorrupt, WrongModel
 from gemma_embed.models import BUNDLED, Model, model_of_config
 from gemma_embed.prompts import Prompts
 from gemma_embed.runtimes.local.files import File, exists, read_json
-from gemma_embed.runtimes.local.layout import Layout, read_config
-from gemma_embed.runtimes.local.loading import loading, require
+from gemma_embed.runtimes.local.layout import graph_files, read_config, weight_files
 from gemma_embed.runtimes.local.revision import revision_of
-from gemma_fast.external_data import external_files
 
 logger = logging.getLogger("gemma_embed")
 
@@ -53,57 +51,33 @@ class Checkpoint:
     files: tuple[File, ...]
 
     @classmethod
-    def read(cls, folder: Path, model: Model) -> Checkpoint:
+    def read(cls, folder: Path, model: Model, graph: str | None = None) -> Checkpoint:
         """Read a folder's JSON files and judge them.
 
         Args:
             folder: The model's.
             model: The row that it should be.
-
-        Raises:
-            ModelNotFound: If the folder holds no model.
-            ModelCorrupt: If a file is missing, damaged, or pickled.
-            WrongModel: If its vectors would not be this model's.
-        """
-        config = _judged_config(folder, model)
-        model.family.check(config, model, folder)
-        layout = Layout.read(folder, config, model)
-        return cls._of(folder, model, config, layout.weights, layout.dense)
-
-    @classmethod
-    def of_graph(cls, folder: Path, model: Model, graph: str) -> Checkpoint:
-        """Read a folder that holds an ONNX graph instead of weights, as onnx-community publishes.
-
-        Args:
-            folder: The model's.
-            model: The row that it should be.
-            graph: The graph's path in the folder.
+            graph: The place in the folder of a finished ONNX graph that is used instead of weights.
 
         Raises:
             ModelNotFound: If the folder holds no model, or not this graph.
-            ModelCorrupt: If a file is missing or damaged.
+            ModelCorrupt: If a file is missing, damaged, or pickled.
             WrongModel: If its vectors would not be this model's.
         """
-        config = _judged_config(folder, model)
-        path = folder / graph
-        if not path.is_file():
-            others = ", ".join(sorted(other.name for other in path.parent.glob("*.onnx")))
-            raise ModelNotFound(
-                f"{folder} has no {graph}, which this precision needs; "
-                f"its graphs: {others or 'none'}"
+        config = read_config(folder)
+        found = model_of_config(config, folder)
+        # The bundled model is known by its place: its config.json is one of its family.
+        if model != BUNDLED and found != model:
+            raise WrongModel(
+                f"{folder} holds {found.name}, and this runtime was made for {model.name}, going "
+                f"by its name or an earlier config.json; create a new one with "
+                f"model={str(folder)!r}"
             )
-        numbers = _numbers(path)
-        return cls._of(folder, model, config, (path, *numbers), ())
-
-    @classmethod
-    def _of(
-        cls,
-        folder: Path,
-        model: Model,
-        config: Mapping[str, Any],
-        weights: tuple[Path, ...],
-        dense: tuple[Path, ...],
-    ) -> Checkpoint:
+        if graph is None:
+            model.family.check(config, model, folder)
+            weights, dense = weight_files(folder, config, model)
+        else:
+            weights, dense = graph_files(folder, graph), ()
         tokenizer = folder / "tokenizer.json"
         if not tokenizer.is_file():
             # Without it, transformers makes up a tokenizer of five tokens.
@@ -132,36 +106,6 @@ class Checkpoint:
         return revision_of(self.folder, self.files)
 
 
-def _numbers(graph: Path) -> list[Path]:
-    """Return the files that a graph says it reads its numbers from."""
-    require("onnx", runtime="onnx")
-    with loading(str(graph)):
-        places = external_files(graph)
-    for place in places:
-        # As Windows reads it, which knows both separators and drives.
-        path = PureWindowsPath(place)
-        if path.anchor or ".." in path.parts or not path.parts:
-            raise WrongModel(f"{graph} reads a file outside its folder; use another copy")
-        if not (graph.parent / place).is_file():
-            raise ModelCorrupt(
-                f"{graph} cannot be loaded; download the model again: {place}, which it reads its "
-                "numbers from, is missing"
-            )
-    return [graph.parent / place for place in places]
-
-
-def _judged_config(folder: Path, model: Model) -> dict[str, Any]:
-    config = read_config(folder)
-    found = model_of_config(config, folder)
-    # The bundled model is known by its place: its config.json is one of its family.
-    if model != BUNDLED and found != model:
-        raise WrongModel(
-            f"{folder} holds {found.name}, and this runtime was made for {model.name}, going by "
-            f"its name or an earlier config.json; create a new one with model={str(folder)!r}"
-        )
-    return config
-
-
 def _prompts(folder: Path, model: Model) -> Prompts:
     path = folder / "config_sentence_transformers.json"
     if not exists(path):
@@ -170,21 +114,16 @@ def _prompts(folder: Path, model: Model) -> Prompts:
     if not isinstance(own, dict) or not all(isinstance(prompt, str) for prompt in own.values()):
         raise ModelCorrupt(f"{path} has prompts that are not text; download the model again")
     empty = sorted(task for task, key in model.prompt_keys.items() if own.get(key) == "")
-    if empty:
-        logger.warning(
-            "%s states empty prompts for %s; they count as not stated, and those of %s are used",
-            folder.name,
-            ", ".join(empty),
-            model.name,
-        )
     prompts, changed = model.prompts.overridden(own, model.prompt_keys)
-    if changed:
-        logger.warning(
-            "%s states its own prompts for %s; they replace those of %s",
-            folder.name,
-            ", ".join(changed),
-            model.name,
-        )
+    for message, tasks in (
+        (
+            "%s states empty prompts for %s; they count as not stated, and those of %s are used",
+            empty,
+        ),
+        ("%s states its own prompts for %s; they replace those of %s", changed),
+    ):
+        if tasks:
+            logger.warning(message, folder.name, ", ".join(tasks), model.name)
     return prompts
 
 
@@ -194,9 +133,24 @@ def _max_tokens(folder: Path, config: Mapping[str, Any], model: Model) -> int:
     ``max_seq_length`` where it is stated (version 5), else the tokenizer's ``model_max_length``
     (version 6); and the network has positions for no more than ``max_position_embeddings``.
     """
-    stated = _tokens(folder / "sentence_bert_config.json", "max_seq_length")
-    tokenizer = _tokens(folder / "tokenizer_config.json", "model_max_length")
-    known = _count(config, "max_position_embeddings", folder / "config.json")
+    files = ("sentence_bert_config.json", "tokenizer_config.json")
+    settings = {name: read_json(folder / name) for name in files if exists(folder / name)}
+    settings["config.json"] = config
+
+    def count(file: str, name: str) -> int | None:
+        value = settings.get(file, {}).get(name)
+        # "Unlimited" is written as 1e30.
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if value is not None and (type(value) is not int or value < 1):
+            raise ModelCorrupt(
+                f"{folder / file} has a {name} that is no number of tokens; correct it"
+            )
+        return value
+
+    stated = count("sentence_bert_config.json", "max_seq_length")
+    tokenizer = count("tokenizer_config.json", "model_max_length")
+    known = count("config.json", "max_position_embeddings")
     limit = min(stated or tokenizer or model.context, known or model.context, model.context)
     if limit < _FEWEST_TOKENS:
         raise ModelCorrupt(
@@ -205,19 +159,3 @@ def _max_tokens(folder: Path, config: Mapping[str, Any], model: Model) -> int:
             "model_max_length in tokenizer_config.json or max_position_embeddings in config.json"
         )
     return limit
-
-
-def _tokens(path: Path, name: str) -> int | None:
-    return _count(read_json(path), name, path) if exists(path) else None
-
-
-def _count(settings: Mapping[str, Any], name: str, path: Path) -> int | None:
-    value = settings.get(name)
-    if value is None:
-        return None
-    # "Unlimited" is written as 1e30.
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ModelCorrupt(f"{path} has a {name} that is no number of tokens; correct it")
-    return value

@@ -10,15 +10,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gemma_embed.errors import ModelChanged, ModelCorrupt
 
 
-@dataclass(frozen=True)
-class File:
+class File(NamedTuple):
     """A file as it was at one moment.
 
     Attributes:
@@ -41,36 +39,36 @@ class File:
         Raises:
             OSError: If it does not exist.
         """
-        status = path.stat()
-        return cls(
-            path,
-            (status.st_dev, status.st_ino),
-            (status.st_size, status.st_mtime_ns),
-            status.st_ctime_ns,
-        )
+        now = path.stat()
+        identity, content = (now.st_dev, now.st_ino), (now.st_size, now.st_mtime_ns)
+        return cls(path, identity, content, now.st_ctime_ns)
 
 
-def check_unchanged(files: Iterable[File]) -> None:
-    """Make sure that what is read from these paths now is what was read from them before.
+def check_unchanged(files: Iterable[File], *, or_replaced: bool = False) -> None:
+    """Make sure that what is read from these files is what was read before. A microsecond a file.
 
-    Raises:
-        ModelChanged: If it may not be.
-    """
-    for file in files:
-        if _now(file.path) != file:
-            raise _changed(file.path)
-
-
-def check_not_overwritten(files: Iterable[File]) -> None:
-    """Make sure that files are as they were, or were replaced or removed. A microsecond a file.
+    Args:
+        files: As they were.
+        or_replaced: Whether they are mapped or open already: then it does not matter that a path
+            leads to another file by now, or to none, or that a file got another name.
 
     Raises:
-        ModelChanged: If one was overwritten in place.
+        ModelChanged: If it may be something else.
     """
     for file in files:
-        now = _now(file.path)
-        if now is not None and now.identity == file.identity and now.content != file.content:
-            raise _changed(file.path)
+        try:
+            now = File.at(file.path)
+        except OSError:
+            now = None
+        if or_replaced and (
+            now is None or now.identity != file.identity or now.content == file.content
+        ):
+            continue
+        if now != file:
+            raise ModelChanged(
+                f"{file.path} changed after the model had been read from it; make a new runtime, "
+                "and save models to a folder that no process has loaded"
+            )
 
 
 def exists(path: Path) -> bool:
@@ -78,41 +76,19 @@ def exists(path: Path) -> bool:
     return os.path.lexists(path)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+def read_json(path: Path, kind: type = dict) -> Any:
+    """Read a JSON file: an object, or a value of another ``kind``.
 
     Raises:
         ModelCorrupt: If the file is missing, unreadable, or holds something else.
     """
-    value = read_any_json(path)
-    if not isinstance(value, dict):
-        raise ModelCorrupt(f"{path} is not a JSON object; download the model again")
-    return value
-
-
-def read_any_json(path: Path) -> Any:
-    """Read a JSON value.
-
-    Raises:
-        ModelCorrupt: If the file is missing or unreadable.
-    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ModelCorrupt(f"{path} is missing; download the complete model again") from error
     except (OSError, ValueError, RecursionError) as error:
         raise ModelCorrupt(f"{path} is not readable JSON; download the model again") from error
-
-
-def _now(path: Path) -> File | None:
-    try:
-        return File.at(path)
-    except OSError:
-        return None
-
-
-def _changed(path: Path) -> ModelChanged:
-    return ModelChanged(
-        f"{path} changed after the model had been read from it; make a new runtime, and save "
-        "models to a folder that no process has loaded"
-    )
+    if not isinstance(value, kind):
+        what = "object" if kind is dict else kind.__name__
+        raise ModelCorrupt(f"{path} is not a JSON {what}; download the model again")
+    return value

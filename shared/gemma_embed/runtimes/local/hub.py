@@ -9,10 +9,9 @@ from pathlib import Path
 import gemma_embed
 from gemma_embed.errors import ConfigurationError, ModelNotFound
 from gemma_embed.files import expanded
-from gemma_embed.models import BUNDLED, model_of_ollama_tag, model_of_repository
+from gemma_embed.models import BUNDLED, is_ollama_tag, model_of_repository
 from gemma_embed.runtimes.local.layout import missing_file
 
-_FILES = ["*.json", "tokenizer.model"]
 # What a repository may lack, and what decides prompts and limits where it is there.
 _OPTIONAL = (
     "config_sentence_transformers.json",
@@ -20,7 +19,6 @@ _OPTIONAL = (
     "tokenizer_config.json",
 )
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
-_TAG = re.compile(r"\w[\w.-]*(/[\w.-]+)*:[\w.-]+")
 
 
 def model_folder(
@@ -55,69 +53,43 @@ def model_folder(
     if not _HUB_ID.fullmatch(model) or _is_file(folder):
         raise ModelNotFound(_not_a_model(model, folder))
     from huggingface_hub import snapshot_download
-    from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-    files = (
-        [*_FILES, graph, f"{graph}_data*", f"{graph}.data*"]
-        if graph
-        else [*_FILES, "*.safetensors"]
-    )
+    weights = [graph, f"{graph}_data*", f"{graph}.data*"] if graph else ["*.safetensors"]
+    files = ["*.json", *weights]
+    asked = not (offline or HF_HUB_OFFLINE)
     because = "offline=True" if offline else "HF_HUB_OFFLINE=1 is set"
-    asked = not offline and not HF_HUB_OFFLINE
     if asked:
         because = "the hub could not be reached"
-    unreachable = f"{model} is not completely on this disk, and {because}"
+    incomplete = f"{model} is not completely on this disk, and {because}"
     try:
         found = Path(
             snapshot_download(model, revision=revision, allow_patterns=files, local_files_only=True)
         )
-        missing = _missing(found, graph)
-        if offline or (missing is None and not (asked and _unsettled(model, found))):
+        missing = missing_file(found, graph)
+        if missing is None and asked and not _not_asked_for(model, found):
             return found
+    except HFValidationError as error:
+        raise ModelNotFound(f"{model!r} is not a valid hub id") from error
     except LocalEntryNotFoundError as error:
         if not asked:
             what = f"{model} is not on this disk, and {because}"
             raise ModelNotFound(_advice(model, what)) from error
-    except HFValidationError as error:
-        raise ModelNotFound(f"{model!r} is not a valid hub id") from error
-    try:
-        found = Path(snapshot_download(model, revision=revision, allow_patterns=files))
-        if asked:
-            _settle(model, found)
-    except GatedRepoError as error:
-        what = f"{model} is gated: its licence must be accepted"
-        raise ModelNotFound(_advice(model, what, gated=True)) from error
-    except RevisionNotFoundError as error:
-        raise ModelNotFound(f"{model} has no revision {revision!r}") from error
-    except RepositoryNotFoundError as error:
-        what = f"the hub does not know {model}, or shows it to its members only"
-        raise ModelNotFound(_advice(model, what)) from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, ConnectionError) as error:
-        raise ModelNotFound(_advice(model, unreachable)) from error
-    except OSError as error:
-        raise ModelNotFound(
-            f"{model} could not be downloaded to {HF_HUB_CACHE} ({error.strerror or error}); make "
-            "space there, or let HF_HOME name a folder that may be written to"
-        ) from error
-    except Exception as error:  # An answer that is not a hub's may break its library anywhere.
-        raise ModelNotFound(_advice(model, unreachable)) from error
-    missing = _missing(found, graph)
+    if asked:
+        try:
+            found = Path(snapshot_download(model, revision=revision, allow_patterns=files))
+            _ask_for_optional_files(model, found)
+        except Exception as error:  # An answer that is not a hub's may break its library anywhere.
+            raise ModelNotFound(_refusal(model, revision, error, incomplete)) from error
+        missing = missing_file(found, graph)
     if missing is not None:
         # Out of reach, the hub's library silently returns what an earlier download left.
-        what = f"{unreachable}, or has no {missing} of it"
-        raise ModelNotFound(_advice(model, what))
+        raise ModelNotFound(_advice(model, f"{incomplete}, or has no {missing} of it"))
     return found
 
 
-def _unsettled(model: str, folder: Path) -> list[str]:
+def _not_asked_for(model: str, folder: Path) -> list[str]:
     """Return optional files that are absent, and that the hub was not asked for."""
     from huggingface_hub import try_to_load_from_cache
 
@@ -129,22 +101,14 @@ def _unsettled(model: str, folder: Path) -> list[str]:
     ]
 
 
-def _settle(model: str, folder: Path) -> None:
-    """Ask the hub for optional files; its library remembers which a repository lacks."""
+def _ask_for_optional_files(model: str, folder: Path) -> None:
+    """Ask the hub for what is absent; its library remembers which files a repository lacks."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
-    for name in _unsettled(model, folder):
+    for name in _not_asked_for(model, folder):
         with suppress(RemoteEntryNotFoundError):
             hf_hub_download(model, name, revision=folder.name)
-
-
-def _missing(folder: Path, graph: str | None) -> str | None:
-    """Return a file that an interrupted download left out."""
-    if graph is None:
-        return missing_file(folder)
-    wanted = ("config.json", "tokenizer.json", graph)
-    return next((name for name in wanted if not (folder / name).exists()), None)
 
 
 def _is_file(path: Path) -> bool:
@@ -160,9 +124,29 @@ def _not_a_model(model: str, folder: Path) -> str:
         )
     if _is_file(folder):
         return f"{model!r} is a file; name the model's folder, {str(folder.parent)!r}"
-    if _TAG.fullmatch(model) or model == model_of_ollama_tag(model).ollama_tag.partition(":")[0]:
+    if is_ollama_tag(model):
         return f"{what}; if it is a model of an Ollama server, use runtime='ollama'"
     return what
+
+
+def _refusal(model: str, revision: str | None, error: Exception, incomplete: str) -> str:
+    """Say what an exception of a download means, and what to do."""
+    from huggingface_hub import errors
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    if isinstance(error, errors.GatedRepoError):
+        return _advice(model, f"{model} is gated: its licence must be accepted", gated=True)
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{model} has no revision {revision!r}"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return _advice(model, f"the hub does not know {model}, or shows it to its members only")
+    online = (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, ConnectionError)
+    if isinstance(error, OSError) and not isinstance(error, online):
+        return (
+            f"{model} could not be downloaded to {HF_HUB_CACHE} ({error.strerror or error}); make "
+            "space there, or let HF_HOME name a folder that may be written to"
+        )
+    return _advice(model, incomplete)
 
 
 def _advice(model: str, what: str, *, gated: bool = False) -> str:

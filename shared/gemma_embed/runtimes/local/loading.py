@@ -6,27 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 
-from gemma_embed.errors import EmbeddingError, MissingDependency, ModelCorrupt, WrongModel
+from gemma_embed.errors import EmbeddingError, MissingDependency, ModelCorrupt
 from gemma_embed.runtimes.local.memory import is_out_of_memory
 from gemma_fast.errors import Damaged, Unsupported
-
-
-@contextmanager
-def translated() -> Iterator[None]:
-    """Raise what ``gemma_fast`` says about a model's files as this package's errors.
-
-    Raises:
-        ModelCorrupt: If a file is damaged.
-        WrongModel: If the network has a part that ``gemma_fast`` does not compute.
-    """
-    try:
-        yield
-    except Damaged as error:
-        raise ModelCorrupt(str(error)) from error
-    except Unsupported as error:
-        raise WrongModel(
-            f"{error}, which runtime='onnx' does not compute; use runtime='transformers'"
-        ) from error
 
 
 @contextmanager
@@ -38,14 +20,14 @@ def loading(what: str, advice: str = "download the model again") -> Iterator[Non
         advice: What to do.
 
     Raises:
-        ModelCorrupt: If it cannot be loaded.
-        WrongModel: See ``translated``.
+        ModelCorrupt: If it cannot be loaded. Errors that say why already are left as they are.
     """
     try:
-        with translated():
-            yield
+        yield
+    except (EmbeddingError, Damaged, Unsupported):
+        raise
     except Exception as error:  # A damaged file may raise any; tokenizers raises Exception itself.
-        if isinstance(error, EmbeddingError) or is_out_of_memory(error):
+        if is_out_of_memory(error):
             raise
         raise ModelCorrupt(f"{what} cannot be loaded; {advice}") from error
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 
-from gemma_embed.errors import OutOfMemory
+from gemma_embed.errors import ModelCorrupt, OutOfMemory
+from gemma_embed.runtimes.base import Batch
 from gemma_embed.vectors import Vectors
+from gemma_fast.errors import Damaged
 
 # The words of libraries without an exception of their own for it: torch's CPU allocator, MPS, ONNX
 # Runtime, and oneDNN, which says no more than this (measured under a limit of address space). A
@@ -21,15 +24,17 @@ _WORDS = re.compile(
 
 def within_memory(
     forward: Callable[[Sequence[Sequence[int]]], Vectors],
+    lock: AbstractContextManager[object],
     rows: list[int],
     ids: Mapping[int, Sequence[int]],
-) -> Iterator[tuple[list[int], Vectors]]:
+) -> Iterator[Batch]:
     """Compute a batch, in halves where all of it is too much, down to one text.
 
     A system that kills the process instead of refusing it memory cannot be helped from inside.
 
     Args:
         forward: Gives the vectors of token sequences, in their order.
+        lock: Taken while it computes, since two batches at once take the memory of both.
         rows: The batch.
         ids: Tokens of each row.
 
@@ -37,13 +42,17 @@ def within_memory(
         Rows and their vectors; together every row once, in the order of ``rows``.
 
     Raises:
+        ModelCorrupt: If tokenizer and weights do not belong together.
         OutOfMemory: If one text alone is too much; ``index`` is its row.
     """
     pending = [rows]
     while pending:
         part = pending.pop()
         try:
-            vectors = forward([ids[row] for row in part])
+            with lock:
+                vectors = forward([ids[row] for row in part])
+        except Damaged as error:
+            raise ModelCorrupt(str(error)) from error
         except Exception as error:  # ONNX Runtime's have no other base in common.
             if not is_out_of_memory(error):
                 raise
@@ -57,7 +66,7 @@ def within_memory(
                     tokens=tokens,
                 ) from error
         else:
-            yield part, vectors
+            yield Batch(part, vectors)
             continue
         # Here and not in the handler, whose traceback would keep the tensors alive.
         _free_cached()

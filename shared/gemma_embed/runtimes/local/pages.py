@@ -7,9 +7,10 @@ second; its first 2,048 tokens take a few milliseconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from gemma_embed.runtimes.base import TooLong
+from gemma_embed.runtimes.local.tokenizer import Tokenizer
 
 # A page: enough for batches of texts of like length; its ids take some 10 MB at most.
 _TEXTS = 1024
@@ -20,11 +21,11 @@ _CHARACTERS_A_TOKEN = 64
 # What lies beyond a cut may change the tokens just before it: a word's, at most.
 _MARGIN = 128
 
-Tokenize = Callable[[Sequence[str]], list[list[int]]]
+Row = tuple[int, list[int] | TooLong]
 
 
 def token_pages(
-    tokenize: Tokenize, texts: Sequence[str], limit: int, *, truncate: bool
+    tokenize: Tokenizer, texts: Sequence[str], limit: int, *, truncate: bool
 ) -> Iterator[dict[int, list[int]] | TooLong]:
     """Tokenize texts page by page.
 
@@ -38,46 +39,42 @@ def token_pages(
         Texts that are too long, before the first page; then pages: for each row its ids, at most
         ``limit``.
     """
+
+    def read(rows: Sequence[int]) -> Iterator[Row]:
+        """Yield each row's ids, or that there are too many."""
+        longest = limit * _CHARACTERS_A_TOKEN
+        for row, ids in zip(rows, tokenize([texts[row][:longest] for row in rows]), strict=True):
+            length = longest
+            while length < len(texts[row]) and len(ids) <= limit + _MARGIN:
+                length *= 4
+                (ids,) = tokenize([texts[row][:length]])
+            if len(ids) <= limit:
+                yield row, ids
+            elif truncate:
+                # The right end goes, the closing token stays: what sentence-transformers does.
+                yield row, [*ids[: limit - 1], ids[-1]]
+            else:
+                yield row, TooLong(row, len(ids) if length >= len(texts[row]) else None)
+
     pages = list(_pages(range(len(texts)), texts, limit))
-    refused: set[int] = set()
+    refused = set()
     if len(pages) > 1 and not truncate:
         # Hours of work on the pages before are not lost to a text at the end.
         suspects = [row for row, text in enumerate(texts) if _most_tokens(text) > limit]
         for rows in _pages(suspects, texts, limit):
-            for row, ids, complete in _read(tokenize, rows, texts, limit):
-                if len(ids) > limit:
+            for row, ids in read(rows):
+                if isinstance(ids, TooLong):
                     refused.add(row)
-                    yield TooLong(row, len(ids) if complete else None)
+                    yield ids
     for rows in pages:
-        page: dict[int, list[int]] = {}
-        for row, ids, complete in _read(
-            tokenize, [row for row in rows if row not in refused], texts, limit
-        ):
-            if len(ids) <= limit:
-                page[row] = ids
-            elif truncate:
-                # The right end goes, the closing token stays: what sentence-transformers does.
-                page[row] = [*ids[: limit - 1], ids[-1]]
+        page = {}
+        for row, ids in read([row for row in rows if row not in refused]):
+            if isinstance(ids, TooLong):
+                yield ids
             else:
-                yield TooLong(row, len(ids) if complete else None)
+                page[row] = ids
         if page:
             yield page
-
-
-def _read(
-    tokenize: Tokenize, rows: Sequence[int], texts: Sequence[str], limit: int
-) -> Iterator[tuple[int, list[int], bool]]:
-    """Yield each row's ids, and whether they are all of them.
-
-    Where they are not, there are more than ``limit``, and the first ``limit`` are right.
-    """
-    longest = limit * _CHARACTERS_A_TOKEN
-    for row, ids in zip(rows, tokenize([texts[row][:longest] for row in rows]), strict=True):
-        read = longest
-        while read < len(texts[row]) and len(ids) <= limit + _MARGIN:
-            read *= 4
-            (ids,) = tokenize([texts[row][:read]])
-        yield row, ids, read >= len(texts[row])
 
 
 def _pages(rows: Sequence[int], texts: Sequence[str], limit: int) -> Iterator[list[int]]:

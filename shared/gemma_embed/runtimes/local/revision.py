@@ -9,7 +9,6 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 from gemma_embed.errors import ModelCorrupt
 from gemma_embed.files import cache_folder
@@ -38,29 +37,37 @@ def revision_of(folder: Path, files: Sequence[File]) -> str:
     if _is_snapshot(folder, files):
         return folder.name
     check_unchanged(files)
-    names = [file.path.relative_to(folder).as_posix() for file in files]
-    stamp = [
-        [name, file.content, file.identity[1], file.touched]
-        for name, file in zip(names, files, strict=True)
-    ]
-    key = hashlib.sha256(json.dumps([str(folder.resolve()), stamp]).encode()).hexdigest()
+    state = [str(folder.resolve()), stamp(folder, files)]
+    key = hashlib.sha256(json.dumps(state).encode()).hexdigest()
     caches = cache_folder()
     cached = caches / "revisions" / key if caches is not None else None
     if cached is not None:
         with suppress(OSError, ValueError):
+            # Only a complete hash counts, so it need not be written in one step.
             known = cached.read_text(encoding="utf-8")
             if _HASH.fullmatch(known):
                 return known
     digest = hashlib.sha256()
-    for name, file in zip(names, files, strict=True):
-        digest.update(name.encode() + b"\0")
+    for file in files:
+        digest.update(file.path.relative_to(folder).as_posix().encode() + b"\0")
         _add(file.path, digest)
     check_unchanged(files)
     revision = f"sha256:{digest.hexdigest()}"
     newest = max(file.touched for file in files) / 1e9
     if cached is not None and time.time() - newest > _SETTLED:
-        _store(cached, revision)
+        # A cache that cannot be written is computed again.
+        with suppress(OSError):
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            cached.write_text(revision, encoding="utf-8")
     return revision
+
+
+def stamp(folder: Path, files: Sequence[File]) -> list[object]:
+    """Return what changes with each file's name and content, without reading it: JSON values."""
+    return [
+        [file.path.relative_to(folder).as_posix(), file.content, file.identity[1], file.touched]
+        for file in files
+    ]
 
 
 def _is_snapshot(folder: Path, files: Sequence[File]) -> bool:
@@ -79,12 +86,3 @@ def _add(path: Path, digest: hashlib._Hash) -> None:
                 digest.update(block)
     except OSError as error:
         raise ModelCorrupt(f"{path} cannot be read any more; download the model again") from error
-
-
-def _store(cached: Path, revision: str) -> None:
-    # Complete or absent, also after a crash. A cache that cannot be written is computed again.
-    with suppress(OSError):
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile("w", dir=cached.parent, delete=False) as new:
-            new.write(revision)
-        Path(new.name).replace(cached)

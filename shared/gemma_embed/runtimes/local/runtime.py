@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Protocol, Self
 
@@ -22,20 +24,24 @@ from gemma_embed.models import (
 from gemma_embed.prompts import Prompts
 from gemma_embed.runtimes.base import Batch, Runtime, TooLong
 from gemma_embed.runtimes.local.checkpoint import Checkpoint
-from gemma_embed.runtimes.local.files import check_not_overwritten, read_json
+from gemma_embed.runtimes.local.files import check_unchanged, read_json
 from gemma_embed.runtimes.local.hub import model_folder
 from gemma_embed.runtimes.local.memory import is_out_of_memory, within_memory
 from gemma_embed.runtimes.local.pages import token_pages
 from gemma_embed.runtimes.options import check_kind
 from gemma_embed.runtimes.per_process import PerProcess
 from gemma_embed.vectors import Vectors
+from gemma_fast.errors import Damaged, Unsupported
 
 
 class Network(Protocol):
-    """A loaded model. Called by one thread at a time."""
+    """A loaded model."""
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return each text's token ids, special tokens included, however many."""
+        """Return each text's token ids, special tokens included, however many.
+
+        May be called by several threads at once.
+        """
 
     def batches(self, lengths: Mapping[int, int]) -> Iterator[list[int]]:
         """Group rows of so many tokens as they are computed best: each exactly once, largest first.
@@ -44,7 +50,7 @@ class Network(Protocol):
         """
 
     def forward(self, tokens: Sequence[Sequence[int]]) -> Vectors:
-        """Compute one batch: float32, shape (len(tokens), width)."""
+        """Compute one batch: float32, shape (len(tokens), width). By one thread at a time."""
 
 
 @dataclass
@@ -67,12 +73,7 @@ class LocalRuntime(Runtime):
     _name: ClassVar[str]
 
     def __init__(
-        self,
-        model: str | Path | None,
-        *,
-        revision: str | None,
-        precision: str,
-        offline: bool,
+        self, model: str | Path | None, *, revision: str | None, precision: str, offline: bool
     ) -> None:
         """Check the options that all have; nothing is loaded.
 
@@ -89,9 +90,6 @@ class LocalRuntime(Runtime):
         self._revision = revision
         self._precision = precision
         self._offline = offline
-        self._start()
-
-    def _start(self) -> None:
         self._per_process = PerProcess(_Loaded)
 
     @abstractmethod
@@ -102,20 +100,16 @@ class LocalRuntime(Runtime):
     def _open(self, checkpoint: Checkpoint) -> Network:
         """Load a checkpoint."""
 
-    def _found(self) -> Checkpoint:
-        folder = model_folder(self._source, self._revision, offline=self._offline)
-        return Checkpoint.read(folder, self._model)
+    def _graph(self) -> str | None:
+        """Return the place in the folder of the finished graph that is loaded; None for weights."""
+        return None
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
         return f"{type(self).__name__}({settings})"
 
-    def __getstate__(self) -> dict[str, object]:
-        return {name: value for name, value in self.__dict__.items() if name != "_per_process"}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state)
-        self._start()
+    def __reduce__(self) -> tuple[partial[Self], tuple[()]]:
+        return partial(type(self), **self.settings), ()
 
     def __copy__(self) -> Self:
         return self
@@ -158,36 +152,29 @@ class LocalRuntime(Runtime):
         """
         network, checkpoint = self._load(), self._checkpoint()
         lock = self._per_process.get().lock
-
-        def tokenize(part: Sequence[str]) -> list[list[int]]:
-            with lock:
-                return network.tokenize(part)
-
-        def forward(tokens: Sequence[Sequence[int]]) -> Vectors:
-            with lock:
-                return network.forward(tokens)
-
-        check_not_overwritten(checkpoint.files)
-        for page in token_pages(tokenize, texts, checkpoint.max_tokens, truncate=truncate):
+        check_unchanged(checkpoint.files, or_replaced=True)
+        for page in token_pages(network.tokenize, texts, checkpoint.max_tokens, truncate=truncate):
             if isinstance(page, TooLong):
                 yield page
                 continue
             for rows in network.batches({row: len(ids) for row, ids in page.items()}):
-                for part, vectors in within_memory(forward, rows, page):
-                    yield Batch(part, vectors)
+                yield from within_memory(network.forward, lock, rows, page)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Count the tokens of prompted texts, special tokens included."""
-        network = self._load()
-        with self._per_process.get().lock:
-            return [len(ids) for ids in network.tokenize(texts)]
+        return [len(ids) for ids in self._load().tokenize(texts)]
 
     def _checkpoint(self) -> Checkpoint:
         loaded = self._per_process.get()
         with loaded.lock:
             if loaded.checkpoint is None:
                 self._require_packages()
-                loaded.checkpoint = self._found()
+                # Asked once, since the folder may change while the model is in use.
+                graph = self._graph()
+                folder = model_folder(
+                    self._source, self._revision, offline=self._offline, graph=graph
+                )
+                loaded.checkpoint = Checkpoint.read(folder, self._model, graph)
             return loaded.checkpoint
 
     def _load(self) -> Network:
@@ -197,6 +184,13 @@ class LocalRuntime(Runtime):
                 checkpoint = self._checkpoint()
                 try:
                     loaded.network = self._open(checkpoint)
+                except Damaged as error:
+                    raise ModelCorrupt(str(error)) from error
+                except Unsupported as error:
+                    raise WrongModel(
+                        f"{error}, which runtime='onnx' does not compute; "
+                        "use runtime='transformers'"
+                    ) from error
                 except Exception as error:  # Libraries raise any.
                     if not is_out_of_memory(error):
                         raise
@@ -211,9 +205,7 @@ def _row(source: str) -> Model:
     """Return the row of a model: a folder's by its ``config.json``, others by name."""
     folder = expanded(source)
     if source != BUNDLED.repository and folder.is_dir():
-        try:
+        # A folder may be completed until the first use, which reports what is wrong with it.
+        with suppress(ModelCorrupt, WrongModel):
             return model_of_config(read_json(folder / "config.json"), folder)
-        except (ModelCorrupt, WrongModel):
-            # The folder may be completed until the first use, which reports what is wrong with it.
-            pass
     return model_of_repository(source)

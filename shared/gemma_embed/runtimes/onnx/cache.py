@@ -20,6 +20,7 @@ from gemma_embed.errors import ConfigurationError
 from gemma_embed.files import cache_folder
 from gemma_embed.runtimes.local.checkpoint import Checkpoint
 from gemma_embed.runtimes.local.files import check_unchanged
+from gemma_embed.runtimes.local.revision import stamp
 
 logger = logging.getLogger("gemma_embed")
 
@@ -51,7 +52,8 @@ class Cache:
             place: Where they are; None for the user's cache folder, which is also used where
                 ``place`` is full or cannot be written to.
         """
-        self._checkpoint = checkpoint
+        self._files = checkpoint.files
+        self._source = str(checkpoint.folder.resolve())
         self._places = [folder for folder in (place, cache_folder()) if folder is not None]
         self._name = f"{checkpoint.model.name}-{_key(checkpoint)}"
 
@@ -67,8 +69,8 @@ class Cache:
             ConfigurationError: If it cannot be written anywhere.
             ModelChanged: If the checkpoint changed while it was written.
         """
-        failures: list[OSError] = []
         reasons: list[str] = []
+        failure = None
         for place in self._places:
             entry = place / f"{self._name}-{kind}-v{version}"
             try:
@@ -78,7 +80,7 @@ class Cache:
                         if self._is_outdated(other, kind, version):
                             _remove(other)
             except OSError as error:
-                failures.append(error)
+                failure = error
                 reasons.append(f"{place}: {error.strerror or error}")
                 continue
             if reasons:
@@ -87,7 +89,7 @@ class Cache:
         raise ConfigurationError(
             f"the {kind} files of this model cannot be written ({'; '.join(reasons)}); free some "
             "space, or name another folder with cache_dir="
-        ) from (failures[-1] if failures else None)
+        ) from failure
 
     def _has(self, entry: Path) -> bool:
         if not entry.is_dir():
@@ -106,7 +108,7 @@ class Cache:
         try:
             write(new)
             # Another model's would be found under this one's key.
-            check_unchanged(self._checkpoint.files)
+            check_unchanged(self._files)
             (new / _SOURCE).write_text(self._source, encoding="utf-8")
             (new / _CHECKSUM).write_text(_checksum(new))
             new.chmod(0o755)
@@ -114,10 +116,6 @@ class Cache:
             _move(new, entry)
         finally:
             shutil.rmtree(new, ignore_errors=True)
-
-    @property
-    def _source(self) -> str:
-        return str(self._checkpoint.folder.resolve())
 
     def _is_outdated(self, other: Path, kind: str, version: int) -> bool:
         match = _ENTRY.fullmatch(other.name)
@@ -127,15 +125,16 @@ class Cache:
             age = time.time() - other.stat().st_mtime
             if match["unfinished"]:
                 return age > _SECONDS_UNFINISHED
-            if match["kind"] == kind:
-                if int(match["version"]) < version:
-                    return True
-                source = (other / _SOURCE).read_text(encoding="utf-8")
-                if match["name"] != self._name and source == self._source:
-                    return True
+            if age > _SECONDS_UNUSED:
+                return True
+            if match["kind"] != kind:
+                return False
+            if int(match["version"]) < version:
+                return True
+            source = (other / _SOURCE).read_text(encoding="utf-8")
+            return match["name"] != self._name and source == self._source
         except OSError:  # Another process removed it.
             return False
-        return age > _SECONDS_UNUSED
 
 
 def _move(new: Path, entry: Path) -> None:
@@ -198,7 +197,5 @@ def _key(checkpoint: Checkpoint) -> str:
     parts: list[object] = [checkpoint.max_tokens, checkpoint.revision]
     if not checkpoint.revision.startswith("sha256:"):
         # A commit names what was downloaded, and not what somebody wrote over it since.
-        for file in checkpoint.files:
-            name = file.path.relative_to(checkpoint.folder).as_posix()
-            parts += [name, *file.content, file.identity[1], file.touched]
+        parts.append(stamp(checkpoint.folder, checkpoint.files))
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

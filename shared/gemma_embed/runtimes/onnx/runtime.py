@@ -12,8 +12,7 @@ from gemma_embed.files import expanded
 from gemma_embed.identity import Identity
 from gemma_embed.runtimes.local.checkpoint import Checkpoint
 from gemma_embed.runtimes.local.files import check_unchanged
-from gemma_embed.runtimes.local.hub import model_folder
-from gemma_embed.runtimes.local.loading import loading, require, translated
+from gemma_embed.runtimes.local.loading import loading, require
 from gemma_embed.runtimes.local.runtime import LocalRuntime
 from gemma_embed.runtimes.local.tokenizer import Tokenizer
 from gemma_embed.runtimes.onnx.cache import Cache
@@ -34,6 +33,7 @@ Layout = Literal["safetensors", "published"]
 _TOKENS_PER_BATCH = 192
 # Padding is wasted work; one part in eight is what a second call would cost.
 _PADDING = 1 / 8
+_OR_UPDATE = ", or run: pip install -U onnxruntime"
 
 
 class OnnxRuntime(LocalRuntime):
@@ -46,6 +46,7 @@ class OnnxRuntime(LocalRuntime):
     """
 
     _name = "onnx"
+    _precision: Precision
 
     def __init__(
         self,
@@ -86,7 +87,6 @@ class OnnxRuntime(LocalRuntime):
         check_choice("precision", precision, get_args(Precision))
         check_choice("layout", layout, (*get_args(Layout), None))
         check_kind("cache_dir", cache_dir, str, Path, None)
-        self._kind: Precision = precision
         self._threads = None if threads is None else checked_count("threads", threads, 1)
         self._layout = layout
         self._cache_dir = None if cache_dir is None else expanded(cache_dir)
@@ -109,59 +109,52 @@ class OnnxRuntime(LocalRuntime):
     def identity(self) -> Identity:
         """What decides the numbers. Reads a local folder's weights once, to name them."""
         identity = super().identity
-        if self._kind == "float32" or _is_published(self._checkpoint()):
+        if self._precision == "float32" or _is_published(self._checkpoint()):
             return identity
         # Whoever writes the graph decides how matrices are rounded.
-        return replace(identity, precision=f"{self._kind} v{VERSION}")
+        return replace(identity, precision=f"{self._precision} v{VERSION}")
 
     def _require_packages(self) -> None:
         require("onnxruntime", runtime="onnx")
 
-    def _found(self) -> Checkpoint:
-        # The one place that decides the layout; later the checkpoint tells.
+    def _graph(self) -> str | None:
         published = self._layout == "published"
         if self._layout is None:
             published = self._source == self._model.onnx_repository
             published |= holds_published_graphs(expanded(self._source))
-        if not published:
-            return super()._found()
-        graph = GRAPHS[self._kind]
-        folder = model_folder(self._source, self._revision, offline=self._offline, graph=graph)
-        return Checkpoint.of_graph(folder, self._model, graph)
+        return GRAPHS[self._precision] if published else None
 
-    def _open(self, checkpoint: Checkpoint) -> _Loaded:
+    def _open(self, checkpoint: Checkpoint) -> _Network:
         cache = Cache(checkpoint, self._cache_dir)
         tokenize = open_tokenizer(checkpoint, cache)
         if _is_published(checkpoint):
             graph = checkpoint.weights[0]
-            with loading(str(graph), _advice("download the model again")):
+            with loading(str(graph), f"download the model again{_OR_UPDATE}"):
                 forward: Forward = PublishedForward(graph, self._threads)
         else:
             forward = self._written(checkpoint, cache)
-        forward = translated()(forward)
         verify(forward, checkpoint)
         check_unchanged(checkpoint.files)
-        return _Loaded(tokenize, batches_by_length, forward)
+        return _Network(tokenize, batches_by_length, forward)
 
     def _written(self, checkpoint: Checkpoint, cache: Cache) -> Forward:
         """Load a checkpoint's graph, and write it if it is not cached."""
-        with translated():
-            sizes = Architecture.of(checkpoint.config, checkpoint.max_tokens)
-            weights = Weights(checkpoint.weights)
-            weights.check(sizes.shapes())
+        sizes = Architecture.of(checkpoint.config, checkpoint.max_tokens)
+        weights = Weights(checkpoint.weights)
+        weights.check(sizes.shapes())
 
-            def write(folder: Path) -> None:
-                require("onnx", runtime="onnx")
-                dense = [dense_matrix(file) for file in checkpoint.dense]
-                write_graph(folder, sizes, weights, dense, self._kind)
+        def write(folder: Path) -> None:
+            require("onnx", runtime="onnx")
+            dense = [dense_matrix(file) for file in checkpoint.dense]
+            write_graph(folder, sizes, weights, dense, self._precision)
 
-            folder = cache.folder(self._kind, VERSION, write)
-        with loading(str(folder), _advice("remove that folder, so that it is recreated")):
+        folder = cache.folder(self._precision, VERSION, write)
+        with loading(str(folder), f"remove that folder, so that it is recreated{_OR_UPDATE}"):
             return OnnxForward(folder, sizes, weights, self._threads)
 
 
 @dataclass(frozen=True)
-class _Loaded:
+class _Network:
     tokenize: Tokenizer
     batches: Callable[[Mapping[int, int]], Iterator[list[int]]]
     forward: Forward
@@ -169,10 +162,6 @@ class _Loaded:
 
 def _is_published(checkpoint: Checkpoint) -> bool:
     return checkpoint.weights[0].suffix == ".onnx"
-
-
-def _advice(first: str) -> str:
-    return f"{first}, or run: pip install -U onnxruntime"
 
 
 def batches_by_length(lengths: Mapping[int, int]) -> Iterator[list[int]]:
