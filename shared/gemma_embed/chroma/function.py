@@ -13,7 +13,6 @@ from gemma_embed.embedder import Embedder
 from gemma_embed.errors import CollectionMismatch, ConfigurationError
 from gemma_embed.runtimes import open_runtime, runtime_settings
 
-_NAME = "gemma_embed"
 # Settings that decide document vectors with one model; the query task and the store do not.
 _OF_DOCUMENTS = ("dimensions", "document_task", "overlong")
 
@@ -76,7 +75,7 @@ class GemmaEmbeddingFunction(EmbeddingFunction[Documents]):
     @staticmethod
     def name() -> str:
         """Name under which Chroma finds this class again."""
-        return _NAME
+        return "gemma_embed"
 
     def default_space(self) -> Space:
         """Cosine."""

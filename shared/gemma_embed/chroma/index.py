@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import logging
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sized
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from gemma_embed.chroma.client import RECREATE, paused
+from gemma_embed.chroma.failures import RECREATE
 from gemma_embed.chroma.generations import Generation, described, generations_of, name_of
 from gemma_embed.chroma.health import examine, examine_folder
-from gemma_embed.chroma.ingestion import (
-    IngestReport,
-    differing_rows,
-    finish,
-    first_embedded,
-    write,
-)
+from gemma_embed.chroma.ingestion import Ingestion, IngestReport, OnError, Passages
 from gemma_embed.chroma.lock import Writing
 from gemma_embed.chroma.passport import (
     HasEmbedder,
@@ -29,7 +21,7 @@ from gemma_embed.chroma.passport import (
     verify,
 )
 from gemma_embed.chroma.place import CREATION, Place
-from gemma_embed.chroma.rows import OnError, Passages, Rows
+from gemma_embed.chroma.stored import differing, pages
 from gemma_embed.errors import (
     CollectionDamaged,
     CollectionError,
@@ -47,8 +39,6 @@ if TYPE_CHECKING:
     from chromadb.api import ClientAPI
 
     from gemma_embed.embedder import Embedder
-
-logger = logging.getLogger("gemma_embed.chroma")
 
 _DEFAULT_TITLE_KEY = "title"
 
@@ -291,29 +281,24 @@ class ChromaIndex:
         seconds = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
         if timeout is not None and not (seconds and timeout > 0):
             raise ConfigurationError(f"timeout={timeout!r} is not a positive number of seconds")
-        width = self.embedder.dimensions
-        if not self._place.exists():
-            raise CollectionError(
-                f"there is no folder {self._place}, so there is nothing to check: ingest the "
-                "documents, or pass another path"
-            )
+        embedder, folder = self.embedder, self._place.folder
+        if folder is not None and not folder.exists():
+            raise _nothing(f"folder {folder}")
         with self._reached() as (client, name), self._place.writing(name) as writing:
             collection = _existing(client, name)
             if collection is None:
-                raise CollectionError(
-                    f"there is no collection {name!r} in {self._place}: ingest the "
-                    f"documents; generations() lists what is there"
-                )
+                raise _nothing(f"collection {name!r} in {self._place}")
             if writing.suspect:
                 raise _half_written(name)
-            if self._place.folder is None:
-                rows = examine(collection, width)
+            if folder is None:
+                rows = examine(collection, embedder.dimensions)
             else:
-                place = (client.tenant, client.database, name)
-                # Two processes must not have a folder open while one of them may write.
-                with paused(client):
-                    rows = examine_folder(self._place.folder, *place, width, timeout)
-            other = list(differing_rows(collection, self.embedder))
+                rows = examine_folder(client, folder, name, embedder.dimensions, timeout)
+            other = [
+                row
+                for page in pages(collection, embedder.dimensions)
+                for row in sorted(differing(embedder, page))
+            ]
             writing.complete()
         if other:
             raise CollectionDamaged(
@@ -327,7 +312,7 @@ class ChromaIndex:
         with self._reached() as (client, current):
             return [
                 described(each, self._place, current=each.name == current)
-                for each in generations_of(self.name, client)
+                for each in generations_of(self.name, client).values()
             ]
 
     def drop(self, generation: str, *, current: bool = False) -> None:
@@ -342,7 +327,7 @@ class ChromaIndex:
             CollectionLocked: If another process is writing to the folder.
         """
         with self._reached() as (client, name), self._place.writing(generation) as writing:
-            names = [each.name for each in generations_of(self.name, client)]
+            names = list(generations_of(self.name, client))
             if generation not in names:
                 raise ConfigurationError(
                     f"{generation!r} is not a generation of {self.name!r}: there are {names}"
@@ -383,11 +368,11 @@ class ChromaIndex:
             raise ConfigurationError(f"unknown on_error={on_error!r}; use 'report' or 'raise'")
         items = items_in_order(passages, "passages")
         # The caller's iterator and callback are outside: their errors are not Chroma's.
-        name = name_of(self.name, self.embedder.fingerprint)
-        with self._place.explained(name):
+        name, explained = name_of(self.name, self.embedder.fingerprint), self._place.explained
+        with explained(name):
             client = self._place.open()
         with self._place.writing(name) as writing:
-            with self._place.explained(name):
+            with explained(name):
                 collection = _existing(client, name)
                 damage = None if collection is None else self._damage(collection, writing)
                 if damage is not None and not remove_absent:
@@ -396,48 +381,40 @@ class ChromaIndex:
                 if collection is not None and not recreate:
                     self._compared(collection)
                 most = client.get_max_batch_size()
-            title_key = self._title_key or title_key_of(collection.metadata if collection else {})
-            rows = Rows(title_key or _DEFAULT_TITLE_KEY, on_error, remove_absent)
-            batches = rows.batches(items, min(batch_size, most))
+            there = title_key_of(collection.metadata if collection is not None else None)
+            title_key = self._title_key or there or _DEFAULT_TITLE_KEY
+            run = Ingestion(self.embedder, title_key, on_error, complete=remove_absent)
+            batches = run.batches(items, min(batch_size, most))
             first = next(batches, [])
-            if remove_absent and collection is not None and not rows.taken:
+            if remove_absent and collection is not None and not run.taken:
                 raise InvalidInput(
                     "there were no passages, as of a generator that was used before, and the "
                     f"collection would be emptied: to do that, call drop({name!r}, current=True)"
                 )
             if collection is None or recreate:
                 # Whatever can fail without Chroma comes before the deletion.
-                stated = passport(self.embedder, rows.title_key)
+                stated = passport(self.embedder, title_key)
                 compare_facts(name, stated, self.embedder)
                 if collection is not None:
-                    first = first_embedded(self.embedder, chain([first], batches), rows)
-                with self._place.explained(name):
+                    first = run.first_embedded(chain([first], batches))
+                with explained(name):
                     if collection is not None:
                         client.delete_collection(name)
                     writing.suspect = False
                     writing.complete()
                     collection = self._created(client, name, stated)
                 self._collection_name = name
-            done: Counter[str] = Counter()
-            warned = self.embedder.takes_titles or self.embedder.document_task != "document"
-            total = len(passages) if isinstance(passages, Sized) else 0
+            taken, total = 0, len(passages) if isinstance(passages, Sized) else 0
             with reporting(progress, total) as report:
-                taken = 0
                 for batch in chain([first], batches):
-                    if not warned and any(row.title is not None for row in batch):
-                        warned = True
-                        logger.warning(
-                            "this checkpoint's document prompt has no place for a title: the texts "
-                            "are embedded without one"
-                        )
                     if batch:
-                        with self._place.explained(name):
-                            done += write(collection, self.embedder, batch, rows)
+                        with explained(name):
+                            run.write(collection, batch)
                         writing.complete()
-                    report(rows.taken - taken)
-                    taken = rows.taken
-            with self._place.explained(name):
-                result = finish(collection, self.embedder, rows, done)
+                    report(run.taken - taken)
+                    taken = run.taken
+            with explained(name):
+                result = run.finish(collection)
             writing.complete()
             return result
 
@@ -484,6 +461,13 @@ def _existing(client: ClientAPI, name: str) -> Collection | None:
         return client.get_collection(name, embedding_function=None)
     except NotFoundError:
         return None
+
+
+def _nothing(what: str) -> CollectionError:
+    return CollectionError(
+        f"there is no {what}, so there is nothing to check: ingest the documents, or pass another "
+        "path; generations() lists what is there"
+    )
 
 
 def _half_written(name: str) -> CollectionDamaged:
