@@ -8,19 +8,15 @@ from pathlib import Path
 from gemma_embed.errors import (
     CollectionDamaged,
     CollectionError,
-    CollectionLocked,
     ConfigurationError,
     ConnectionFailed,
     EmbeddingError,
 )
 
-# What SQLite's result codes and the system's mean, as Chroma's messages have them.
-_CAUSES = {
-    "read-only": r"(code: (8|14)|os error (13|30))\)",
-    "full": r"(code: 13|os error 28)\)",
-    "busy": r"code: (5|6)\)",
-    "lost": r"code: (11|26)\)",
-}
+# Result codes of SQLite and of the system, as Chroma's messages have them.
+_READ_ONLY = r"(code: (8|14)|os error (13|30))\)"
+_LOST = r"code: (11|26)\)"
+_BUSY_OR_FULL = r"(code: (5|6|13)|os error 28)\)"
 RECREATE = (
     "call recreate(passages) with all the passages it was filled from; their vectors come from the "
     "embedding store, without the model"
@@ -51,18 +47,12 @@ def explanation(error: BaseException, name: str, place: Path | str) -> Embedding
         return ConfigurationError(f"Chroma does not take these arguments for {what}: {error}")
     if isinstance(error, NotFoundError):
         return CollectionError(f"{what} was deleted meanwhile ({error}): open() again")
-    cause = next((each for each, codes in _CAUSES.items() if re.search(codes, str(error))), None)
-    if isinstance(place, Path) and cause == "read-only":
+    if isinstance(place, Path) and re.search(_READ_ONLY, said):
         return read_only(place)
-    if isinstance(place, Path) and cause == "lost":
-        return lost(place, str(error))
-    if cause == "full":
-        return CollectionError(f"the disk is full, says Chroma of {what}: free some space")
-    if cause == "busy":
-        return CollectionLocked(
-            f"another program has {what} open ({error}): close it, or share a Chroma server"
-        )
-    if panic or (isinstance(error, InternalError) and cause in (None, "lost")):
+    if isinstance(place, Path) and re.search(_LOST, said):
+        return lost(place, error)
+    known = re.search(f"{_READ_ONLY}|{_BUSY_OR_FULL}", said)
+    if panic or (isinstance(error, InternalError) and not known):
         return CollectionDamaged(f"Chroma failed on {what} ({said}); if it fails again, {RECREATE}")
     return CollectionError(f"Chroma failed on {what}: {said}")
 

@@ -13,13 +13,7 @@ from gemma_embed.chroma.generations import Generation, described, generations_of
 from gemma_embed.chroma.health import examine, examine_folder
 from gemma_embed.chroma.ingestion import Ingestion, IngestReport, OnError, Passages
 from gemma_embed.chroma.lock import Writing
-from gemma_embed.chroma.passport import (
-    HasEmbedder,
-    compare_facts,
-    embedder_of,
-    passport,
-    verify,
-)
+from gemma_embed.chroma.passport import HasEmbedder, compare_facts, embedder_of, passport, verify
 from gemma_embed.chroma.place import CREATION, Place
 from gemma_embed.chroma.stored import differing, pages
 from gemma_embed.errors import (
@@ -164,8 +158,7 @@ class ChromaIndex:
                     collection = _existing(client, name)
                     if collection is None:
                         stated = passport(self.embedder, self._title_key or _DEFAULT_TITLE_KEY)
-                        collection = self._created(client, name, stated)
-                    writing.suspect = False
+                        collection = self._created(client, name, stated, writing)
             if self._place.is_marked(name):
                 # A writer that is at work has one too.
                 with suppress(CollectionLocked), self._place.writing(name) as writing:
@@ -230,7 +223,7 @@ class ChromaIndex:
             EmbeddingError: If embedding fails: without an index it is no one text's fault. What
                 was finished before is stored.
         """
-        return self._filled(passages, batch_size, on_error, progress, remove_absent, recreate=False)
+        return self._filled(passages, batch_size, on_error, progress, remove_absent, False)
 
     def recreate(
         self,
@@ -256,7 +249,7 @@ class ChromaIndex:
                 deleted.
             EmbeddingError: As ``ingest``. Nothing is deleted if the first batch fails.
         """
-        return self._filled(passages, batch_size, on_error, progress, True, recreate=True)
+        return self._filled(passages, batch_size, on_error, progress, True, True)
 
     def check(self, *, timeout: float | None = None) -> int:
         """Read every vector and search for it, in a process of its own for a folder.
@@ -356,8 +349,7 @@ class ChromaIndex:
         batch_size: int,
         on_error: OnError,
         progress: bool | ProgressCallback,
-        remove_absent: bool,
-        *,
+        complete: bool,
         recreate: bool,
     ) -> IngestReport:
         if type(batch_size) is not int or batch_size < 1:
@@ -373,20 +365,24 @@ class ChromaIndex:
             client = self._place.open()
         with self._place.writing(name) as writing:
             with explained(name):
-                collection = _existing(client, name)
-                damage = None if collection is None else self._damage(collection, writing)
-                if damage is not None and not remove_absent:
-                    raise damage
-                recreate = recreate or damage is not None
-                if collection is not None and not recreate:
-                    self._compared(collection)
-                most = client.get_max_batch_size()
+                collection, most = _existing(client, name), client.get_max_batch_size()
+            try:
+                with explained(name):
+                    if collection is not None and not recreate:
+                        if writing.suspect:
+                            raise _half_written(name)
+                        collection.get(limit=1, include=["embeddings"])
+                        self._compared(collection)
+            except CollectionDamaged:
+                if not complete:
+                    raise
+                recreate = True
             there = title_key_of(collection.metadata if collection is not None else None)
             title_key = self._title_key or there or _DEFAULT_TITLE_KEY
-            run = Ingestion(self.embedder, title_key, on_error, complete=remove_absent)
+            run = Ingestion(self.embedder, title_key, on_error, complete=complete)
             batches = run.batches(items, min(batch_size, most))
             first = next(batches, [])
-            if remove_absent and collection is not None and not run.taken:
+            if complete and collection is not None and not run.taken:
                 raise InvalidInput(
                     "there were no passages, as of a generator that was used before, and the "
                     f"collection would be emptied: to do that, call drop({name!r}, current=True)"
@@ -400,9 +396,7 @@ class ChromaIndex:
                 with explained(name):
                     if collection is not None:
                         client.delete_collection(name)
-                    writing.suspect = False
-                    writing.complete()
-                    collection = self._created(client, name, stated)
+                    collection = self._created(client, name, stated, writing)
                 self._collection_name = name
             taken, total = 0, len(passages) if isinstance(passages, Sized) else 0
             with reporting(progress, total) as report:
@@ -418,22 +412,15 @@ class ChromaIndex:
             writing.complete()
             return result
 
-    def _damage(self, collection: Collection, writing: Writing) -> CollectionDamaged | None:
-        if writing.suspect:
-            return _half_written(collection.name)
-        try:
-            with self._place.explained(collection.name):
-                collection.get(limit=1, include=["embeddings"])
-        except CollectionDamaged as error:
-            return error
-        return None
-
-    def _created(self, client: ClientAPI, name: str, stated: Mapping[str, Any]) -> Collection:
+    def _created(
+        self, client: ClientAPI, name: str, stated: dict[str, Any], writing: Writing
+    ) -> Collection:
+        # What a killed writer left of the vector files went with its collection.
+        writing.suspect = False
+        writing.complete()
+        settings: Any = {"hnsw": self._hnsw}
         return client.create_collection(
-            name,
-            metadata=dict(stated),
-            configuration={"hnsw": dict(self._hnsw)},  # type: ignore[arg-type] # checked by Chroma
-            embedding_function=None,
+            name, configuration=settings, metadata=stated, embedding_function=None
         )
 
     def _compared(self, collection: Collection) -> Collection:

@@ -20,15 +20,7 @@ from gemma_embed.errors import (
     OutOfMemory,
     ServerFailed,
 )
-from gemma_embed.passages import (
-    DOCUMENT,
-    TITLE,
-    Passage,
-    checked_passage,
-    label,
-    row_id,
-    title_of,
-)
+from gemma_embed.passages import DOCUMENT, TITLE, Passage, checked_passage, label, row_id, title_of
 from gemma_embed.vectors import Vectors
 
 if TYPE_CHECKING:
@@ -43,7 +35,7 @@ OnError = Literal["report", "raise"]
 _DOCUMENTS = 200
 # Texts of one call that the runtime may fail on. With more, it is not the texts' fault.
 _MOST_FAULTS = 3
-_ABSENT = Stored("", {}, None)
+_ABSENT = Stored()
 
 
 @dataclass(frozen=True)
@@ -319,7 +311,7 @@ class Ingestion:
         known = [each for each in (source, row) if isinstance(each, str)]
         self._spared |= set(known)
         self._spares_all |= not known
-        self._failed.append(Failure(index, next(iter(known), None), str(error.args[0])))
+        self._failed.append(Failure(index, next(filter(None, known), None), str(error.args[0])))
 
     def _stale(self, collection: Collection) -> list[str]:
         """Ids of rows that are not among the passages and go."""

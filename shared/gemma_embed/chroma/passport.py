@@ -128,21 +128,10 @@ def compare_facts(name: str, metadata: Mapping[str, Any], embedder: Embedder) ->
         CollectionMismatch: If a fact or the vector of the fixed sentence differs.
     """
     there = stated_facts(metadata)
-    # Its source is a fact for the reader only: the same weights may be in another place.
-    differences = [
-        f"{fact} is {there[fact]!r} there and {value!r} here"
-        if fact in there
-        else f"{fact} is not stated there"
-        for fact, value in _facts(embedder).items()
-        if fact != "source" and there.get(fact) != value
-    ]
-    if not differences and there["fingerprint"] != embedder.fingerprint:
-        differences = ["its fingerprint differs"]
-    if differences:
-        raise CollectionMismatch(
-            f"the collection {name!r} holds other vectors than this embedder makes: "
-            f"{'; '.join(differences)}; use the embedder that filled it, or another collection"
-        )
+    here = _facts(embedder) | {"fingerprint": embedder.fingerprint}
+    # For the reader only: the same weights may be in another place.
+    del here["source"]
+    refuse_differences(f"the collection {name!r}", there, here)
     try:
         probe = base64.b64decode(str(there.get("probe")), validate=True)
         theirs = sound(np.frombuffer(probe, dtype="<f4"), embedder.dimensions)
@@ -153,12 +142,38 @@ def compare_facts(name: str, metadata: Mapping[str, Any], embedder: Embedder) ->
             f"the collection {name!r} has a damaged passport (the vector of its fixed "
             "sentence): call recreate(passages)"
         )
-    ours = embedder.replaced(store=None).embed([_PROBE])[0]
+    # As a query is, it is embedded past the store.
+    ours = embedder.embed_query(_PROBE, embedder.document_task)
     if (likeness := float(theirs @ ours)) < SAME:
         raise CollectionMismatch(
             f"the same sentence has another vector in the collection {name!r} (cosine "
             f"{likeness:.4f}): the weights behind the name have changed. Clear the embedding store "
             "(its clear()), which has the old vectors too, and call recreate(passages)"
+        )
+
+
+def refuse_differences(what: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Refuse a collection that is not as it should be.
+
+    Args:
+        what: Names the collection.
+        there: What it states, by name.
+        here: What it should state.
+
+    Raises:
+        CollectionMismatch: If something differs.
+    """
+    differences = [
+        f"{fact} is {there[fact]!r} there and {value!r} here"
+        if fact in there
+        else f"{fact} is not stated there"
+        for fact, value in here.items()
+        if there.get(fact) != value
+    ]
+    if differences:
+        raise CollectionMismatch(
+            f"{what} holds other vectors than this embedder makes: {'; '.join(differences)}; use "
+            "the embedder that filled it, or another collection"
         )
 
 

@@ -151,15 +151,12 @@ def _check(folder: Path) -> None:
     if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
         raise read_only(folder)
     database = folder / _DATABASE
-    if not database.is_file():
-        return
-    tables: set[str] = set()
     try:
         with closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True)) as opened:
             tables = {name for (name,) in opened.execute("SELECT name FROM sqlite_master")}
     except sqlite3.OperationalError:
-        # Locked, or not to be read: Chroma says more of it.
-        pass
+        # There is none, or it is locked: Chroma says more of it.
+        return
     except sqlite3.DatabaseError as error:
         raise lost(folder, f"{_DATABASE}: {error}") from error
     # Chroma's first one.

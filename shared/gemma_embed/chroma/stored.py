@@ -27,19 +27,14 @@ class Stored(NamedTuple):
     """A row as it is.
 
     Attributes:
-        text: Its document; empty if it has none.
+        embedded: Text and title that it was ingested with; None for a row that others wrote.
         metadata: Its own.
         vector: None if a search could not rely on it.
     """
 
-    text: str
-    metadata: Mapping[str, Any]
-    vector: Vectors | None
-
-    @property
-    def embedded(self) -> tuple[str, str | None] | None:
-        """Text and title that it was ingested with; None for a row that was written otherwise."""
-        return embedded_parts(self.metadata, self.text)
+    embedded: tuple[str, str | None] | None = None
+    metadata: Mapping[str, Any] = {}
+    vector: Vectors | None = None
 
 
 def read(
@@ -57,7 +52,9 @@ def read(
     empty = [None] * len(got["ids"])
     parts = [empty if got[column] is None else got[column] for column in _COLUMNS]
     return {
-        row: Stored(text or "", metadata or {}, sound(vector, dimensions))
+        row: Stored(
+            embedded_parts(metadata or {}, text or ""), metadata or {}, sound(vector, dimensions)
+        )
         for row, text, metadata, vector in zip(got["ids"], *parts, strict=True)
     }
 
@@ -94,22 +91,23 @@ def differing(embedder: Embedder, rows: Mapping[str, Stored]) -> set[str]:
         form than it is stored in.
     """
     ingested = {row: parts for row, held in rows.items() if (parts := held.embedded)}
-    found = {row for row in ingested if rows[row].vector is None}
-    runtime, store = embedder.runtime, embedder.store
-    if store is None or not ingested:
-        return found
-    texts = [text for text, _ in ingested.values()]
-    titles = [title if embedder.takes_titles else None for _, title in ingested.values()]
-    rows_of: dict[str, list[str]] = {}
-    items = prompted(texts, titles, embedder.document_task, runtime.prompts)
-    for row, item in zip(ingested, items, strict=True):
-        rows_of.setdefault(item.prompted, []).append(row)
-    space = Route(runtime, embedder.overlong, store, embedder.dimensions).space
-    places, vectors = store.get(space, list(rows_of), runtime.model.width)
-    alike = list(rows_of.values())
-    for place, vector in zip(places, cut(vectors, embedder.dimensions), strict=True):
-        for row in alike[place]:
-            held = rows[row].vector
-            if held is None or not held @ vector >= SAME:
-                found.add(row)
-    return found
+    runtime, store, dimensions = embedder.runtime, embedder.store, embedder.dimensions
+    right: dict[str, Vectors] = {}
+    items = prompted(
+        [text for text, _ in ingested.values()],
+        [title if embedder.takes_titles else None for _, title in ingested.values()],
+        embedder.document_task,
+        runtime.prompts,
+    )
+    if store is not None and items:
+        space = Route(runtime, embedder.overlong, store, dimensions).space
+        texts = list(dict.fromkeys(item.prompted for item in items))
+        places, vectors = store.get(space, texts, runtime.model.width)
+        known = zip(places, cut(vectors, dimensions), strict=True)
+        right = {texts[place]: vector for place, vector in known}
+    return {
+        row
+        for row, item in zip(ingested, items, strict=True)
+        if (held := rows[row].vector) is None
+        or (item.prompted in right and not held @ right[item.prompted] >= SAME)
+    }
