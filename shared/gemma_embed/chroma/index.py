@@ -100,8 +100,7 @@ class ChromaIndex:
         if own.store is None:
             if self._place.folder is None:
                 raise ConfigurationError(
-                    "an index that is not in a folder needs an embedder with a store: "
-                    "pass store='path/of/a/file' to the embedder"
+                    "an index outside a folder needs an embedder with a store='path/of/a/file'"
                 )
             # Outside, so that the folder may be moved away when Chroma cannot open it.
             folder = self._place.folder.resolve()
@@ -276,11 +275,16 @@ class ChromaIndex:
             raise ConfigurationError(f"timeout={timeout!r} is not a positive number of seconds")
         embedder, folder = self.embedder, self._place.folder
         if folder is not None and not folder.exists():
-            raise _nothing(f"folder {folder}")
+            raise CollectionError(
+                f"there is no folder {folder} to check: ingest the documents first"
+            )
         with self._reached() as (client, name), self._place.writing(name) as writing:
             collection = _existing(client, name)
             if collection is None:
-                raise _nothing(f"collection {name!r} in {self._place}")
+                raise CollectionError(
+                    f"there is no collection {name!r} in {self._place}: ingest the documents; "
+                    "generations() lists what is there"
+                )
             if writing.suspect:
                 raise _half_written(name)
             if folder is None:
@@ -326,9 +330,7 @@ class ChromaIndex:
                     f"{generation!r} is not a generation of {self.name!r}: there are {names}"
                 )
             if generation == name and not current:
-                raise ConfigurationError(
-                    f"{generation!r} is the one that this embedder searches: pass current=True"
-                )
+                raise ConfigurationError(f"{generation!r} is this embedder's: pass current=True")
             client.delete_collection(generation)
             writing.suspect = False
 
@@ -448,13 +450,6 @@ def _existing(client: ClientAPI, name: str) -> Collection | None:
         return client.get_collection(name, embedding_function=None)
     except NotFoundError:
         return None
-
-
-def _nothing(what: str) -> CollectionError:
-    return CollectionError(
-        f"there is no {what}, so there is nothing to check: ingest the documents, or pass another "
-        "path; generations() lists what is there"
-    )
 
 
 def _half_written(name: str) -> CollectionDamaged:
