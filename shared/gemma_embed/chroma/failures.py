@@ -8,6 +8,7 @@ from pathlib import Path
 from gemma_embed.errors import (
     CollectionDamaged,
     CollectionError,
+    CollectionLocked,
     ConfigurationError,
     ConnectionFailed,
     EmbeddingError,
@@ -16,7 +17,8 @@ from gemma_embed.errors import (
 # Result codes of SQLite and of the system, as Chroma's messages have them.
 _READ_ONLY = r"(code: (8|14)|os error (13|30))\)"
 _LOST = r"code: (11|26)\)"
-_BUSY_OR_FULL = r"(code: (5|6|13)|os error 28)\)"
+_BUSY = r"code: (5|6)\)"
+_FULL = r"(code: 13|os error 28)\)"
 RECREATE = (
     "call recreate(passages) with all the passages it was filled from; their vectors come from the "
     "embedding store, without the model"
@@ -51,7 +53,11 @@ def explanation(error: BaseException, name: str, place: Path | str) -> Embedding
         return read_only(place)
     if isinstance(place, Path) and re.search(_LOST, said):
         return lost(place, error)
-    known = re.search(f"{_READ_ONLY}|{_BUSY_OR_FULL}", said)
+    if re.search(_BUSY, said):
+        return CollectionLocked(
+            f"another program has {what} open ({error}): close it, or share a Chroma server"
+        )
+    known = re.search(f"{_READ_ONLY}|{_FULL}", said)
     if panic or (isinstance(error, InternalError) and not known):
         return CollectionDamaged(f"Chroma failed on {what} ({said}); if it fails again, {RECREATE}")
     return CollectionError(f"Chroma failed on {what}: {said}")
