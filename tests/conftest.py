@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 
 # Before any library reads them: tests make no connections.
@@ -50,19 +49,16 @@ def local(narrow: Path) -> TransformersRuntime:
 @pytest.fixture
 def examined_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let ``check`` examine a folder in this process: another one imports Chroma first."""
+    from chromadb.api import ClientAPI
+
     from gemma_embed.chroma import health, index
-    from gemma_embed.chroma.client import folder_client
 
     def examine_folder(
-        folder: Path, tenant: str, database: str, name: str, dimensions: int, timeout: float | None
+        client: ClientAPI, folder: Path, name: str, dimensions: int, timeout: float | None
     ) -> int:
         assert timeout is None
-        with folder_client(folder) as client:
-            client.set_tenant(tenant, database)
-            held = client.get_collection(name, embedding_function=None)
-            return health.examine(held, dimensions)
+        return health.examine(client.get_collection(name, embedding_function=None), dimensions)
 
-    monkeypatch.setattr(index, "paused", nullcontext)
     monkeypatch.setattr(index, "examine_folder", examine_folder)
 
 

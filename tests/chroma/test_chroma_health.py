@@ -20,8 +20,8 @@ from notes import break_vectors, current, documents, everything
 
 from gemma_embed import Embedder
 from gemma_embed.chroma import ChromaIndex
-from gemma_embed.chroma.client import explained
 from gemma_embed.chroma.health import examine
+from gemma_embed.chroma.place import Place
 from gemma_embed.errors import CollectionDamaged, CollectionError
 from langchain_gemma_embed import GemmaEmbeddings
 
@@ -156,10 +156,10 @@ def test_a_panic_of_chromas_is_damage_and_an_interrupt_is_not() -> None:
 
     with (
         pytest.raises(CollectionDamaged, match=r"'notes'.*PanicException.*recreate\(passages\)"),
-        explained("notes", Path("db")),
+        Place("db").explained("notes"),
     ):
         raise PanicException("range end out of bounds")
-    with pytest.raises(KeyboardInterrupt), explained("notes", Path("db")):
+    with pytest.raises(KeyboardInterrupt), Place("db").explained("notes"):
         raise KeyboardInterrupt
 
 
@@ -294,8 +294,8 @@ def test_a_check_may_have_a_time_limit(
 def test_who_examines_for_a_killed_one_ends_with_it(tmp_path: Path) -> None:
     slow = (
         "import sys, time\n"
-        "from gemma_embed.chroma import client, health\n"
-        "client.folder_client = lambda _: (print('begun', flush=True), time.sleep(60))\n"
+        "from gemma_embed.chroma import health\n"
+        "health.folder_client = lambda _: (print('begun', flush=True), time.sleep(60))\n"
         "health.main()\n"
     )
     place = [str(tmp_path / "result"), str(tmp_path / "db"), *PLACE, "notes", "768"]

@@ -25,9 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 from gemma_embed.chroma.generations import Generation
 from gemma_embed.chroma.index import ChromaIndex
-from gemma_embed.chroma.ingestion import IngestReport
+from gemma_embed.chroma.ingestion import Failure, IngestReport
 from gemma_embed.chroma.passport import verify
-from gemma_embed.chroma.rows import Failure
 from gemma_embed.passages import Passage, embedded_parts, title_key_of, title_of
 
 if TYPE_CHECKING:

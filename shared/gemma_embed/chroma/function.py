@@ -8,12 +8,11 @@ from typing import Any
 from chromadb.api.types import Documents, EmbeddingFunction, Embeddings, Space
 from chromadb.utils.embedding_functions import register_embedding_function
 
-from gemma_embed.chroma.passport import HasEmbedder, embedder_of
+from gemma_embed.chroma.passport import HasEmbedder, embedder_of, refuse_differences
 from gemma_embed.embedder import Embedder
-from gemma_embed.errors import CollectionMismatch, ConfigurationError
+from gemma_embed.errors import ConfigurationError
 from gemma_embed.runtimes import open_runtime, runtime_settings
 
-_NAME = "gemma_embed"
 # Settings that decide document vectors with one model; the query task and the store do not.
 _OF_DOCUMENTS = ("dimensions", "document_task", "overlong")
 
@@ -76,7 +75,7 @@ class GemmaEmbeddingFunction(EmbeddingFunction[Documents]):
     @staticmethod
     def name() -> str:
         """Name under which Chroma finds this class again."""
-        return _NAME
+        return "gemma_embed"
 
     def default_space(self) -> Space:
         """Cosine."""
@@ -104,16 +103,8 @@ class GemmaEmbeddingFunction(EmbeddingFunction[Documents]):
         Raises:
             CollectionMismatch: If width, document task or the policy for long texts differ.
         """
-        differences = [
-            f"{name} is {old_config.get(name)!r} there and {new_config.get(name)!r} here"
-            for name in _OF_DOCUMENTS
-            if old_config.get(name) != new_config.get(name)
-        ]
-        if differences:
-            raise CollectionMismatch(
-                f"the collection holds other vectors than this function makes: "
-                f"{'; '.join(differences)}; create another collection"
-            )
+        here = {name: new_config.get(name) for name in _OF_DOCUMENTS}
+        refuse_differences("the collection", old_config, here)
 
     @staticmethod
     def build_from_config(config: dict[str, Any]) -> GemmaEmbeddingFunction:

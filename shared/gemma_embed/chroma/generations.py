@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -44,24 +43,21 @@ def name_of(index: str, fingerprint: str) -> str:
     return f"{index}-{fingerprint[:_DIGITS]}"
 
 
-def generations_of(index: str, client: ClientAPI) -> list[Collection]:
-    """The collections of an index, in the order of their names."""
-    pattern = re.compile(rf"{re.escape(index)}-[0-9a-f]{{{_DIGITS}}}")
-    found = [
-        each
-        for each in client.list_collections()
-        if pattern.fullmatch(each.name)
-        and each.name == name_of(index, str(stated_facts(each.metadata).get("fingerprint")))
-    ]
-    return sorted(found, key=lambda each: each.name)
+def generations_of(index: str, client: ClientAPI) -> dict[str, Collection]:
+    """The collections of an index by their names, in the order of these."""
+    return {
+        each.name: each
+        for each in sorted(client.list_collections(), key=lambda each: each.name)
+        if each.name == name_of(index, stated_facts(each.metadata).get("fingerprint", ""))
+    }
 
 
 def described(collection: Collection, place: Place, *, current: bool) -> Generation:
     """Describe a collection; one with unfinished writing is not read."""
-    name, facts = collection.name, stated_facts(collection.metadata)
+    facts = stated_facts(collection.metadata)
     facts.pop("probe", None)
     rows: int | None = None
-    if not place.is_marked(name):
-        with suppress(CollectionDamaged), place.explained(name):
+    if not place.is_marked(collection.name):
+        with suppress(CollectionDamaged), place.explained(collection.name):
             rows = collection.count()
-    return Generation(name, facts.pop("fingerprint"), facts, rows, current)
+    return Generation(collection.name, facts.pop("fingerprint"), facts, rows, current)

@@ -18,21 +18,26 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gemma_embed.chroma.client import RECREATE, explained
-from gemma_embed.chroma.stored import by_id, pages
+from gemma_embed.chroma.failures import RECREATE
+from gemma_embed.chroma.place import Place, folder_client, paused
+from gemma_embed.chroma.stored import pages
 from gemma_embed.errors import CollectionDamaged, CollectionError
 from gemma_embed.vectors import Vectors
 
 if TYPE_CHECKING:
     from chromadb import Collection
+    from chromadb.api import ClientAPI
 
 _MOST_THREADS = 8
 _QUERIES = 100
-_NEIGHBOURS = 5
-_MANY_NEIGHBOURS = 100
+# Asked for at first, and then for rows that were not among these.
+_NEIGHBOURS = (5, 100)
 _SAME_PLACE = 1e-5
-_CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGFPE}
-_CRASHES |= {signal.SIGBUS} if hasattr(signal, "SIGBUS") else set()
+# By number; a system may lack some.
+_CRASHES = {
+    getattr(signal, name, None): name
+    for name in ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE")
+}
 # Isolated (-I), so that a module in the working directory is never run by mistake.
 _PROGRAM = f"import os, sys; sys.path[:] = sys.argv.pop(1).split(os.pathsep); from {__name__} import main; main()"  # noqa: E501
 
@@ -56,13 +61,12 @@ def examine(collection: Collection, dimensions: int) -> int:
     unfound: list[str] = []
     # Chroma searches on one thread a call, a millisecond and more for each row.
     with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
-        for page in pages(collection):
-            rows += len(page["ids"])
-            read = by_id(page, dimensions)
-            lost += [row for row, held in read.items() if held.vector is None]
-            found = [(row, held.vector) for row, held in read.items() if held.vector is not None]
+        for page in pages(collection, dimensions):
+            rows += len(page)
+            lost += [row for row, held in page.items() if held.vector is None]
+            found = [(row, held.vector) for row, held in page.items() if held.vector is not None]
             parts = (found[start : start + _QUERIES] for start in range(0, len(found), _QUERIES))
-            for missed in pool.map(lambda part: _unfound(collection, part, _NEIGHBOURS), parts):
+            for missed in pool.map(lambda part: _unfound(collection, part), parts):
                 unfound += missed
     if rows != collection.count():
         raise CollectionDamaged(
@@ -78,30 +82,28 @@ def examine(collection: Collection, dimensions: int) -> int:
     return rows
 
 
-def _unfound(collection: Collection, rows: list[tuple[str, Vectors]], neighbours: int) -> list[str]:
-    if not rows:
-        return []
-    answer = collection.query(
-        query_embeddings=np.array([vector for _, vector in rows]),
-        n_results=neighbours,
-        include=["distances"],
-    )
-    distances = answer["distances"] or []
-    # Where more rows than were asked for have one and the same vector, any of them will do.
-    failed = [
-        (row, vector)
-        for (row, vector), ids, near in zip(rows, answer["ids"], distances, strict=True)
-        if row not in ids and not (near and max(near) < _SAME_PLACE)
-    ]
-    if neighbours < _MANY_NEIGHBOURS:
-        return _unfound(collection, failed, _MANY_NEIGHBOURS)
-    return [row for row, _ in failed]
+def _unfound(collection: Collection, rows: list[tuple[str, Vectors]]) -> list[str]:
+    for neighbours in _NEIGHBOURS:
+        if rows:
+            answer = collection.query(
+                query_embeddings=np.array([vector for _, vector in rows]),
+                n_results=neighbours,
+                include=["distances"],
+            )
+            columns = zip(rows, answer["ids"], answer["distances"] or [], strict=True)
+            # Where more rows than were asked for have one and the same vector, any of them will do.
+            rows = [
+                row
+                for row, ids, near in columns
+                if row[0] not in ids and not (near and max(near) < _SAME_PLACE)
+            ]
+    return [row for row, _ in rows]
 
 
 def examine_folder(
-    folder: Path, tenant: str, database: str, name: str, dimensions: int, timeout: float | None
+    client: ClientAPI, folder: Path, name: str, dimensions: int, timeout: float | None
 ) -> int:
-    """Examine a collection in a process of its own.
+    """Examine a collection in a process of its own, while the client of its folder is paused.
 
     Returns:
         How many rows there are, all of them found.
@@ -111,13 +113,14 @@ def examine_folder(
         CollectionError: If that process fails for another reason, or takes too long.
     """
     what = f"the collection {name!r} in {folder}"
-    # Never written to: it closes when this process dies.
-    alive, ours = os.pipe()
-    with tempfile.TemporaryDirectory() as place:
+    # Two processes must not have a folder open while one of them may write.
+    with paused(client), tempfile.TemporaryDirectory() as place:
         # Not standard output, which libraries print to.
         result = Path(place) / "result"
         command = [sys.executable, "-I", "-c", _PROGRAM, os.pathsep.join(_import_paths())]
-        command += [str(result), str(folder), tenant, database, name, str(dimensions)]
+        command += [str(result), str(folder), client.tenant, client.database, name, str(dimensions)]
+        # Never written to: it closes when this process dies.
+        alive, ours = os.pipe()
         try:
             run = subprocess.run(  # noqa: S603 - this package's own program
                 command, stdin=alive, capture_output=True, check=False, timeout=timeout
@@ -129,13 +132,12 @@ def examine_folder(
         finally:
             os.close(alive)
             os.close(ours)
-        found = json.loads(result.read_text()) if run.returncode == 0 else {}
-    if "rows" in found:
-        return int(found["rows"])
-    if "damage" in found:
-        raise CollectionDamaged(found["damage"])
-    if -run.returncode in _CRASHES:
-        died = signal.Signals(-run.returncode).name
+        found = json.loads(result.read_text()) if run.returncode == 0 else None
+    if isinstance(found, int):
+        return found
+    if isinstance(found, str):
+        raise CollectionDamaged(found)
+    if died := _CRASHES.get(-run.returncode):
         raise CollectionDamaged(f"reading {what} took a process down ({died}); {RECREATE}")
     said = run.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
     raise CollectionError(
@@ -160,18 +162,19 @@ def _end_with_the_caller() -> None:
 
 
 def main() -> None:
-    """Examine the collection that the command line names, and write a JSON file."""
-    from gemma_embed.chroma.client import folder_client
+    """Examine the collection that the command line names; write the number of rows, or the damage.
 
+    The file of the result is JSON.
+    """
     threading.Thread(target=_end_with_the_caller, daemon=True).start()
     result, folder, tenant, database, name, dimensions = sys.argv[1:]
-    found: dict[str, object]
+    found: int | str
     try:
-        with explained(name, Path(folder)):
+        with Place(folder).explained(name):
             client = folder_client(Path(folder))
             client.set_tenant(tenant, database)
             collection = client.get_collection(name, embedding_function=None)
-            found = {"rows": examine(collection, int(dimensions))}
+            found = examine(collection, int(dimensions))
     except CollectionDamaged as error:
-        found = {"damage": str(error)}
+        found = str(error)
     Path(result).write_text(json.dumps(found))

@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import logging
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sized
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from gemma_embed.chroma.client import RECREATE, paused
+from gemma_embed.chroma.failures import RECREATE
 from gemma_embed.chroma.generations import Generation, described, generations_of, name_of
 from gemma_embed.chroma.health import examine, examine_folder
-from gemma_embed.chroma.ingestion import (
-    IngestReport,
-    differing_rows,
-    finish,
-    first_embedded,
-    write,
-)
+from gemma_embed.chroma.ingestion import Ingestion, IngestReport, OnError, Passages
 from gemma_embed.chroma.lock import Writing
-from gemma_embed.chroma.passport import (
-    HasEmbedder,
-    compare_facts,
-    embedder_of,
-    passport,
-    verify,
-)
+from gemma_embed.chroma.passport import HasEmbedder, compare_facts, embedder_of, passport, verify
 from gemma_embed.chroma.place import CREATION, Place
-from gemma_embed.chroma.rows import OnError, Passages, Rows
+from gemma_embed.chroma.stored import differing, pages
 from gemma_embed.errors import (
     CollectionDamaged,
     CollectionError,
@@ -47,8 +33,6 @@ if TYPE_CHECKING:
     from chromadb.api import ClientAPI
 
     from gemma_embed.embedder import Embedder
-
-logger = logging.getLogger("gemma_embed.chroma")
 
 _DEFAULT_TITLE_KEY = "title"
 
@@ -116,8 +100,7 @@ class ChromaIndex:
         if own.store is None:
             if self._place.folder is None:
                 raise ConfigurationError(
-                    "an index that is not in a folder needs an embedder with a store: "
-                    "pass store='path/of/a/file' to the embedder"
+                    "an index outside a folder needs an embedder with a store='path/of/a/file'"
                 )
             # Outside, so that the folder may be moved away when Chroma cannot open it.
             folder = self._place.folder.resolve()
@@ -174,8 +157,7 @@ class ChromaIndex:
                     collection = _existing(client, name)
                     if collection is None:
                         stated = passport(self.embedder, self._title_key or _DEFAULT_TITLE_KEY)
-                        collection = self._created(client, name, stated)
-                    writing.suspect = False
+                        collection = self._created(client, name, stated, writing)
             if self._place.is_marked(name):
                 # A writer that is at work has one too.
                 with suppress(CollectionLocked), self._place.writing(name) as writing:
@@ -240,7 +222,7 @@ class ChromaIndex:
             EmbeddingError: If embedding fails: without an index it is no one text's fault. What
                 was finished before is stored.
         """
-        return self._filled(passages, batch_size, on_error, progress, remove_absent, recreate=False)
+        return self._filled(passages, batch_size, on_error, progress, remove_absent, False)
 
     def recreate(
         self,
@@ -266,7 +248,7 @@ class ChromaIndex:
                 deleted.
             EmbeddingError: As ``ingest``. Nothing is deleted if the first batch fails.
         """
-        return self._filled(passages, batch_size, on_error, progress, True, recreate=True)
+        return self._filled(passages, batch_size, on_error, progress, True, True)
 
     def check(self, *, timeout: float | None = None) -> int:
         """Read every vector and search for it, in a process of its own for a folder.
@@ -291,29 +273,29 @@ class ChromaIndex:
         seconds = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
         if timeout is not None and not (seconds and timeout > 0):
             raise ConfigurationError(f"timeout={timeout!r} is not a positive number of seconds")
-        width = self.embedder.dimensions
-        if not self._place.exists():
+        embedder, folder = self.embedder, self._place.folder
+        if folder is not None and not folder.exists():
             raise CollectionError(
-                f"there is no folder {self._place}, so there is nothing to check: ingest the "
-                "documents, or pass another path"
+                f"there is no folder {folder} to check: ingest the documents first"
             )
         with self._reached() as (client, name), self._place.writing(name) as writing:
             collection = _existing(client, name)
             if collection is None:
                 raise CollectionError(
-                    f"there is no collection {name!r} in {self._place}: ingest the "
-                    f"documents; generations() lists what is there"
+                    f"there is no collection {name!r} in {self._place}: ingest the documents; "
+                    "generations() lists what is there"
                 )
             if writing.suspect:
                 raise _half_written(name)
-            if self._place.folder is None:
-                rows = examine(collection, width)
+            if folder is None:
+                rows = examine(collection, embedder.dimensions)
             else:
-                place = (client.tenant, client.database, name)
-                # Two processes must not have a folder open while one of them may write.
-                with paused(client):
-                    rows = examine_folder(self._place.folder, *place, width, timeout)
-            other = list(differing_rows(collection, self.embedder))
+                rows = examine_folder(client, folder, name, embedder.dimensions, timeout)
+            other = [
+                row
+                for page in pages(collection, embedder.dimensions)
+                for row in sorted(differing(embedder, page))
+            ]
             writing.complete()
         if other:
             raise CollectionDamaged(
@@ -327,7 +309,7 @@ class ChromaIndex:
         with self._reached() as (client, current):
             return [
                 described(each, self._place, current=each.name == current)
-                for each in generations_of(self.name, client)
+                for each in generations_of(self.name, client).values()
             ]
 
     def drop(self, generation: str, *, current: bool = False) -> None:
@@ -342,15 +324,13 @@ class ChromaIndex:
             CollectionLocked: If another process is writing to the folder.
         """
         with self._reached() as (client, name), self._place.writing(generation) as writing:
-            names = [each.name for each in generations_of(self.name, client)]
+            names = list(generations_of(self.name, client))
             if generation not in names:
                 raise ConfigurationError(
                     f"{generation!r} is not a generation of {self.name!r}: there are {names}"
                 )
             if generation == name and not current:
-                raise ConfigurationError(
-                    f"{generation!r} is the one that this embedder searches: pass current=True"
-                )
+                raise ConfigurationError(f"{generation!r} is this embedder's: pass current=True")
             client.delete_collection(generation)
             writing.suspect = False
 
@@ -371,8 +351,7 @@ class ChromaIndex:
         batch_size: int,
         on_error: OnError,
         progress: bool | ProgressCallback,
-        remove_absent: bool,
-        *,
+        complete: bool,
         recreate: bool,
     ) -> IngestReport:
         if type(batch_size) is not int or batch_size < 1:
@@ -383,80 +362,67 @@ class ChromaIndex:
             raise ConfigurationError(f"unknown on_error={on_error!r}; use 'report' or 'raise'")
         items = items_in_order(passages, "passages")
         # The caller's iterator and callback are outside: their errors are not Chroma's.
-        name = name_of(self.name, self.embedder.fingerprint)
-        with self._place.explained(name):
+        name, explained = name_of(self.name, self.embedder.fingerprint), self._place.explained
+        with explained(name):
             client = self._place.open()
         with self._place.writing(name) as writing:
-            with self._place.explained(name):
-                collection = _existing(client, name)
-                damage = None if collection is None else self._damage(collection, writing)
-                if damage is not None and not remove_absent:
-                    raise damage
-                recreate = recreate or damage is not None
-                if collection is not None and not recreate:
-                    self._compared(collection)
-                most = client.get_max_batch_size()
-            title_key = self._title_key or title_key_of(collection.metadata if collection else {})
-            rows = Rows(title_key or _DEFAULT_TITLE_KEY, on_error, remove_absent)
-            batches = rows.batches(items, min(batch_size, most))
+            with explained(name):
+                collection, most = _existing(client, name), client.get_max_batch_size()
+            try:
+                with explained(name):
+                    if collection is not None and not recreate:
+                        if writing.suspect:
+                            raise _half_written(name)
+                        collection.get(limit=1, include=["embeddings"])
+                        self._compared(collection)
+            except CollectionDamaged:
+                if not complete:
+                    raise
+                recreate = True
+            there = title_key_of(collection.metadata if collection is not None else None)
+            title_key = self._title_key or there or _DEFAULT_TITLE_KEY
+            run = Ingestion(self.embedder, title_key, on_error, complete=complete)
+            batches = run.batches(items, min(batch_size, most))
             first = next(batches, [])
-            if remove_absent and collection is not None and not rows.taken:
+            if complete and collection is not None and not run.taken:
                 raise InvalidInput(
                     "there were no passages, as of a generator that was used before, and the "
                     f"collection would be emptied: to do that, call drop({name!r}, current=True)"
                 )
             if collection is None or recreate:
                 # Whatever can fail without Chroma comes before the deletion.
-                stated = passport(self.embedder, rows.title_key)
+                stated = passport(self.embedder, title_key)
                 compare_facts(name, stated, self.embedder)
                 if collection is not None:
-                    first = first_embedded(self.embedder, chain([first], batches), rows)
-                with self._place.explained(name):
+                    first = run.first_embedded(chain([first], batches))
+                with explained(name):
                     if collection is not None:
                         client.delete_collection(name)
-                    writing.suspect = False
-                    writing.complete()
-                    collection = self._created(client, name, stated)
+                    collection = self._created(client, name, stated, writing)
                 self._collection_name = name
-            done: Counter[str] = Counter()
-            warned = self.embedder.takes_titles or self.embedder.document_task != "document"
-            total = len(passages) if isinstance(passages, Sized) else 0
+            taken, total = 0, len(passages) if isinstance(passages, Sized) else 0
             with reporting(progress, total) as report:
-                taken = 0
                 for batch in chain([first], batches):
-                    if not warned and any(row.title is not None for row in batch):
-                        warned = True
-                        logger.warning(
-                            "this checkpoint's document prompt has no place for a title: the texts "
-                            "are embedded without one"
-                        )
                     if batch:
-                        with self._place.explained(name):
-                            done += write(collection, self.embedder, batch, rows)
+                        with explained(name):
+                            run.write(collection, batch)
                         writing.complete()
-                    report(rows.taken - taken)
-                    taken = rows.taken
-            with self._place.explained(name):
-                result = finish(collection, self.embedder, rows, done)
+                    report(run.taken - taken)
+                    taken = run.taken
+            with explained(name):
+                result = run.finish(collection)
             writing.complete()
             return result
 
-    def _damage(self, collection: Collection, writing: Writing) -> CollectionDamaged | None:
-        if writing.suspect:
-            return _half_written(collection.name)
-        try:
-            with self._place.explained(collection.name):
-                collection.get(limit=1, include=["embeddings"])
-        except CollectionDamaged as error:
-            return error
-        return None
-
-    def _created(self, client: ClientAPI, name: str, stated: Mapping[str, Any]) -> Collection:
+    def _created(
+        self, client: ClientAPI, name: str, stated: dict[str, Any], writing: Writing
+    ) -> Collection:
+        # What a killed writer left of the vector files went with its collection.
+        writing.suspect = False
+        writing.complete()
+        settings: Any = {"hnsw": self._hnsw}
         return client.create_collection(
-            name,
-            metadata=dict(stated),
-            configuration={"hnsw": dict(self._hnsw)},  # type: ignore[arg-type] # checked by Chroma
-            embedding_function=None,
+            name, configuration=settings, metadata=stated, embedding_function=None
         )
 
     def _compared(self, collection: Collection) -> Collection:

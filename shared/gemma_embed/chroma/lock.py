@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
 from gemma_embed.errors import CollectionError, CollectionLocked
 
-_MARK = ".unfinished"
+# Names of marks end so.
+MARK = ".unfinished"
 # No state of files is written so.
 _SUSPECT = "suspect"
 # Folders that this process writes to.
@@ -40,16 +40,6 @@ class Writing:
         """Note that the vector files are complete as they are, between two calls of Chroma's."""
         if self.mark is not None and not self.suspect:
             self.mark.write_text(_vector_files(self.mark.parent))
-
-
-def mark_of(folder: Path, *place: str) -> Path:
-    """The file that stands for unfinished writing to a collection.
-
-    Args:
-        folder: A Chroma folder.
-        place: What names the collection in it; hashed, since it may be longer than file names.
-    """
-    return folder / f"gemma_embed.{sha256(repr(place).encode()).hexdigest()[:16]}{_MARK}"
 
 
 @contextmanager
@@ -109,8 +99,13 @@ def only_writer(mark: Path | None, wait: float = 0) -> Iterator[Writing]:
         return
     folder = mark.parent
     with locked(folder, wait):
-        suspects = _settled(folder)
-        writing = Writing(mark, suspect=mark in suspects)
+        # Every mark that a killed writer left is judged before this one changes the files.
+        for left in folder.glob(f"*{MARK}"):
+            if left.read_text() == _vector_files(folder):
+                left.unlink()
+            else:
+                left.write_text(_SUSPECT)
+        writing = Writing(mark, suspect=mark.exists())
         writing.complete()
         finished = False
         try:
@@ -122,27 +117,9 @@ def only_writer(mark: Path | None, wait: float = 0) -> Iterator[Writing]:
                 mark.unlink()
 
 
-def _settled(folder: Path) -> set[Path]:
-    """Judge every mark that a killed writer left, before this one changes the files.
-
-    Returns:
-        The marks of writers that may have left vector files half written. They stay as they are
-        judged; the others are removed.
-    """
-    suspects = set()
-    for mark in folder.glob(f"*{_MARK}"):
-        if mark.read_text() == _vector_files(folder):
-            mark.unlink()
-        else:
-            mark.write_text(_SUSPECT)
-            suspects.add(mark)
-    return suspects
-
-
 def _vector_files(folder: Path) -> str:
     """The state of all, as far as a later look can tell it from another."""
-    files = {path: path.stat() for path in sorted(folder.glob("*/*.bin"))}
+    files = ((path, path.stat()) for path in sorted(folder.glob("*/*.bin")))
     return "".join(
-        f"{path.relative_to(folder)} {stat.st_size} {stat.st_mtime_ns}\n"
-        for path, stat in files.items()
+        f"{path.relative_to(folder)} {stat.st_size} {stat.st_mtime_ns}\n" for path, stat in files
     )

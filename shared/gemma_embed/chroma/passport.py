@@ -10,24 +10,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from gemma_embed.chroma.nodes import embedded_content
-from gemma_embed.chroma.stored import sound
+from gemma_embed.chroma.stored import SAME, sound
 from gemma_embed.embedder import Embedder
 from gemma_embed.errors import CollectionMismatch, ConfigurationError
 from gemma_embed.passages import OWN, embedded_parts, split_title
-from gemma_embed.vectors import Vectors
 
 if TYPE_CHECKING:
     from chromadb import Collection
 
 _SCHEMA = 2
 _PROBE = "The quick brown fox jumps over the lazy dog."
-# Below this two vectors of one text are not rounding apart, but two models: bfloat16 on another
-# device stays above 0.999, another quantisation of the same weights may not.
-SAME = 0.995
 _SAMPLE = 16
 _SAME_DIRECTION = 1e-3
-# Compared apart, or facts for the reader only.
-_NOT_COMPARED = ("schema", "probe", "fingerprint", "source", "title_key")
 
 
 class HasEmbedder(Protocol):
@@ -64,20 +58,26 @@ def passport(embedder: Embedder, title_key: str) -> dict[str, str | int]:
         The fingerprint, what it was made of in readable form, and the vector of a fixed sentence,
         from the store if it is there. Without secrets and addresses.
     """
-    prompts, task = embedder.runtime.prompts, embedder.document_task
     probe = embedder.embed([_PROBE])[0]
     stated: dict[str, str | int] = {
         "schema": _SCHEMA,
         "fingerprint": embedder.fingerprint,
+        **_facts(embedder),
+        "title_key": title_key,
+        "probe": base64.b64encode(probe.astype("<f4").tobytes()).decode(),
+    }
+    return {OWN + name: value for name, value in stated.items()}
+
+
+def _facts(embedder: Embedder) -> dict[str, str | int]:
+    prompts, task = embedder.runtime.prompts, embedder.document_task
+    return {
         **asdict(embedder.runtime.identity),
         "dimensions": embedder.dimensions,
         "prompt": prompts.prefix(task),
         "titled_prompt": (prompts.titled or "") if task == "document" else "",
         "overlong": embedder.overlong,
-        "title_key": title_key,
-        "probe": base64.b64encode(probe.astype("<f4").tobytes()).decode(),
     }
-    return {OWN + name: value for name, value in stated.items()}
 
 
 def stated_facts(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -106,7 +106,13 @@ def verify(collection: Collection, embedder: Embedder | HasEmbedder) -> None:
     if "fingerprint" in stated_facts(collection.metadata):
         compare_facts(collection.name, collection.metadata, own)
     else:
-        _compare_function(collection, own)
+        # Settings first: two tasks of a small model may be closer than two devices.
+        from gemma_embed.chroma.function import GemmaEmbeddingFunction
+
+        function = collection.configuration.get("embedding_function")
+        if isinstance(function, GemmaEmbeddingFunction):
+            here = GemmaEmbeddingFunction(own)
+            here.validate_config_update(function.get_config(), here.get_config())
         _compare_rows(collection, own)
 
 
@@ -122,32 +128,52 @@ def compare_facts(name: str, metadata: Mapping[str, Any], embedder: Embedder) ->
         CollectionMismatch: If a fact or the vector of the fixed sentence differs.
     """
     there = stated_facts(metadata)
-    here = stated_facts(passport(embedder.replaced(store=None), ""))
-    differences = [
-        f"{fact} is {there[fact]!r} there and {value!r} here"
-        if fact in there
-        else f"{fact} is not stated there"
-        for fact, value in here.items()
-        if fact not in _NOT_COMPARED and there.get(fact) != value
-    ]
-    if not differences and there["fingerprint"] != here["fingerprint"]:
-        differences = ["its fingerprint differs"]
-    if differences:
-        raise CollectionMismatch(
-            f"the collection {name!r} holds other vectors than this embedder makes: "
-            f"{'; '.join(differences)}; use the embedder that filled it, or another collection"
-        )
-    theirs, ours = (_decoded(each.get("probe"), embedder.dimensions) for each in (there, here))
-    if theirs is None or ours is None:
+    here = _facts(embedder) | {"fingerprint": embedder.fingerprint}
+    # For the reader only: the same weights may be in another place.
+    del here["source"]
+    refuse_differences(f"the collection {name!r}", there, here)
+    try:
+        probe = base64.b64decode(str(there.get("probe")), validate=True)
+        theirs = sound(np.frombuffer(probe, dtype="<f4"), embedder.dimensions)
+    except ValueError:
+        theirs = None
+    if theirs is None:
         raise CollectionMismatch(
             f"the collection {name!r} has a damaged passport (the vector of its fixed "
             "sentence): call recreate(passages)"
         )
+    # As a query is, it is embedded past the store.
+    ours = embedder.embed_query(_PROBE, embedder.document_task)
     if (likeness := float(theirs @ ours)) < SAME:
         raise CollectionMismatch(
             f"the same sentence has another vector in the collection {name!r} (cosine "
             f"{likeness:.4f}): the weights behind the name have changed. Clear the embedding store "
             "(its clear()), which has the old vectors too, and call recreate(passages)"
+        )
+
+
+def refuse_differences(what: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Refuse a collection that is not as it should be.
+
+    Args:
+        what: Names the collection.
+        there: What it states, by name.
+        here: What it should state.
+
+    Raises:
+        CollectionMismatch: If something differs.
+    """
+    differences = [
+        f"{fact} is {there[fact]!r} there and {value!r} here"
+        if fact in there
+        else f"{fact} is not stated there"
+        for fact, value in here.items()
+        if there.get(fact) != value
+    ]
+    if differences:
+        raise CollectionMismatch(
+            f"{what} holds other vectors than this embedder makes: {'; '.join(differences)}; use "
+            "the embedder that filled it, or another collection"
         )
 
 
@@ -164,16 +190,6 @@ def _space(collection: Collection) -> str | None:
     near = collection.query(query_embeddings=longer, n_results=1, include=["distances"])
     distance = (near["distances"] or [[np.inf]])[0][0]
     return "cosine" if abs(distance) < _SAME_DIRECTION else f"{stated} or {configured}"
-
-
-def _compare_function(collection: Collection, embedder: Embedder) -> None:
-    # Two tasks of a small model may be closer than two devices.
-    from gemma_embed.chroma.function import GemmaEmbeddingFunction
-
-    stated = collection.configuration.get("embedding_function")
-    if isinstance(stated, GemmaEmbeddingFunction):
-        here = GemmaEmbeddingFunction(embedder)
-        here.validate_config_update(stated.get_config(), here.get_config())
 
 
 def _compare_rows(collection: Collection, embedder: Embedder) -> None:
@@ -201,11 +217,3 @@ def _compare_rows(collection: Collection, embedder: Embedder) -> None:
             f"{len(texts)} rows, embedded again, one has a cosine of {likeness:.3f} to its vector: "
             "other weights, prompt or width; ingest the documents into a ChromaIndex"
         )
-
-
-def _decoded(probe: object, dimensions: int) -> Vectors | None:
-    try:
-        vector = np.frombuffer(base64.b64decode(str(probe), validate=True), dtype="<f4")
-    except ValueError:
-        return None
-    return sound(vector, dimensions)

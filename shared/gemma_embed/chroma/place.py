@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, suppress
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gemma_embed.chroma.client import check_folder, explained, folder_client
-from gemma_embed.chroma.lock import Writing, locked, mark_of, only_writer
-from gemma_embed.errors import CollectionLocked, ConfigurationError
+from gemma_embed.chroma.failures import explanation, lost, read_only
+from gemma_embed.chroma.lock import MARK, Writing, locked, only_writer
+from gemma_embed.errors import CollectionLocked, ConfigurationError, MissingDependency
 from gemma_embed.files import expanded
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
-
-# Of chromadb.config; a folder's own client uses these.
-_DEFAULT_PLACE = ("default_tenant", "default_database")
+    from chromadb.config import System
 
 # Seconds that a creation may take: Chroma sets up its database.
 CREATION = 10.0
+_DATABASE = "chroma.sqlite3"
 # Says that Chroma's database is set up; the database itself is there before.
 _CREATED = "gemma_embed.created"
 
@@ -33,25 +36,23 @@ class Place:
     def __init__(self, location: str | Path | ClientAPI) -> None:
         self.folder: Path | None = None
         self._client: ClientAPI | None = None
-        self._own_client = isinstance(location, (str, Path))
+        self._name = "memory"
         if isinstance(location, (str, Path)):
             self.folder = expanded(location)
         elif hasattr(location, "get_settings"):
-            self._client = location
-            settings = location.get_settings()
+            self._client, settings = location, location.get_settings()
             if settings.is_persistent:
                 self.folder = Path(settings.persist_directory)
+            elif host := settings.chroma_server_host:
+                self._name = f"the Chroma server at {host}:{settings.chroma_server_http_port}"
         else:
             raise ConfigurationError(
                 f"location is {type(location).__name__}: pass a folder or a Chroma client"
             )
+        self._own_client = self._client is None
 
     def __str__(self) -> str:
-        if self.folder is not None:
-            return str(self.folder)
-        settings = self.client.get_settings()
-        host, port = settings.chroma_server_host, settings.chroma_server_http_port
-        return f"the Chroma server at {host}:{port}" if host else "memory"
+        return str(self.folder or self._name)
 
     @property
     def client(self) -> ClientAPI:
@@ -67,17 +68,9 @@ class Place:
             CollectionLocked: If it is to be created, and another process is at work in it.
         """
         if self._client is None and self.folder is not None:
-            check_folder(self.folder)
+            _check(self.folder)
             self._client = _opened(self.folder)
         return self.client
-
-    def exists(self) -> bool:
-        """Whether there is something to open."""
-        return self.folder is None or self._client is not None or self.folder.exists()
-
-    def explained(self, name: str) -> AbstractContextManager[None]:
-        """Turn Chroma's errors about the collection of this name into this package's."""
-        return explained(name, self.folder or str(self))
 
     def close(self) -> None:
         """Close the folder's client; one that was handed over stays open."""
@@ -94,16 +87,85 @@ class Place:
         mark = self._mark(name)
         return mark is not None and mark.exists()
 
+    @contextmanager
+    def explained(self, name: str) -> Iterator[None]:
+        """Turn Chroma's errors about the collection of this name into this package's."""
+        try:
+            yield
+        except BaseException as error:
+            explained = explanation(error, name, self.folder or self._name)
+            if explained is None:
+                raise
+            raise explained from error
+
     def _mark(self, name: str) -> Path | None:
         if self.folder is None:
             return None
-        client = self._client
-        place = _DEFAULT_PLACE if client is None else (client.tenant, client.database)
-        return mark_of(self.folder, *place, name)
+        # Hashed, since a collection's name may be longer than file names.
+        place = repr((self.client.tenant, self.client.database, name)).encode()
+        return self.folder / f"gemma_embed.{sha256(place).hexdigest()[:16]}{MARK}"
+
+
+def folder_client(folder: Path) -> ClientAPI:
+    """Open a folder with Chroma's telemetry off.
+
+    Raises:
+        MissingDependency: If Chroma is not installed.
+        ConfigurationError: If the process has opened the folder with other settings.
+    """
+    try:
+        import chromadb
+        from chromadb.config import Settings
+    except ImportError as error:
+        raise MissingDependency(
+            f'collections need chromadb ({error}): pip install "gemma-embed[chroma]"'
+        ) from error
+    try:
+        # Not inferred from a .env file in the working directory: it could switch things on.
+        return chromadb.PersistentClient(str(folder), Settings(anonymized_telemetry=False))
+    except ValueError as error:
+        raise ConfigurationError(
+            f"{folder} is open in this process with other settings ({error}): pass that client in "
+            "place of the folder"
+        ) from error
+
+
+@contextmanager
+def paused(client: ClientAPI) -> Iterator[None]:
+    """Close what a folder's clients in this process have open; open it again for all afterwards.
+
+    Closing a client instead would end the use of every vector store made from it.
+    """
+    system: System = client._system  # type: ignore[attr-defined] # the only way
+    system.stop()
+    try:
+        yield
+    finally:
+        system.start()
+
+
+def _check(folder: Path) -> None:
+    """Refuse what Chroma would fail on with an error that says nothing of the cause."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigurationError(f"{folder} is a file; Chroma needs a folder: pass another path")
+    if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+        raise read_only(folder)
+    database = folder / _DATABASE
+    try:
+        with closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True)) as opened:
+            tables = {name for (name,) in opened.execute("SELECT name FROM sqlite_master")}
+    except sqlite3.OperationalError:
+        # There is none, or it is locked: Chroma says more of it.
+        return
+    except sqlite3.DatabaseError as error:
+        raise lost(folder, f"{_DATABASE}: {error}") from error
+    # Chroma's first one.
+    if tables and "migrations" not in tables:
+        raise lost(folder, f"{_DATABASE} is another program's database")
 
 
 def _opened(folder: Path) -> ClientAPI:
-    database, created = folder / "chroma.sqlite3", folder / _CREATED
+    database, created = folder / _DATABASE, folder / _CREATED
     if not (database.exists() and created.exists()):
         # Two that set up one database at once disturb each other.
         with suppress(CollectionLocked), locked(folder, CREATION):

@@ -1,66 +1,72 @@
-"""What a collection holds, read page by page."""
+"""What a collection holds, page by page, and whether it is what was ingested."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from gemma_embed.embedder import Embedder
 from gemma_embed.passages import embedded_parts
-from gemma_embed.vectors import Vectors
+from gemma_embed.path import Route, prompted
+from gemma_embed.vectors import Vectors, cut
 
 if TYPE_CHECKING:
     from chromadb import Collection
 
 PAGE = 1000
+# Below this two vectors of one text are not rounding apart, but two models: bfloat16 on another
+# device stays above 0.999, another quantisation of the same weights may not.
+SAME = 0.995
 _NORM_TOLERANCE = 1e-3
-_ALL: Any = ["documents", "metadatas", "embeddings"]
+_COLUMNS = ("documents", "metadatas", "embeddings")
 
 
 class Stored(NamedTuple):
     """A row as it is.
 
     Attributes:
-        text: Its document; empty if it has none.
+        embedded: Text and title that it was ingested with; None for a row that others wrote.
         metadata: Its own.
         vector: None if a search could not rely on it.
     """
 
-    text: str
-    metadata: Mapping[str, Any]
-    vector: Vectors | None
-
-    @property
-    def embedded(self) -> tuple[str, str | None] | None:
-        """Text and title that it was ingested with; None for a row that was written otherwise."""
-        return embedded_parts(self.metadata, self.text)
+    embedded: tuple[str, str | None] | None = None
+    metadata: Mapping[str, Any] = {}
+    vector: Vectors | None = None
 
 
-def pages(collection: Collection, where: Any = None, include: Any = _ALL) -> Iterator[Any]:
-    """All rows as Chroma gives them, page by page, or those that its filter lets through."""
-    offset = 0
-    while True:
-        got = collection.get(limit=PAGE, offset=offset, where=where, include=include)
-        if not got["ids"]:
-            return
-        yield got
-        offset += len(got["ids"])
+def read(
+    collection: Collection, dimensions: int, columns: tuple[str, ...] = _COLUMNS, **which: Any
+) -> dict[str, Stored]:
+    """Read rows, by their ids; what is not among the columns is empty.
 
-
-def by_id(got: Any, dimensions: int) -> dict[str, Stored]:
-    """Rows as Chroma gave them, by their ids."""
-    vectors = got["embeddings"] if got["embeddings"] is not None else []
-    columns = zip(got["ids"], got["documents"], got["metadatas"], vectors, strict=True)
+    Args:
+        collection: To read from.
+        dimensions: Width that vectors should have.
+        columns: What to read of the rows.
+        **which: As Chroma's ``get`` takes it.
+    """
+    got: Any = collection.get(include=list(columns), **which)  # type: ignore[arg-type]
+    empty = [None] * len(got["ids"])
+    parts = [empty if got[column] is None else got[column] for column in _COLUMNS]
     return {
-        row: Stored(text or "", metadata or {}, sound(vector, dimensions))
-        for row, text, metadata, vector in columns
+        row: Stored(
+            embedded_parts(metadata or {}, text or ""), metadata or {}, sound(vector, dimensions)
+        )
+        for row, text, metadata, vector in zip(got["ids"], *parts, strict=True)
     }
 
 
-def stored(collection: Collection, ids: Sequence[str], dimensions: int) -> dict[str, Stored]:
-    """The rows of these ids, as far as they are there."""
-    return by_id(collection.get(ids=list(ids), include=_ALL), dimensions)
+def pages(
+    collection: Collection, dimensions: int, columns: tuple[str, ...] = _COLUMNS, where: Any = None
+) -> Iterator[dict[str, Stored]]:
+    """All rows, page by page, or those that Chroma's filter ``where`` lets through."""
+    offset = 0
+    while page := read(collection, dimensions, columns, where=where, limit=PAGE, offset=offset):
+        yield page
+        offset += len(page)
 
 
 def sound(vector: Any, dimensions: int) -> Vectors | None:
@@ -70,3 +76,38 @@ def sound(vector: Any, dimensions: int) -> Vectors | None:
     numbers = np.asarray(vector, dtype=np.float32)
     # False of NaN, which would compare as like as any.
     return numbers if abs(float(np.linalg.norm(numbers)) - 1) < _NORM_TOLERANCE else None
+
+
+def differing(embedder: Embedder, rows: Mapping[str, Stored]) -> set[str]:
+    """Find ingested rows whose vectors are other texts' or another model's, without the model.
+
+    Args:
+        embedder: Has the store.
+        rows: By their ids.
+
+    Returns:
+        Ids of rows without a usable vector, or with another one than the store's. One that the
+        store lacks is not judged, nor one that others wrote: it may have been embedded in another
+        form than it is stored in.
+    """
+    ingested = {row: parts for row, held in rows.items() if (parts := held.embedded)}
+    runtime, store, dimensions = embedder.runtime, embedder.store, embedder.dimensions
+    right: dict[str, Vectors] = {}
+    items = prompted(
+        [text for text, _ in ingested.values()],
+        [title if embedder.takes_titles else None for _, title in ingested.values()],
+        embedder.document_task,
+        runtime.prompts,
+    )
+    if store is not None and items:
+        space = Route(runtime, embedder.overlong, store, dimensions).space
+        texts = list(dict.fromkeys(item.prompted for item in items))
+        places, vectors = store.get(space, texts, runtime.model.width)
+        known = zip(places, cut(vectors, dimensions), strict=True)
+        right = {texts[place]: vector for place, vector in known}
+    return {
+        row
+        for row, item in zip(ingested, items, strict=True)
+        if (held := rows[row].vector) is None
+        or (item.prompted in right and not held @ right[item.prompted] >= SAME)
+    }
