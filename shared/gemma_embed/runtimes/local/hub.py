@@ -159,7 +159,7 @@ def _not_a_model(model: str, folder: Path) -> str:
             "(ollama create) and use OllamaRuntime, or name a folder of safetensors files"
         )
     if _is_file(folder):
-        return f"{model!r} is a file; name the model's folder, {str(folder.parent)!r}"
+        return f"{model!r} is a file; name the model's folder, {str(Path(model).parent)!r}"
     if _TAG.fullmatch(model) or model == model_of_ollama_tag(model).ollama_tag.partition(":")[0]:
         return f"{what}; if it is a model of an Ollama server, use runtime='ollama'"
     return what
