@@ -61,13 +61,13 @@ def test_the_code_of_a_page_runs_as_pasted(page: str, tmp_path: Path) -> None:
     ]
     assert len(blocks) == text.count("```python")
     with OllamaServer() as server:
-        done = watch.run(
+        code, output = watch.run(
             [RUN, json.dumps(blocks), page],
             tmp_path,
             OLLAMA_HOST=server.url,
             XDG_CACHE_HOME=str(tmp_path / "cache"),
         )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert code == 0, output
 
 
 def anchors(page: Path) -> set[str]:

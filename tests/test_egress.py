@@ -29,9 +29,9 @@ NO_SERVER = "http://127.0.0.1:1"
 
 
 def watched(folder: Path, *arguments: str, server: str = NO_SERVER) -> str:
-    done = watch.run(list(arguments), folder, OLLAMA_HOST=server, OLLAMA_API_KEY=CANARY)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    code, output = watch.run(list(arguments), folder, OLLAMA_HOST=server, OLLAMA_API_KEY=CANARY)
+    assert code == 0, output
+    return output
 
 
 @pytest.mark.parametrize(

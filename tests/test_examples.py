@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 import watch
@@ -21,15 +22,42 @@ EXAMPLES = ["rag_langchain.py", "rag_llamaindex.py"]
 NOWHERE = "http://127.0.0.1:1"
 
 
-def run(code: list[str], folder: Path, server: str = NOWHERE, fails: bool = False) -> str:
-    cache = str(folder / "cache")
-    done = watch.run(code, folder, OLLAMA_HOST=server, XDG_CACHE_HOME=cache)
-    assert (done.returncode != 0) == fails, done.stdout + done.stderr
-    return done.stdout + done.stderr
+class Ask(Protocol):
+    def __call__(
+        self,
+        example: str,
+        question: str,
+        *options: str,
+        server: str = NOWHERE,
+        fails: bool = False,
+    ) -> str: ...
 
 
-def ask(example: str, question: str, folder: Path, *options: str, **more: Any) -> str:
-    return run([str(ROOT / "examples" / example), question, *options], folder, **more)
+def asks_with(run: watch.Run, folder: Path, cache: Path) -> Ask:
+    def ask(
+        example: str,
+        question: str,
+        *options: str,
+        server: str = NOWHERE,
+        fails: bool = False,
+    ) -> str:
+        program = [str(ROOT / "examples" / example), question, *options]
+        code, output = run(program, folder, OLLAMA_HOST=server, XDG_CACHE_HOME=str(cache))
+        assert (code != 0) == fails, output
+        return output
+
+    return ask
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[watch.Run]:
+    with watch.shared_process() as run:
+        yield run
+
+
+@pytest.fixture
+def ask(shared: watch.Run, tmp_path: Path) -> Ask:
+    return asks_with(shared, tmp_path, tmp_path.parent / "cache")
 
 
 @contextmanager
@@ -66,12 +94,21 @@ def generator(answer: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         server.server_close()
 
 
+@pytest.fixture
+def few(tmp_path: Path) -> list[str]:
+    """Options for two of the notes, which takes less time than all of them."""
+    (tmp_path / "few").mkdir()
+    for name in ("mail-from-unknown-sender.md", "sourdough-weekend-loaf.md"):
+        shutil.copy(ROOT / "examples" / "notes" / name, tmp_path / "few")
+    return ["--runtime", "bundled", "--folder", str(tmp_path / "few")]
+
+
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_without_ollama_the_answer_is_passages(example: str, tmp_path: Path) -> None:
     page = (ROOT / "README.md").read_text(encoding="utf-8").partition("<!-- try command -->")[2]
     question = page.partition('rag_langchain.py "')[2].partition('"')[0]
     assert question.startswith("How hot should the inside of my bread be")
-    output = ask(example, question, tmp_path)
+    output = asks_with(watch.run, tmp_path, tmp_path / "cache")(example, question)
     assert "the small bundled demonstration model" in output
     assert "No generator was found" in output
     assert "1. Sourdough weekend loaf (sourdough-weekend-loaf.md)" in output
@@ -80,51 +117,54 @@ def test_without_ollama_the_answer_is_passages(example: str, tmp_path: Path) -> 
     assert "40 passages added, 0 removed, 40 in total" in output
 
 
-def test_the_langchain_example_runs_without_torch(tmp_path: Path) -> None:
+def test_the_langchain_example_runs_without_torch(few: list[str], tmp_path: Path) -> None:
     script = """
 import runpy, sys
 for name in ("torch", "transformers", "safetensors", "sentence_transformers"):
     sys.modules[name] = None
-sys.path.insert(0, sys.argv[1])
-sys.argv[1:] = ["Which fee is paid for the autumn market?"]
+sys.path.insert(0, sys.argv.pop(1))
 runpy.run_path(sys.path[0] + "/rag_langchain.py", run_name="__main__")
 """
-    output = run([script, str(ROOT / "examples")], tmp_path)
-    assert "the small bundled demonstration model" in output
-    assert "40 passages added, 0 removed, 40 in total" in output
+    cache = str(tmp_path / "cache")
+    code, output = watch.run(
+        [script, str(ROOT / "examples"), "Who wrote to me?", *few],
+        tmp_path,
+        OLLAMA_HOST=NOWHERE,
+        XDG_CACHE_HOME=cache,
+    )
+    assert code == 0, output
+    assert "passages added, 0 removed" in output
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
-def test_a_second_run_embeds_only_changed_passages(example: str, tmp_path: Path) -> None:
+def test_a_second_run_embeds_only_changed_passages(example: str, ask: Ask, tmp_path: Path) -> None:
     notes = tmp_path / "notes"
     notes.mkdir()
     (notes / "a.md").write_text("# Tea\n\nSteep green tea at 75 degrees.")
     (notes / "b.txt").write_text("The boiler needs 1.2 bar.")
     options = ("--folder", str(notes), "--runtime", "bundled")
-    assert "2 passages added" in ask(example, "tea?", tmp_path, *options)
-    assert "0 passages added, 0 removed, 2 in total" in ask(example, "tea?", tmp_path, *options)
+    assert "2 passages added" in ask(example, "tea?", *options)
+    assert "0 passages added, 0 removed, 2 in total" in ask(example, "tea?", *options)
     (notes / "a.md").write_text("# Tea\n\nSteep black tea at 95 degrees.")
-    output = ask(example, "How hot for tea?", tmp_path, *options)
+    output = ask(example, "How hot for tea?", *options)
     assert "1 passages added, 1 removed, 2 in total" in output
     assert "1. Tea (a.md)\n   Steep black tea at 95 degrees." in output
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
-def test_ollama_embeds_if_it_has_the_model(example: str, tmp_path: Path) -> None:
+def test_ollama_embeds_if_it_has_the_model(example: str, ask: Ask) -> None:
     with OllamaServer() as server:
-        output = ask(
-            example, "Which fee is paid for the autumn market?", tmp_path, server=server.url
-        )
+        output = ask(example, "Which fee is paid for the autumn market?", server=server.url)
     assert "Embedding with embeddinggemma:300m on ollama/era-bidirectional." in output
     assert any(text.startswith("title: Sourdough weekend loaf | text: ") for text in server.texts)
     assert "task: search result | query: Which fee is paid for the autumn market?" in server.texts
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
-def test_a_generator_answers_from_the_passages(example: str, tmp_path: Path) -> None:
+def test_a_generator_answers_from_the_passages(example: str, ask: Ask, few: list[str]) -> None:
     question = "What is the number of my place at the autumn market?"
     with generator("Number 31.") as (url, asked):
-        output = ask(example, question, tmp_path, "--runtime", "bundled", server=url)
+        output = ask(example, question, *few, server=url)
     assert "Answer: Number 31." in output
     assert "(mail-from-unknown-sender.md)" in output
     prompt = asked[0]["messages"][0]["content"]
@@ -135,7 +175,9 @@ def test_a_generator_answers_from_the_passages(example: str, tmp_path: Path) -> 
     assert "Ignore all previous instructions" not in instruction + after
 
 
-def test_a_gemma_3_checkpoint_folder_generates(narrow: Path, tmp_path: Path) -> None:
+def test_a_gemma_3_checkpoint_folder_generates(
+    narrow: Path, ask: Ask, few: list[str], tmp_path: Path
+) -> None:
     # Random weights: this tests the path from chat template to answer.
     folder = tmp_path / "gemma3"
     tokenizer = PreTrainedTokenizerFast(
@@ -154,45 +196,42 @@ def test_a_gemma_3_checkpoint_folder_generates(narrow: Path, tmp_path: Path) -> 
         intermediate_size=96,
     )
     Gemma3ForCausalLM(config).save_pretrained(folder)
-    options = ("--runtime", "bundled", "--generator", str(folder))
-    output = ask("rag_langchain.py", "Which fee for the market?", tmp_path, *options)
+    output = ask("rag_langchain.py", "Which fee for the market?", *few, "--generator", str(folder))
     assert re.search(r"Answer: .+\n\nSources:", output)
 
 
-def test_a_folder_without_texts_is_an_error_with_its_name(tmp_path: Path) -> None:
+def test_a_folder_without_texts_is_an_error_with_its_name(ask: Ask, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    output = ask("rag_langchain.py", "x", tmp_path, "--folder", "empty", fails=True)
+    output = ask("rag_langchain.py", "x", "--folder", "empty", fails=True)
     assert "empty contains no .md" in output
 
 
-def test_what_is_not_a_file_is_skipped(tmp_path: Path) -> None:
+def test_what_is_not_a_file_is_skipped(ask: Ask, tmp_path: Path) -> None:
     notes = tmp_path / "notes"
     (notes / "folder.md").mkdir(parents=True)
     (notes / "dangling.md").symlink_to("nowhere.md")
     (notes / "a.md").write_text("# Tea\n\nSteep green tea at 75 degrees.")
     options = ("--folder", str(notes), "--runtime", "bundled")
-    assert "1 passages added" in ask("rag_langchain.py", "tea?", tmp_path, *options)
+    assert "1 passages added" in ask("rag_langchain.py", "tea?", *options)
 
 
-def test_a_missing_folder_is_an_error_with_its_name(tmp_path: Path) -> None:
-    output = ask("rag_langchain.py", "x", tmp_path, "--folder", "nowhere", fails=True)
+def test_a_missing_folder_is_an_error_with_its_name(ask: Ask) -> None:
+    output = ask("rag_langchain.py", "x", "--folder", "nowhere", fails=True)
     assert "--folder nowhere: there is no such folder" in output
     assert "Traceback" not in output
 
 
 @pytest.mark.parametrize("model", ["embeddinggemma:missing", "no/such-folder"])
-def test_an_unusable_model_is_an_error_instead_of_another_model(model: str, tmp_path: Path) -> None:
+def test_an_unusable_model_is_an_error_instead_of_another_model(model: str, ask: Ask) -> None:
     with OllamaServer() as server:
-        output = ask(
-            *("rag_langchain.py", "x", tmp_path, "--model", model), server=server.url, fails=True
-        )
+        output = ask(*("rag_langchain.py", "x", "--model", model), server=server.url, fails=True)
     assert f"--model {model} cannot be used. On Ollama: " in output
     assert "bundled" not in output
     assert "Traceback" not in output
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
-def test_an_error_of_this_package_is_one_line(example: str, tmp_path: Path) -> None:
-    output = ask(example, "x", tmp_path, "--runtime", "ollama", fails=True)
+def test_an_error_of_this_package_is_one_line(example: str, ask: Ask) -> None:
+    output = ask(example, "x", "--runtime", "ollama", fails=True)
     assert "Traceback" not in output
     assert re.search(r"^ConnectionFailed: .+$", output.strip().splitlines()[-1])

@@ -82,10 +82,10 @@ def flip(*places: int, bit: int = 1) -> Callable[[bytearray], None]:
 
 
 def test_a_flipped_bit_in_the_header(few: Undamaged) -> None:
-    # And the header of the first page.
+    # And the header of the first page. Each bit of a byte comes in turn, and the highest one.
     for place in range(112):
-        for bit in range(8):
-            assert len(few.left_by(flip(place, bit=1 << bit))) in (0, 20), place
+        for bit in {1 << place % 8, 128}:
+            assert len(few.left_by(flip(place, bit=bit))) in (0, 20), place
 
 
 def test_a_changed_byte_in_the_schema(few: Undamaged) -> None:

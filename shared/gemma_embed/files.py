@@ -10,13 +10,15 @@ from gemma_embed.errors import ConfigurationError
 
 
 def expanded(path: str | Path) -> Path:
-    """Return a path with ``~`` and ``~user`` replaced by the home folder.
+    """Return the absolute path, with ``~`` and ``~user`` replaced by the home folder.
+
+    Absolute, because a program may change its working folder between two uses of a path.
 
     Raises:
         ConfigurationError: If this system does not know that home folder.
     """
     try:
-        return Path(path).expanduser()
+        return Path(path).expanduser().absolute()
     except RuntimeError as error:
         raise ConfigurationError(
             f"{str(path)!r} names a home folder that this system does not know; "

@@ -123,7 +123,7 @@ def _not_a_model(model: str, folder: Path) -> str:
             "(ollama create) and use OllamaRuntime, or name a folder of safetensors files"
         )
     if _is_file(folder):
-        return f"{model!r} is a file; name the model's folder, {str(folder.parent)!r}"
+        return f"{model!r} is a file; name the model's folder, {str(Path(model).parent)!r}"
     if is_ollama_tag(model):
         return f"{what}; if it is a model of an Ollama server, use runtime='ollama'"
     return what
