@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from gemma_embed import Embedder
 from gemma_embed.chroma import ChromaIndex
 from gemma_embed.errors import ConfigurationError
 from gemma_embed.files import cache_folder, expanded
+from gemma_embed.runtimes import OnnxRuntime
 
 
 def test_a_home_folder_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -24,7 +27,7 @@ def test_a_home_folder_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 
 def test_relative_paths_stay_where_they_were(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fake: FakeRuntime
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fake: FakeRuntime, narrow: Path
 ) -> None:
     # Two projects in one process, each with its working folder and the same names in it.
     indexes = []
@@ -34,6 +37,11 @@ def test_relative_paths_stay_where_they_were(
         index = ChromaIndex("db", "notes", Embedder(fake, store="vectors"))
         assert index.ingest([{"text": name}]).added == 1
         indexes.append(index)
+    shutil.copytree(narrow, "model")
+    runtime = OnnxRuntime("model")
+    monkeypatch.chdir(tmp_path)
+    assert list(runtime.embed(["text"]))
+    assert pickle.loads(pickle.dumps(runtime)).identity == runtime.identity
     for name, index in zip(("first", "second"), indexes, strict=True):
         assert index.open().get()["documents"] == [name]
         assert index.ingest([{"text": name}]).unchanged == 1

@@ -85,8 +85,8 @@ class LocalRuntime(Runtime):
         check_kind("model", model, str, Path, None)
         check_kind("revision", revision, str, None)
         check_kind("offline", offline, bool)
-        self._source = str(model) if model is not None else EMBEDDINGGEMMA_300M.repository
-        self._model = _row(self._source)
+        source = str(model) if model is not None else EMBEDDINGGEMMA_300M.repository
+        self._source, self._model = _found(source)
         self._revision = revision
         self._precision = precision
         self._offline = offline
@@ -201,11 +201,12 @@ class LocalRuntime(Runtime):
             return loaded.network
 
 
-def _row(source: str) -> Model:
-    """Return the row of a model: a folder's by its ``config.json``, others by name."""
+def _found(source: str) -> tuple[str, Model]:
+    """Return what a name stands for now: a folder's complete path, and the row of its model."""
     folder = expanded(source)
-    if source != BUNDLED.repository and folder.is_dir():
-        # A folder may be completed until the first use, which reports what is wrong with it.
-        with suppress(ModelCorrupt, WrongModel):
-            return model_of_config(read_json(folder / "config.json"), folder)
-    return model_of_repository(source)
+    if source == BUNDLED.repository or not folder.is_dir():
+        return source, model_of_repository(source)
+    # A folder may be completed until the first use, which reports what is wrong with it.
+    with suppress(ModelCorrupt, WrongModel):
+        return str(folder), model_of_config(read_json(folder / "config.json"), folder)
+    return str(folder), model_of_repository(source)
