@@ -38,10 +38,12 @@ _ADVICE = {
     "one process computes; leave it out": "multi_process parallel",
     "the context is the model's; leave it out": "num_ctx",
     "give device=, dtype= or revision= to TransformersRuntime directly": "model_kwargs",
-    "give headers=, timeout=, keep_alive= and the like to OllamaRuntime directly": "client_kwargs "
-    "ollama_additional_kwargs",
+    "give headers= and timeout= to OllamaRuntime directly": "client_kwargs",
+    "give keep_alive= and the like to OllamaRuntime directly": "ollama_additional_kwargs",
     "the environment variable HF_HOME names the folder of downloads; that of graphs is cache_dir= "
     "of OnnxRuntime": "cache_folder cache_dir",
+    "code in a model is never run; leave it out": "trust_remote_code",
+    "say runtime='onnx'": "backend",
     "the environment variable HF_TOKEN holds the hub's token": "token",
 }
 _ELSEWHERE = {name: advice for advice, names in _ADVICE.items() for name in names.split()}

@@ -215,6 +215,8 @@ class TestOptions:
             ("base_url", "say host="),
             ("client_kwargs", "give headers= and timeout= to"),
             ("num_ctx", "the context is the model's"),
+            ("trust_remote_code", "code in a model is never run"),
+            ("backend", "say runtime='onnx'"),
             ("device", r"pass TransformersRuntime\(device=...\)"),
         ],
     )
