@@ -65,6 +65,7 @@ class PackedForward:
         backbone: Any,
         dense: Sequence[torch.Tensor],
         attention: AttentionName = "grouped",
+        dtype: torch.dtype | None = None,
     ) -> None:
         """Take the weights out of a network, layer by layer: it cannot be used any more.
 
@@ -72,6 +73,8 @@ class PackedForward:
             backbone: A loaded ``Gemma3TextModel``.
             dense: Weights of the Dense layers, in order; may be empty.
             attention: See the class.
+            dtype: Type of the arithmetic; None for that of the weights. A folded matrix is rounded
+                once, so wider weights lose less.
 
         Raises:
             Unsupported: If it has a part that is not computed here; it is still usable then.
@@ -79,7 +82,7 @@ class PackedForward:
         _check_supported(backbone)
         config = backbone.config
         weights = backbone.embed_tokens.weight.detach()
-        self._dtype, self._device = weights.dtype, weights.device
+        self._dtype, self._device = dtype or weights.dtype, weights.device
         self.attention = attention
         self._eps: float = config.rms_norm_eps
         self._heads: int = config.num_attention_heads

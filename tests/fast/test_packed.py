@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import weakref
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,17 @@ import checkpoints
 import numpy as np
 import pytest
 import torch
+from broken_passes import BROKEN, OFF_BY_ONE, break_passes
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from transformers import Gemma3TextConfig, Gemma3TextModel
 
+import gemma_embed
 from gemma_embed import Embedder
 from gemma_embed.errors import OutOfMemory
 from gemma_embed.runtimes import TransformersRuntime
 from gemma_embed.runtimes.transformers import verification
+from gemma_embed.runtimes.transformers.network import DType
 from gemma_embed.runtimes.transformers.stock import StockForward
 from gemma_fast import linear
 from gemma_fast.attention import FlexAttention, GroupedAttention, groups_of
@@ -28,6 +33,7 @@ from gemma_fast.packed import PackedForward
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
 CPU = torch.device("cpu")
+BUNDLED = Path(gemma_embed.__file__).parent / "bundled"
 
 # layers, heads, key heads, size of a head, hidden, window as loaded
 SHAPES = {
@@ -69,6 +75,9 @@ def stock(shape: str, dtype: torch.dtype = torch.float32, **changes: Any) -> Sto
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
     dense = [torch.randn(80, hidden, generator=generator), torch.randn(24, 80, generator=generator)]
     return StockForward(backbone.to(dtype), [weight.to(dtype) for weight in dense])
+
+
+PROBES = [3, 12, 12, 44, 40]
 
 
 def tokens(lengths: list[int]) -> list[list[int]]:
@@ -137,18 +146,17 @@ def test_texts_longer_than_the_window_are_not_padded() -> None:
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_bfloat16(monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
-    # Computed in bfloat16 if the processor supports it, else in float32 from a bfloat16 table.
+    # Computed in bfloat16 if the processor supports it, else in float32.
     monkeypatch.setattr(verification, "has_fast_bfloat16", lambda _: fast)
     monkeypatch.setattr(linear, "_onednn", lambda _: None)
     batch = tokens([300, 7, 7, 30])
     expected = stock("one key head")(batch).double()
     forward = verification.fastest_forward(
-        lambda dtype: stock("one key head", dtype), CPU, torch.bfloat16
+        lambda dtype: stock("one key head", dtype), tokens(PROBES), CPU, torch.bfloat16
     )
     assert isinstance(forward, PackedForward)
     cosines = (forward(batch).double() * expected).sum(1)
     assert cosines.min() >= (0.999 if fast else 0.99999)
-    assert forward._embeddings.dtype is torch.bfloat16
     assert forward._dtype is (torch.bfloat16 if fast else torch.float32)
 
 
@@ -164,7 +172,7 @@ def test_an_unknown_network_falls_back_to_transformers(
     caplog: pytest.LogCaptureFixture, changes: dict[str, Any], reason: str
 ) -> None:
     known = stock("one head", **changes)
-    forward = verification.fastest_forward(lambda _: known, CPU, torch.float32)
+    forward = verification.fastest_forward(lambda _: known, tokens(PROBES), CPU, torch.float32)
     assert forward is known
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
@@ -193,18 +201,66 @@ SABOTAGE = {
 def test_a_wrong_forward_pass_is_detected(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, what: str
 ) -> None:
-    class Sabotaged(PackedForward):
-        def __init__(self, *args: Any) -> None:
-            super().__init__(*args)
-            SABOTAGE[what](self)
-
-    monkeypatch.setattr(verification, "PackedForward", Sabotaged)
+    break_passes(monkeypatch, SABOTAGE[what], torch.float32)
     batch = tokens([300, 7])
-    forward = verification.fastest_forward(lambda _: stock("one key head"), CPU, torch.float32)
+    forward = verification.fastest_forward(
+        lambda _: stock("one key head"), tokens(PROBES), CPU, torch.float32
+    )
     assert isinstance(forward, StockForward)
     assert len(caplog.records) == 1
     assert "apart" in caplog.text
     assert torch.equal(forward(batch), stock("one key head")(batch))
+
+
+# The bundled model's weights are trained: only there does rounding say what it says in practice.
+@pytest.mark.parametrize("broken", BROKEN | OFF_BY_ONE)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_wrong_pass_is_detected_on_trained_weights(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, broken: str, dtype: DType
+) -> None:
+    break_passes(monkeypatch, (BROKEN | OFF_BY_ONE)[broken], torch.float32, torch.bfloat16)
+    forward = TransformersRuntime("bundled", device="cpu", dtype=dtype)._load()._forward
+    assert isinstance(forward, StockForward)
+    (record,) = caplog.records
+    assert "its vectors in float32 are" in record.getMessage()
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_pass_that_is_wrong_in_bfloat16_only_is_detected(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, broken: str
+) -> None:
+    monkeypatch.setattr(verification, "has_fast_bfloat16", lambda _: True)
+    break_passes(monkeypatch, BROKEN[broken], torch.bfloat16)
+    forward = TransformersRuntime("bundled", device="cpu", dtype="bfloat16")._load()._forward
+    assert isinstance(forward, StockForward)
+    (record,) = caplog.records
+    assert "its vectors in bfloat16 are" in record.getMessage()
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+def test_bfloat16_on_trained_weights(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    fast: bool,
+    stored: str,
+) -> None:
+    monkeypatch.setattr(verification, "has_fast_bfloat16", lambda _: fast)
+    folder = Path(shutil.copytree(BUNDLED, tmp_path / "copy"))
+    path = folder / "model.safetensors"
+    weights = {name: part.to(getattr(torch, stored)) for name, part in load_file(path).items()}
+    save_file(weights, path, {"format": "pt"})
+    runtime = TransformersRuntime(folder, device="cpu", dtype="bfloat16")
+    texts = [path.read_text() for path in sorted(checkpoints.NOTES.glob("*.md"))[:12]]
+    vectors = Embedder(runtime).embed(texts)
+    forward = runtime._load()._forward
+    assert isinstance(forward, PackedForward)
+    assert not caplog.records
+    # A float32 file is mapped; another one's table is not wider than it was asked for.
+    assert forward._embeddings.dtype is getattr(torch, stored)
+    expected = Embedder(TransformersRuntime("bundled", device="cpu")).embed(texts)
+    assert (vectors * expected).sum(1).min() >= 0.9995
 
 
 class CompilationError(Exception):
@@ -226,7 +282,9 @@ def test_a_torch_build_without_a_needed_feature_falls_back(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception, when: str
 ) -> None:
     fail(monkeypatch, when, error)
-    forward = verification.fastest_forward(lambda _: stock("one head"), CPU, torch.float32)
+    forward = verification.fastest_forward(
+        lambda _: stock("one head"), tokens(PROBES), CPU, torch.float32
+    )
     assert isinstance(forward, StockForward)
     assert f"{type(error).__name__} in this build of torch" in caplog.text
 
@@ -274,15 +332,15 @@ def no_compiler(*arguments: object) -> None:
     raise error
 
 
-@pytest.mark.parametrize("when", ["packing", "computing", "comparing"])
+@pytest.mark.parametrize("when", ["packing", "computing", "comparing", "rounding"])
 def test_weights_are_never_in_memory_twice(monkeypatch: pytest.MonkeyPatch, when: str) -> None:
     alive: list[weakref.ref[Any]] = []
     real = PackedForward.__init__
 
-    def noted(packed: PackedForward, *arguments: Any) -> None:
+    def noted(packed: PackedForward, *arguments: Any, **options: Any) -> None:
         alive.append(weakref.ref(packed))
-        real(packed, *arguments)
-        if when == "comparing":
+        real(packed, *arguments, **options)
+        if when == "comparing" or packed._dtype is torch.bfloat16:
             SABOTAGE["the head"](packed)
 
     def load(dtype: torch.dtype) -> StockForward:
@@ -296,8 +354,11 @@ def test_weights_are_never_in_memory_twice(monkeypatch: pytest.MonkeyPatch, when
         monkeypatch.setattr(linear, "_onednn", no_compiler)
     elif when == "computing":
         monkeypatch.setattr(PackedForward, "__call__", no_compiler)
-    assert isinstance(verification.fastest_forward(load, CPU, torch.float32), StockForward)
-    assert len(alive) == 5
+    monkeypatch.setattr(verification, "has_fast_bfloat16", lambda _: True)
+    dtype = torch.bfloat16 if when == "rounding" else torch.float32
+    forward = verification.fastest_forward(load, tokens(PROBES), CPU, dtype)
+    assert isinstance(forward, StockForward)
+    assert len(alive) == (8 if when == "rounding" else 5)
 
 
 def test_a_gpu_falls_back_to_the_second_attention(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,10 +373,12 @@ def test_a_gpu_falls_back_to_the_second_attention(monkeypatch: pytest.MonkeyPatc
     reference = stock("one head")
     sequences = tokens([3, 4])
     expected = reference(sequences)
-    packed = PackedForward(reference.backbone, reference.dense)
     monkeypatch.setattr(PackedForward, "__call__", call)
-    found = verification._difference(packed, torch.device("cuda"), sequences, expected, 1e-5)
-    assert (found, tried, packed.attention) == (None, ["flex", "grouped"], "grouped")
+    packed = verification._packed(
+        reference, torch.float32, ["flex", "grouped"], sequences, expected, 1e-5
+    )
+    assert isinstance(packed, PackedForward)
+    assert (tried, packed.attention) == (["flex", "grouped"], "grouped")
 
 
 def test_a_checkpoint_is_packed_and_equal_to_sentence_transformers(

@@ -8,12 +8,18 @@ from __future__ import annotations
 import os
 import random
 
+import checkpoints
 import numpy as np
 import pytest
+import torch
+from broken_passes import BROKEN, OFF_BY_ONE, break_passes
 
 from gemma_embed import Embedder
 from gemma_embed.runtimes import OnnxRuntime, TransformersRuntime
+from gemma_embed.runtimes.transformers import verification
+from gemma_embed.runtimes.transformers.stock import StockForward
 from gemma_fast.bpe import BpeTokenizer
+from gemma_fast.packed import PackedForward
 
 pytestmark = [
     pytest.mark.weights,
@@ -69,3 +75,40 @@ def test_the_lean_tokenizer_reads_gemmas_tokenizer(runtime: TransformersRuntime)
     source = random.Random(0)
     texts = ["".join(source.choices(pieces, k=source.randint(1, 30))) for _ in range(3000)]
     assert lean(texts) == runtime._load().tokenize(texts)
+
+
+def test_bfloat16_is_packed_and_as_close_as_its_rounding_allows(
+    runtime: TransformersRuntime, caplog: pytest.LogCaptureFixture
+) -> None:
+    narrow = TransformersRuntime(os.environ["GEMMA_EMBED_WEIGHTS"], device="cpu", dtype="bfloat16")
+    texts = [path.read_text() for path in sorted(checkpoints.NOTES.glob("*.md"))[::3]]
+    texts += ["a", QUERY, *PLANETS, "\n".join(texts)[:6000]]
+    vectors = Embedder(narrow).embed(texts)
+    assert isinstance(narrow._load()._forward, PackedForward)
+    assert not caplog.records
+    assert (vectors * Embedder(runtime).embed(texts)).sum(1).min() >= 0.999
+
+
+@pytest.mark.parametrize("broken", BROKEN | OFF_BY_ONE)
+def test_a_wrong_pass_is_detected(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, broken: str
+) -> None:
+    break_passes(monkeypatch, (BROKEN | OFF_BY_ONE)[broken], torch.float32, torch.bfloat16)
+    assert "its vectors in float32 are" in refused(caplog)
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_pass_that_is_wrong_in_bfloat16_only_is_detected(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, broken: str
+) -> None:
+    monkeypatch.setattr(verification, "has_fast_bfloat16", lambda _: True)
+    break_passes(monkeypatch, BROKEN[broken], torch.bfloat16)
+    assert "its vectors in bfloat16 are" in refused(caplog)
+
+
+def refused(caplog: pytest.LogCaptureFixture) -> str:
+    """Load the real weights in bfloat16; return the warning that names the reason."""
+    runtime = TransformersRuntime(os.environ["GEMMA_EMBED_WEIGHTS"], device="cpu", dtype="bfloat16")
+    assert isinstance(runtime._load()._forward, StockForward)
+    (record,) = caplog.records
+    return record.getMessage()

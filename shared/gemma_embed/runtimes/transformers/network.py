@@ -11,6 +11,7 @@ from gemma_embed.runtimes.local.checkpoint import Checkpoint
 from gemma_embed.runtimes.local.files import check_unchanged
 from gemma_embed.runtimes.local.loading import loading
 from gemma_embed.runtimes.local.tokenizer import HuggingFaceTokenizer, check_special_tokens
+from gemma_embed.runtimes.transformers.probes import PROBES
 from gemma_embed.runtimes.transformers.threads import on_sound_thread
 from gemma_embed.vectors import Vectors, plan_batches
 from gemma_fast.weights import Weights, dense_matrix
@@ -41,6 +42,7 @@ class Network:
 
         from gemma_embed.runtimes.transformers.stock import StockForward
         from gemma_embed.runtimes.transformers.verification import fastest_forward
+        from gemma_fast.packed import PackedForward
 
         place = _device(device)
         with loading(f"the tokenizer in {checkpoint.folder}"):
@@ -57,7 +59,13 @@ class Network:
             return stock
 
         with loading(f"the weights in {checkpoint.folder}"):
-            self._forward = fastest_forward(load, place, getattr(torch, dtype))
+            probes, kind = self.tokenize(PROBES), getattr(torch, dtype)
+            self._forward = fastest_forward(load, probes, place, kind)
+            # A mapped table costs no memory of its own, and only rows in use are read.
+            stored = Weights(checkpoint.weights)["embed_tokens.weight"].stored
+            mapped = place.type == "cpu" and stored == "F32"
+            if isinstance(self._forward, PackedForward) and not mapped:
+                self._forward.store_table_as(kind)
         check_unchanged(checkpoint.files)
 
     def batches(self, lengths: Mapping[int, int]) -> Iterator[list[int]]:
