@@ -23,21 +23,22 @@ import numpy.typing as npt
 
 from gemma_fast.architecture import Architecture
 from gemma_fast.layer import Layer
-from gemma_fast.quantization import BLOCK, Precision, to_int4, to_int8
+from gemma_fast.quantization import BLOCK, Precision, Product, bits, to_int4, to_int8
 from gemma_fast.weights import Floats, Weights
 
 if TYPE_CHECKING:
     from onnx import NodeProto, TensorProto
 
 # Raise it with every change of what is written: cached graphs of another version are not used.
-VERSION = 3
+VERSION = 4
 
 GRAPH = "model.onnx"
 _NUMBERS = "model.onnx.data"
 _MICROSOFT = "com.microsoft"
 # Where a tensor may begin in the file, so that it can be memory-mapped on every system.
 _ALIGNMENT = 65536
-_INLINE = 4096
+# Up to so many bytes a tensor stays in the graph: in the file it would take a whole step.
+_INLINE = 16384
 
 
 def write_graph(
@@ -54,7 +55,8 @@ def write_graph(
         architecture: Of the network.
         weights: The network's tensors; checked against ``architecture.shapes()``.
         dense: Matrices of the Dense layers, each (outputs, inputs), in order; may be empty.
-        precision: Of the layers' matrices. Norms, attention and Dense layers are float32.
+        precision: Of the layers' matrices; ``quantization.bits`` says which take how many bits.
+            Norms, attention and Dense layers are float32.
 
     Raises:
         ImportError: If ``onnx`` is not installed.
@@ -176,11 +178,14 @@ class _Writer:
         )
         return outputs[0], outputs[3]
 
-    def linear(self, states: str, *matrices: Floats) -> list[str]:
-        """Multiply (tokens, inputs) by matrices (outputs, inputs)."""
-        if self.precision == "int8":
+    def linear(
+        self, states: str, product: Product, depth: float, *matrices: Floats
+    ) -> list[str]:
+        """Multiply (tokens, inputs) by matrices (outputs, inputs); see ``quantization.bits``."""
+        width = bits(self.precision, product, depth, *matrices)
+        if width == 8:
             return self._linear_int8(states, matrices)
-        if self.precision == "int4":
+        if width == 4:
             return [self._linear_int4(states, matrix) for matrix in matrices]
         return [self.call("MatMul", states, self.tensor(matrix.T)) for matrix in matrices]
 
@@ -266,7 +271,9 @@ def _attention(
     full: bool,
     rotation: tuple[str, str],
 ) -> str:
-    (projected,) = writer.linear(normed, layer.query_key_value)
+    (projected,) = writer.linear(
+        normed, "query_key_value", layer.depth, layer.query_key_value
+    )
     heads, groups = sizes.heads, sizes.key_value_heads
     by_head = _reshape(writer, projected, [heads + 2 * groups, sizes.head])
     split = writer.constant([heads, groups, groups], np.int64)
@@ -295,15 +302,16 @@ def _attention(
     mixed = writer.call("MatMul", writer.call("Softmax", scores, axis=-1), value)
     mixed = writer.call("Transpose", mixed, perm=[0, 3, 1, 2, 4])
     flat = writer.constant([-1, heads * sizes.head], np.int64)
-    (output,) = writer.linear(writer.call("Reshape", mixed, flat), layer.output)
+    heads_of_all = writer.call("Reshape", mixed, flat)
+    (output,) = writer.linear(heads_of_all, "output", layer.depth, layer.output)
     return output
 
 
 def _feedforward(writer: _Writer, layer: Layer, normed: str) -> str:
-    gate, up = writer.linear(normed, *np.split(layer.gate_up, 2))
+    gate, up = writer.linear(normed, "gate_up", layer.depth, *np.split(layer.gate_up, 2))
     # FastGelu is the tanh approximation that Gemma was trained with.
     active = writer.call("Mul", writer.call("FastGelu", gate, domain=_MICROSOFT), up)
-    (output,) = writer.linear(active, layer.down)
+    (output,) = writer.linear(active, "down", layer.depth, layer.down)
     return output
 
 

@@ -16,6 +16,7 @@ class Layer:
     """Matrices are (outputs, inputs); norms are the complete factor, 1 + the stored weight.
 
     Attributes:
+        depth: The layers below this one, as a share of all.
         before_attention: Norm of what attention reads.
         query_key_value: Three matrices, one below the other.
         query: Norm of a query head, times the scale of the scores.
@@ -28,6 +29,7 @@ class Layer:
         after_feedforward: Norm of what the feed-forward part adds.
     """
 
+    depth: float
     before_attention: Floats
     query_key_value: Floats
     query: Floats
@@ -47,6 +49,7 @@ class Layer:
             return weights[f"layers.{number}.{name}.weight"].read()
 
         return cls(
+            depth=number / len(sizes.full),
             before_attention=1 + tensor("input_layernorm"),
             query_key_value=np.concatenate([tensor(f"self_attn.{name}_proj") for name in "qkv"]),
             query=(1 + tensor("self_attn.q_norm")) * np.float32(sizes.scale),
