@@ -24,7 +24,8 @@ import zipfile
 from pathlib import Path
 from xml.etree import ElementTree
 
-HELP = "C cs de el es fi fr hi hu ja ko nl pl pt_BR ru ta vi zh_CN".split()
+HELP = ("C", "cs", "de", "el", "es", "fi", "fr", "hi", "hu", "ja", "ko", "nl", "pl", "pt_BR", "ru")
+HELP += ("ta", "vi", "zh_CN")
 MESSAGES = ("ar", "fa", "he", "th")
 SAYINGS = {"C": "", "cs": "cs", "de": "de", "es": "es", "pl": "pl", "ru": "ru", "zh_CN": "zh"}
 EACH = 50
@@ -35,7 +36,7 @@ def help_pages(root: Path, language: str) -> list[list[str]]:
     """Return the paragraphs of the pages of GNOME's help."""
     pages = []
     for path in sorted((root / "usr/share/help" / language).rglob("*.page")):
-        page = ElementTree.parse(path).getroot()  # noqa: S314
+        page = ElementTree.parse(path).getroot()
         for info in [*page.iter("{http://projectmallard.org/1.0/}info")]:
             info.clear()
         parts = (" ".join("".join(part.itertext()).split()) for part in _paragraphs(page))
@@ -52,7 +53,7 @@ def sayings(root: Path, package: str) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         (deb,) = root.glob(f"fortunes{'-' if package else ''}{package}_*.deb")
         subprocess.run(["dpkg-deb", "-x", deb, folder], check=True)
-        files = [path for path in sorted(Path(folder).rglob("games/fortunes/**/*"))]
+        files = sorted(Path(folder).rglob("games/fortunes/**/*"))
         texts = [path.read_text("utf-8", "ignore") for path in files if _is_text(path)]
     # Colours of a terminal are no text.
     entries = re.split(r"\n%\n", re.sub(r"\x1b\[[0-9;]*m|.\x08", "", "\n%\n".join(texts)))

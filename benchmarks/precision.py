@@ -88,7 +88,6 @@ def main() -> None:
         return
     import argparse
 
-    import numpy as np
     from pairs import disturbed, in_own_process, in_turn, machine, ratio, save
 
     parser = argparse.ArgumentParser(description=__doc__)

@@ -178,9 +178,7 @@ class _Writer:
         )
         return outputs[0], outputs[3]
 
-    def linear(
-        self, states: str, product: Product, depth: float, *matrices: Floats
-    ) -> list[str]:
+    def linear(self, states: str, product: Product, depth: float, *matrices: Floats) -> list[str]:
         """Multiply (tokens, inputs) by matrices (outputs, inputs); see ``quantization.bits``."""
         width = bits(self.precision, product, depth, *matrices)
         if width == 8:
@@ -271,9 +269,7 @@ def _attention(
     full: bool,
     rotation: tuple[str, str],
 ) -> str:
-    (projected,) = writer.linear(
-        normed, "query_key_value", layer.depth, layer.query_key_value
-    )
+    (projected,) = writer.linear(normed, "query_key_value", layer.depth, layer.query_key_value)
     heads, groups = sizes.heads, sizes.key_value_heads
     by_head = _reshape(writer, projected, [heads + 2 * groups, sizes.head])
     split = writer.constant([heads, groups, groups], np.int64)

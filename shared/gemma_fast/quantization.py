@@ -29,10 +29,10 @@ _SHARES = (1.0, 0.95, 0.9, 0.85, 0.8)
 # when one product of one layer alone takes 4 bits (mean of four texts, 250 tokens; a fifth, Finnish
 # text lost 35 with gate_up of layer 0, 21 with its down):
 #     layers             0    1    2    3    4    5    6  7-10   11 12-15   16   17   18   19
-#     gate and up      2.8  5.2  5.4  4.1  5.0  3.0  2.4   1.2  4.0   1.0  2.6  3.4  3.0  3.5
-#     down             1.9  3.4  2.3  1.9  1.8  1.3  0.7   0.5  1.7   0.9  2.6  4.0  4.7  5.3
-# Layers 20 to 23 together lose 166, all values 88, all outputs 48, all queries and keys 7 (the three
-# share one product). An early error passes all layers; a late one has few to average it out.
+#     gate and up      2.8  5.2  5.4  4.1  4.8  3.0  2.4   1.3  3.9   1.0  2.6  3.4  3.0  3.5
+#     down             1.9  3.4  2.3  1.9  1.5  1.3  0.7   0.6  1.7   0.9  2.6  4.0  4.7  5.3
+# Layers 20 to 23 together lose 166, all values 88, all outputs 48, all queries and keys 7 (the
+# three share one product). An early error passes all layers; after a late one few average it out.
 _EIGHT_BITS: dict[Product, tuple[float, float]] = {
     "query_key_value": (0, 0),
     "output": (0, 0),
