@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+from pathlib import Path
 
 import checkpoints
 import numpy as np
@@ -38,6 +39,8 @@ PLANETS = [
     "Jupiter, the largest planet in our solar system, has a prominent red spot.",
     "Saturn, famous for its rings, is sometimes mistaken for the Red Planet.",
 ]
+# Of a text that the early layers' rounding moves furthest.
+FINNISH = "Bluetooth-näkyvyyttä ei tarvita enää, kun laite on jo yhdistetty tietokoneeseen."
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +115,24 @@ def refused(caplog: pytest.LogCaptureFixture) -> str:
     assert isinstance(runtime._load()._forward, StockForward)
     (record,) = caplog.records
     return record.getMessage()
+
+
+def test_4_bits_are_close_to_float32() -> None:
+    # Measured on 1,067 texts in 22 languages (benchmarks/precision.py): mean 0.9956, worst 0.985.
+    notes = [path.read_text() for path in sorted(checkpoints.NOTES.glob("*.md"))]
+    texts = [*notes[::2], *PLANETS, FINNISH, "\n\n".join(notes)[:6000]]
+    exact, close = (
+        Embedder(OnnxRuntime(os.environ["GEMMA_EMBED_WEIGHTS"], precision=precision))
+        .embed_documents(texts)
+        .astype(np.float64)
+        for precision in ("float32", "int4")
+    )
+    cosines = (exact * close).sum(1)
+    assert cosines.mean() >= 0.99
+    assert cosines.min() >= 0.97
+
+
+def test_4_bits_take_at_most_100_megabytes(tmp_path: Path) -> None:
+    runtime = OnnxRuntime(os.environ["GEMMA_EMBED_WEIGHTS"], precision="int4", cache_dir=tmp_path)
+    runtime.count_tokens(["a"])
+    assert sum(path.stat().st_size for path in tmp_path.glob("*-int4-*/*")) <= 100e6

@@ -105,8 +105,8 @@ def test_a_vector_does_not_depend_on_its_batch(narrow: Path, precision: str) -> 
         np.testing.assert_allclose(vectors_of(runtime, [text])[0], vector, atol=1e-5)
 
 
-# Measured on all notes: at least 0.9989 and 0.973.
-@pytest.mark.parametrize(("precision", "least"), [("int8", 0.995), ("int4", 0.96)])
+# Measured on all notes and their lines: at least 0.9968 and 0.9938.
+@pytest.mark.parametrize(("precision", "least"), [("int8", 0.995), ("int4", 0.985)])
 def test_quantised_vectors_are_close(precision: str, least: float) -> None:
     texts = [*SHORT, " ".join(WORDS[:300])]
     texts += [path.read_text() for path in sorted(checkpoints.NOTES.glob("*.md"))[::5]]
