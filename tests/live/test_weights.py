@@ -39,7 +39,7 @@ PLANETS = [
     "Jupiter, the largest planet in our solar system, has a prominent red spot.",
     "Saturn, famous for its rings, is sometimes mistaken for the Red Planet.",
 ]
-# Of a text that the early layers' rounding moves furthest.
+# Of the kind that the rounding of early layers moves furthest.
 FINNISH = "Bluetooth-näkyvyyttä ei tarvita enää, kun laite on jo yhdistetty tietokoneeseen."
 
 
