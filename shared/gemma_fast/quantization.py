@@ -112,8 +112,8 @@ def _is_on_grid(matrix: Floats) -> bool:
     cut = _blocks(matrix)
     scales = _q4_0_scales(cut)
     distance = np.abs(_steps(cut, scales) * scales[..., None] - cut)
-    # A checkpoint in bfloat16 rounded the grid's own numbers, to 8 bits.
-    return bool((distance <= np.abs(cut) * np.float32(2**-8)).all())
+    # A checkpoint in bfloat16 rounded the grid's own numbers to 8 bits, the furthest one too.
+    return bool((distance <= np.abs(cut) * np.float32(0.01)).all())
 
 
 def _blocks(matrix: Floats) -> Floats:
