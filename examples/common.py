@@ -74,6 +74,9 @@ def read_passages(folder: Path) -> Iterator[Passage]:
     files = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES and path.is_file())
     if not files:
         sys.exit(f"{folder} contains no {', '.join(sorted(SUFFIXES))} file; choose a --folder")
+    print(
+        f"Reading {len(files)} files; what is new is embedded, which takes longest the first time."
+    )
     for path in files:
         text = path.read_text(encoding="utf-8", errors="replace").strip()
         heading, _, rest = text.partition("\n")

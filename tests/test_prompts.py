@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import checkpoints
 import pytest
+from fakes import FakeRuntime
 
-from gemma_embed import custom_task
+from gemma_embed import Embedder, custom_task, path
 from gemma_embed.errors import ConfigurationError, InvalidInput, ModelCorrupt
 from gemma_embed.models import EMBEDDINGGEMMA_300M
 from gemma_embed.prompts import TASKS, checked_task
@@ -121,3 +122,35 @@ def test_a_fine_tune_without_a_title_field_refuses_titles() -> None:
     assert prompts.prompted("x", "document") == "passage: x"
     with pytest.raises(InvalidInput, match="no place for a title"):
         prompts.prompted("x", "document", "T")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "task: search result | query: mars",
+        "title: none | text: mars",
+        "title: A title of some words | text: mars",
+        "task: code retrieval | query: def f",
+    ],
+)
+def test_a_text_that_has_a_prompt_is_warned_about(
+    text: str, fake: FakeRuntime, caplog: pytest.LogCaptureFixture
+) -> None:
+    path._warn_of_doubled.cache_clear()
+    for _ in range(2):
+        Embedder(fake).embed(["mars", text])
+    (record,) = caplog.records
+    assert "text 1 begins with a prompt of the model" in record.message
+    assert "mars" not in record.message
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["task: wash the car", "title: none", "a title: none | text: b", "", "title: " + "x" * 400],
+)
+def test_texts_that_look_a_little_like_prompts_are_not(
+    text: str, fake: FakeRuntime, caplog: pytest.LogCaptureFixture
+) -> None:
+    path._warn_of_doubled.cache_clear()
+    Embedder(fake).embed([text])
+    assert not caplog.records

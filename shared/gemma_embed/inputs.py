@@ -91,7 +91,11 @@ def _in_order(given: Iterable[Item], what: str, advice: str) -> Iterator[Item]:
 
 def _checked_text(item: object, what: str, index: int) -> str:
     if not isinstance(item, str):
-        raise InvalidInput(f"{what} is {type(item).__name__}, not str", index=index)
+        said = f"{what} is {type(item).__name__}, not str"
+        for part in ("page_content", "get_content()"):
+            if hasattr(item, part.removesuffix("()")):
+                said += f"; pass its .{part}"
+        raise InvalidInput(said, index=index)
     # A subclass may define its own addition, for example one that escapes the prompt.
     text = str.__str__(item)
     if text.isascii():

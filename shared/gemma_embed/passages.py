@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gemma_embed.errors import InvalidInput
+from gemma_embed.errors import ConfigurationError, InvalidInput
 
 Metadata = Mapping[str, Any]
 
@@ -26,6 +26,8 @@ _DOCUMENT_KEYS = (DOCUMENT, "source", "file_path")
 # What vector stores use themselves.
 _RESERVED = ("chroma:", "#", "$")
 _KINDS = (str, int, float)
+# What tells a framework's texts, and the package that makes passages of them.
+_FRAMEWORKS = {"page_content": "langchain_gemma_embed", "get_content": "llamaindex_gemma_embed"}
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,7 @@ def checked_passage(item: Passage | Mapping[str, Any]) -> Passage:
 
     Raises:
         InvalidInput: If a field is missing, unknown or of another type.
+        ConfigurationError: If it is a framework's object: all are then, and none becomes a row.
     """
     if isinstance(item, Mapping):
         known = [each.name for each in fields(Passage)]
@@ -161,10 +164,11 @@ def checked_passage(item: Passage | Mapping[str, Any]) -> Passage:
             raise InvalidInput(f"the passage {what}; it takes {', '.join(known)}")
         item = Passage(**item)
     if not isinstance(item, Passage):
-        raise InvalidInput(
-            f"expected a Passage or a mapping, got {type(item).__name__}: for framework objects "
-            "see langchain_gemma_embed.passages and llamaindex_gemma_embed.passages"
-        )
+        said = f"expected a Passage or a mapping, got {type(item).__name__}"
+        for mark, package in _FRAMEWORKS.items():
+            if hasattr(item, mark):
+                raise ConfigurationError(f"{said}: pass {package}.passages(...) of these objects")
+        raise InvalidInput(said)
     if not isinstance(item.text, str):
         raise InvalidInput(f"the text is {type(item.text).__name__}, not str")
     _check_unicode(item.text, "the text")

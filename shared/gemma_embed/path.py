@@ -7,8 +7,10 @@ numbering is translated in one place (``_computed``).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -28,6 +30,8 @@ from gemma_embed.prompts import Prompts
 from gemma_embed.runtimes.base import Runtime, TooLong
 from gemma_embed.store import EmbeddingStore
 from gemma_embed.vectors import Vectors, cut
+
+logger = logging.getLogger("gemma_embed")
 
 _STORE_PAGE = 4096
 
@@ -97,7 +101,7 @@ def prompted(
     prompts: Prompts,
     start: int = 0,
 ) -> list[Prompted]:
-    """Put the task's prompt before each text.
+    """Put the task's prompt before each text, with a warning where there is one already.
 
     Args:
         texts: Checked texts.
@@ -109,10 +113,23 @@ def prompted(
     Raises:
         InvalidInput: If a title cannot be part of a prompt.
     """
+    doubled = [index for index, text in enumerate(texts, start) if prompts.begins(text)]
+    if doubled:
+        _warn_of_doubled(doubled[0], task)
     return [
         Prompted(index, prompts.prefix(task, title, index), text, title)
         for index, (text, title) in enumerate(zip(texts, titles, strict=True), start)
     ]
+
+
+@cache
+def _warn_of_doubled(index: int, task: str) -> None:
+    logger.warning(
+        "text %d begins with a prompt of the model, and gets that of the task %r before it: "
+        "pass texts without prompts",
+        index,
+        task,
+    )
 
 
 def _resolved(items: Sequence[Prompted], route: Route) -> Iterator[Ready]:

@@ -82,6 +82,10 @@ def _is_unicode(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
+# Characters within which a title ends in a text that begins with a prompt.
+_TITLE_REACH = 300
+
+
 @dataclass(frozen=True)
 class Prompts:
     """The prompts of one model.
@@ -132,6 +136,13 @@ class Prompts:
                 f"this model has no prompt for the task {task!r}; it has {known}"
             )
         return self.prefixes[task]
+
+    def begins(self, text: str) -> bool:
+        """Whether a text begins with one of these prompts, so that it would get a second one."""
+        if text.startswith(tuple(filter(None, (self.document, *self.prefixes.values())))):
+            return True
+        before, _, after = (self.titled or "").partition("{title}")
+        return bool(before and after) and text.startswith(before) and after in text[:_TITLE_REACH]
 
     def prompted(self, text: str, task: str, title: str | None = None) -> str:
         """Return the text as the model reads it; the text itself is never altered."""

@@ -17,6 +17,7 @@ from chromadb.errors import InternalError, NotFoundError
 from fakes import FakeRuntime, vector_of
 from langchain_chroma import Chroma
 from langchain_core.documents import Document
+from llama_index.core.schema import TextNode
 from notes import current, documents, everything
 
 from gemma_embed import Embedder, EmbeddingStore
@@ -968,3 +969,27 @@ def test_a_passage_of_ones_own_is_not_changed(index: ChromaIndex) -> None:
     assert index.ingest([Passage("x", "x", metadata=metadata)]).added == 1
     assert metadata == {"gemma_embed.title": "x", "n": 1, "none": None}
     assert index.ingest([Passage("x", "x", metadata={"n": 1})]).unchanged == 1
+
+
+@pytest.mark.parametrize(
+    ("made", "package"),
+    [
+        (lambda: Document(page_content="secret"), "langchain_gemma_embed"),
+        (lambda: TextNode(text="secret"), "llamaindex_gemma_embed"),
+    ],
+)
+def test_framework_objects_are_refused_with_the_right_call(
+    index: ChromaIndex, made: Callable[[], Any], package: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=rf"pass {package}\.passages\(") as caught:
+        index.ingest([{"text": "a"}, made()])
+    assert "secret" not in str(caught.value)
+
+
+def test_failed_passages_are_warned_about(
+    index: ChromaIndex, caplog: pytest.LogCaptureFixture
+) -> None:
+    report = index.ingest([{"text": "a"}, {"text": 5}, {"text": "b", "id": ""}])
+    assert (report.added, len(report.failed)) == (1, 2)
+    (record,) = caplog.records
+    assert record.message.startswith("2 of 3 passages did not become rows; passage 1: the text is")

@@ -224,11 +224,20 @@ class Ingestion:
             for row, held in read(collection, width, ids=ids[start : start + PAGE]).items()
             if held.vector is not None
         }
+        failed = sorted(self._failed, key=lambda each: each.index)
+        if failed:
+            logger.warning(
+                "%d of %d passages did not become rows; passage %d: %s (see IngestReport.failed)",
+                len(failed),
+                self.taken,
+                failed[0].index,
+                failed[0].reason,
+            )
         report = IngestReport(
             **self._done,
             removed=len(stale),
             absent=collection.count() - len(there),
-            failed=tuple(sorted(self._failed, key=lambda each: each.index)),
+            failed=tuple(failed),
             missing=tuple(row for row in ids if row not in there),
         )
         if report.missing:

@@ -44,6 +44,7 @@ def open_runtime(
     elif model is not None:
         raise ConfigurationError(
             f"model={model!r} has no effect together with a runtime object; give it to the runtime"
+            + ("; a width is dimensions=" if isinstance(model, int) else "")
         )
     if not isinstance(runtime, Mapping):
         return _checked(runtime)
