@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import re
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -10,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -226,6 +228,50 @@ def test_a_check_creates_no_folder(index: ChromaIndex, tmp_path: Path) -> None:
     with pytest.raises(CollectionError, match=r"no folder .*db.*ingest"):
         index.check()
     assert list(tmp_path.glob("db*")) == []
+
+
+def test_a_folder_removed_while_it_is_open_is_found_out(index: ChromaIndex) -> None:
+    index.ingest(documents(5))
+    folder = Path(index.client.get_settings().persist_directory)
+    shutil.rmtree(folder)
+    for use in (index.open, lambda: index.ingest(documents(5)), other(index).open):
+        with pytest.raises(CollectionDamaged, match="not there any more"):
+            use()
+
+
+def test_a_full_disk_condemns_no_collection(
+    index: ChromaIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index.ingest(documents(5))
+    write = Path.write_text
+
+    def full(path: Path, text: str) -> int:
+        write(path, "")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(CollectionError, match="No space left"):
+            index.ingest(documents(5))
+    assert index.ingest(documents(5)).unchanged == 5
+
+
+def test_no_second_database_in_another_working_folder(
+    fake: FakeRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    client = chromadb.PersistentClient("db", QUIET)
+    index = ChromaIndex(client, "notes", Embedder(fake, store=tmp_path / "store"))
+    index.ingest(documents(5))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    # Chroma itself fails where it needs one more connection to a relative path.
+    with suppress(CollectionError):
+        index.ingest(documents(6))
+    assert not any(Path.cwd().iterdir())
+    monkeypatch.chdir(tmp_path)
+    index.ingest(documents(6))
+    assert len(everything(index)) == 6
 
 
 def test_a_missing_collection_is_not_damaged(index: ChromaIndex) -> None:

@@ -37,9 +37,13 @@ class Writing:
     suspect: bool
 
     def complete(self) -> None:
-        """Note that the vector files are complete as they are, between two calls of Chroma's."""
+        """Note that the vector files are complete as they are, between two calls of Chroma's.
+
+        Raises:
+            CollectionError: If the folder cannot be written to; the mark is as it was.
+        """
         if self.mark is not None and not self.suspect:
-            self.mark.write_text(_vector_files(self.mark.parent))
+            _write(self.mark, _vector_files(self.mark.parent))
 
 
 @contextmanager
@@ -104,7 +108,7 @@ def only_writer(mark: Path | None, wait: float = 0) -> Iterator[Writing]:
             if left.read_text() == _vector_files(folder):
                 left.unlink()
             else:
-                left.write_text(_SUSPECT)
+                _write(left, _SUSPECT)
         writing = Writing(mark, suspect=mark.exists())
         writing.complete()
         finished = False
@@ -115,6 +119,17 @@ def only_writer(mark: Path | None, wait: float = 0) -> Iterator[Writing]:
             # An error of Chroma's may come in the middle of its writing.
             if not writing.suspect and (finished or mark.read_text() == _vector_files(folder)):
                 mark.unlink()
+
+
+def _write(mark: Path, state: str) -> None:
+    # In one step: an empty mark, as a full disk or a kill would leave it, reads as half written.
+    new = mark.with_suffix(".new")
+    try:
+        new.write_text(state)
+        new.replace(mark)
+    except OSError as error:
+        new.unlink(missing_ok=True)
+        raise CollectionError(f"{mark.parent} cannot be written to: {error}") from error
 
 
 def _vector_files(folder: Path) -> str:

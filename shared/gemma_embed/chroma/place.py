@@ -42,7 +42,8 @@ class Place:
         elif hasattr(location, "get_settings"):
             self._client, settings = location, location.get_settings()
             if settings.is_persistent:
-                self.folder = Path(settings.persist_directory)
+                # As Chroma took it: without replacing "~".
+                self.folder = Path(settings.persist_directory).absolute()
             elif host := settings.chroma_server_host:
                 self._name = f"the Chroma server at {host}:{settings.chroma_server_http_port}"
         else:
@@ -66,10 +67,14 @@ class Place:
 
         Raises:
             CollectionLocked: If it is to be created, and another process is at work in it.
+            CollectionDamaged: If its database was removed while this process had it open.
         """
         if self._client is None and self.folder is not None:
             _check(self.folder)
             self._client = _opened(self.folder)
+        # Chroma goes on with the files that it has open, and all it writes is lost with them.
+        if self.folder is not None and not (self.folder / _DATABASE).exists():
+            raise lost(self.folder, f"{_DATABASE} is not there any more")
         return self.client
 
     def close(self) -> None:

@@ -458,6 +458,20 @@ def test_l9_pickle_copy_worker(local: TransformersRuntime, right: np.ndarray) ->
     np.testing.assert_allclose(fresh(_child, embedder), right, atol=1e-6)
 
 
+class _Ours(OnnxRuntime):
+    """A user's own class, whose constructor takes other arguments."""
+
+    def __init__(self, team: str, folder: Path) -> None:
+        super().__init__(folder)
+        self.team = team
+
+
+def test_l9_pickle_of_a_subclass(narrow: Path, right: np.ndarray) -> None:
+    other = pickle.loads(pickle.dumps(_Ours("search", narrow)))
+    assert other.team == "search"
+    np.testing.assert_allclose(Embedder(other).embed(TEXTS), right, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", [TransformersRuntime, OnnxRuntime])
 def test_l9_spawn(narrow: Path, right: np.ndarray, kind: Any) -> None:
     # Loaded in this process; in the other, only from the settings.

@@ -527,6 +527,19 @@ def test_o20_no_vector_of_other_weights_is_returned(server: OllamaServer) -> Non
     assert len(got) == 30
 
 
+def test_o20_a_pull_during_a_call_mixes_no_vectors(server: OllamaServer) -> None:
+    server.library = dict.fromkeys(server.library, OTHER)
+    runtime = warm(server, max_batch=1, concurrency=1).runtime
+    assert isinstance(runtime, OllamaRuntime)
+    under_way = iter(runtime.embed(TEXTS))
+    next(under_way)
+    runtime.pull()
+    with pytest.raises(ModelChanged):
+        list(under_way)
+    assert runtime.identity.revision == OTHER.digest
+    assert len(list(runtime.embed(TEXTS))) == len(TEXTS)
+
+
 def test_o20_another_server_version_after_a_restart(server: OllamaServer) -> None:
     embedder = warm(server)
     server.stop()

@@ -233,6 +233,13 @@ class TestOptions:
         list(runtime.embed(["a"]))
         assert {request.headers["x-team"] for request in server.requests} == {"search"}
 
+    @pytest.mark.parametrize(
+        "headers", ["", b"", ["XY"], [{"X-Team", "search"}], [{"X": "Y", 1: 2}]]
+    )
+    def test_what_only_unpacks_into_two_is_no_pair(self, headers: Any) -> None:
+        with pytest.raises(ConfigurationError, match="pairs of name and value"):
+            OllamaRuntime(headers=headers)
+
     @pytest.mark.parametrize("keep_alive", [0, -1, 2.5, "0", "-1s", "1h30m", "1.5h", "500ms"])
     def test_keep_alive_accepts_ollamas_values(self, keep_alive: float | str) -> None:
         assert OllamaRuntime(keep_alive=keep_alive).settings["keep_alive"] == keep_alive
@@ -359,3 +366,15 @@ class TestSecrets:
         (request,) = server.requests
         assert request.headers["host"].startswith("models.invalid")
         assert "authorization" not in request.headers
+
+    @pytest.mark.parametrize("certificates", [None, "no certificate"])
+    def test_certificates_that_cannot_be_read_are_named(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, certificates: str | None
+    ) -> None:
+        file = tmp_path / "certificates.pem"
+        if certificates is not None:
+            file.write_text(certificates)
+        monkeypatch.setenv("SSL_CERT_FILE", str(file))
+        with pytest.raises(ConfigurationError, match="SSL_CERT_FILE") as caught:
+            list(OllamaRuntime(host="https://models.invalid").embed(["a"]))
+        assert isinstance(caught.value.__cause__, OSError)

@@ -7,7 +7,6 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import ClassVar, Protocol, Self
 
@@ -108,8 +107,12 @@ class LocalRuntime(Runtime):
         settings = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
         return f"{type(self).__name__}({settings})"
 
-    def __reduce__(self) -> tuple[partial[Self], tuple[()]]:
-        return partial(type(self), **self.settings), ()
+    def __getstate__(self) -> dict[str, object]:
+        # Not by the constructor: a subclass may have one of its own.
+        return {name: value for name, value in self.__dict__.items() if name != "_per_process"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state, _per_process=PerProcess(_Loaded))
 
     def __copy__(self) -> Self:
         return self

@@ -119,6 +119,8 @@ class OllamaRuntime(RemoteRuntime["OllamaService"]):
     def pull(self, progress: Callable[[str, int, int], None] | None = None) -> None:
         """Have the server download the model. Nothing else ever does.
 
+        Calls under way end with ``ModelChanged`` if it brings other weights.
+
         Args:
             progress: Called with a layer's digest, the bytes of it that have come, and its size.
                 Layers come side by side.
@@ -142,6 +144,8 @@ class OllamaRuntime(RemoteRuntime["OllamaService"]):
                     progress(step.digest, step.completed or 0, step.total or 0)
         finally:
             run(steps.aclose())
+        # The next call asks what it now is.
+        self.close()
 
     def _connect(self) -> OllamaService:
         try:

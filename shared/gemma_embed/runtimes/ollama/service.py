@@ -118,9 +118,8 @@ class OllamaService(Service):
                 "continues where it stopped",
                 attempts=1,
             )
-        async with self._lock:
-            self.identity = None
-            self.prepared = False
+        # Calls under way began with the weights of before.
+        self.doubts += 1
 
     def _body(self, texts: Sequence[str], truncate: bool) -> dict[str, object]:
         body = {"model": self.settings.model, "input": texts, "truncate": truncate}

@@ -47,8 +47,8 @@ class Connection:
             dialect: How the server reports failures.
 
         Raises:
-            ConfigurationError: If the environment names a malformed proxy. It may contain a
-                password, and is not repeated.
+            ConfigurationError: If the environment names a malformed proxy, which may contain a
+                password and is not repeated, or certificates that cannot be read.
             MissingDependency: If it names a SOCKS proxy, and httpx lacks the package for it.
         """
         self._url = url
@@ -60,7 +60,13 @@ class Connection:
             proxy = ""
         elif proxy and "://" not in proxy:
             proxy = f"http://{proxy}"
-        tls = httpx.create_ssl_context(trust_env=not is_loopback(url))
+        try:
+            tls = httpx.create_ssl_context(trust_env=not is_loopback(url))
+        except OSError as error:
+            raise ConfigurationError(
+                "the environment variable SSL_CERT_FILE or SSL_CERT_DIR names no certificates "
+                f"that can be read ({error}); correct it, or unset it"
+            ) from error
         proxy_tls = tls if proxy.startswith("https:") else None
         try:
             self._client = httpx.AsyncClient(

@@ -46,7 +46,11 @@ def checked_headers(headers: Headers | None) -> CheckedHeaders:
     """
     pairs = headers.items() if isinstance(headers, Mapping) else headers
     try:
-        checked = tuple((name, value) for name, value in (() if pairs is None else pairs))
+        given = () if pairs is None else tuple(pairs)
+        # Two characters, or two names in a set, are no name and value.
+        if isinstance(pairs, str | bytes) or not all(isinstance(i, tuple | list) for i in given):
+            raise TypeError
+        checked = tuple((name, value) for name, value in given)
         names = {name.lower() for name, _ in checked if _NAME.fullmatch(name)}
     except (TypeError, ValueError):
         # Not chained: it may quote a value.
