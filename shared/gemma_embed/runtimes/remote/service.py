@@ -154,9 +154,7 @@ class Service(ABC):
             rows, cut = pending.pop()
             sent = [texts[row] for row in rows]
             try:
-                vectors = await self.repeated(partial(self.send, sent, truncate=cut), sent, stop)
-                if self.doubts != self._settled or time.monotonic() > self._settled_until:
-                    await self.alone(self._check_unchanged)
+                vectors = await self.repeated(partial(self._vectors, sent, cut), sent, stop)
                 done.append(Batch(rows, vectors))
             except Failure as failure:
                 kind = failure.kind
@@ -225,6 +223,13 @@ class Service(ABC):
                 if await retry.pause(seconds, stop):
                     raise
             attempt += 1
+
+    async def _vectors(self, texts: Sequence[str], truncate: bool) -> npt.ArrayLike:
+        """Make one embed request, and the check that may follow it, within one slot."""
+        vectors = await self.send(texts, truncate=truncate)
+        if self.doubts != self._settled or time.monotonic() > self._settled_until:
+            await self.alone(self._check_unchanged)
+        return vectors
 
     async def _check_unchanged(self) -> None:
         """Ask whether the vectors that just came are of the weights that the others are of.
