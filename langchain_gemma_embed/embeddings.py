@@ -57,7 +57,7 @@ class GemmaEmbeddings(Embeddings):
         """Check the options; nothing is loaded.
 
         Args:
-            runtime: ``"transformers"``, ``"onnx"`` or ``"ollama"`` with their defaults, or an
+            runtime: ``"transformers"``, ``"onnx"``, ``"ollama"`` or ``"openai"`` with their defaults, or an
                 object of ``gemma_embed.runtimes``, whose constructor takes host, device, dtype and
                 the like.
             model: A hub id, a folder, or a server's tag, for a runtime given by name.

@@ -107,7 +107,7 @@ class GemmaEmbedding(BaseEmbedding):
         """Check the options; nothing is loaded.
 
         Args:
-            runtime: ``"transformers"``, ``"onnx"`` or ``"ollama"`` with their defaults, an object
+            runtime: ``"transformers"``, ``"onnx"``, ``"ollama"`` or ``"openai"`` with their defaults, an object
                 of ``gemma_embed.runtimes``, whose constructor takes host, device, dtype and the
                 like, or the mapping that ``to_dict`` made of one.
             model: A hub id, a folder, or a server's tag, for a runtime given by name.

@@ -58,7 +58,7 @@ class Embedder:
         """Check the options; nothing is loaded.
 
         Args:
-            runtime: ``"transformers"``, ``"onnx"`` or ``"ollama"`` with their defaults, or a
+            runtime: ``"transformers"``, ``"onnx"``, ``"ollama"`` or ``"openai"`` with their defaults, or a
                 runtime object, whose constructor takes everything else.
             model: What a runtime given by name loads: a hub id, a folder, or a server's tag.
             dimensions: One of the model's widths; None for the full one.

@@ -94,7 +94,6 @@ TRANSIENT: dict[str, tuple[Break, type[EmbeddingError]]] = {
     "408": (lambda s, n: s.fail(408, "", times=n), ServerBusy),
     "429": (lambda s, n: s.fail(429, "slow down", times=n), ServerBusy),
     "500": (lambda s, n: s.fail(500, "boom", times=n), ServerFailed),
-    "502 page": (lambda s, n: s.fail(502, body="<html>Bad</html>", times=n), ServerFailed),
     "503": (lambda s, n: s.fail(503, times=n), ServerBusy),
     "504 page": (lambda s, n: s.fail(504, body="<html>", times=n), ServerFailed),
     "load failed": (lambda s, n: s.fail(500, faults.LOAD_FAILED, times=n), ServerFailed),
@@ -200,6 +199,40 @@ class TestTemporaryFailures:
         assert isinstance(error, ConnectionFailed)
         assert "ollama serve" in str(error)
         server.start()
+        assert len(list(runtime.embed(["a"]))) == 1
+
+    @pytest.mark.parametrize(
+        ("strike", "kind"),
+        [
+            (lambda s, n: s.stop(), ConnectionFailed),
+            (lambda s, n: s.fail(502, body="<html>Bad</html>", times=n), ServerFailed),
+            (lambda s, n: s.fail(503, body="<html>Away</html>", times=n), ServerBusy),
+        ],
+    )
+    def test_one_that_is_gone_is_waited_for_half_a_minute(
+        self,
+        server: OllamaServer,
+        runtime: OllamaRuntime,
+        pauses: list[float],
+        caplog: pytest.LogCaptureFixture,
+        strike: Break,
+        kind: type[EmbeddingError],
+    ) -> None:
+        strike(server, None)
+        assert type(failure(runtime, ["a"])[0]) is kind
+        assert 30.0 <= sum(pauses) < 38.0
+        assert [r.levelname for r in caplog.records if "waiting up to 30 s" in r.message] == [
+            "WARNING"
+        ]
+        pauses.clear()
+        impatient = OllamaRuntime(host=server.url, max_retries=0)
+        assert type(failure(impatient, ["a"])[0]) in (kind, ConnectionFailed)
+        assert pauses == []
+
+    def test_a_proxy_answers_while_the_server_restarts(
+        self, server: OllamaServer, runtime: OllamaRuntime
+    ) -> None:
+        server.fail(502, body="<html>Bad</html>", times=6)
         assert len(list(runtime.embed(["a"]))) == 1
 
     def test_a_closed_port(self) -> None:
