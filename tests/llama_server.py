@@ -159,9 +159,9 @@ class LlamaServer(Faults, HttpServer):
         return [BOS, *ids, EOS]
 
     def _text(self, ids: list[int]) -> str:
-        if not all(id in (BOS, EOS) or 0 <= id - 100 < len(self._words) for id in ids):
+        if not all(each in (BOS, EOS) or 0 <= each - 100 < len(self._words) for each in ids):
             raise LlamaRefusal(400, "Prompt contains invalid tokens", "invalid_request_error")
-        return " ".join(self._words[id - 100] for id in ids if id >= 100)
+        return " ".join(self._words[each - 100] for each in ids if each >= 100)
 
     def _body(self, request: Request) -> dict[str, Any]:
         try:
@@ -244,7 +244,7 @@ class LlamaServer(Faults, HttpServer):
         for each in given:
             if isinstance(each, str):
                 prompts.append(self._ids(each))
-            elif isinstance(each, list) and all(type(id) is int for id in each):
+            elif isinstance(each, list) and all(type(token) is int for token in each):
                 prompts.append(each)
             else:
                 raise self._unfit(BAD_PROMPT)

@@ -97,7 +97,11 @@ class TestRequests:
         list(runtime.embed(["a"]))
         list(runtime.embed(["b"]))
         asked = [(request.method, request.path, request.body) for request in server.requests]
-        load = ("POST", "/api/embed", b'{"model":"embeddinggemma:300m","input":[],"truncate":false}')
+        load = (
+            "POST",
+            "/api/embed",
+            b'{"model":"embeddinggemma:300m","input":[],"truncate":false}',
+        )
         assert asked[:6] == [
             ("GET", "/api/version", b""),
             ("GET", "/api/tags", b""),

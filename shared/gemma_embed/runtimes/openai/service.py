@@ -230,8 +230,8 @@ class OpenAIService(Service):
     def _wrong(self, reason: str) -> WrongModel:
         row, model, origin = self.settings.row, self.settings.model, self.settings.origin
         return WrongModel(
-            f"{model!r} on the server is not {row.name}: it {reason} ({origin}); take {row.gguf}, or "
-            "convert the checkpoint again with convert_hf_to_gguf.py "
+            f"{model!r} on the server is not {row.name}: it {reason} ({origin}); take {row.gguf}, "
+            "or convert the checkpoint again with convert_hf_to_gguf.py "
             "--sentence-transformers-dense-modules"
         )
 
