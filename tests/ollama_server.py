@@ -245,7 +245,8 @@ class OllamaServer(Faults, HttpServer):
         self._check_name(name, Refusal(400, "model is required"))
         model = self.models.get(full_name(name))
         if model is None:
-            raise Refusal(404, f"model '{name}' not found")
+            shown = full_name(name) if self._since("0.30.0") else name
+            raise Refusal(404, f"model '{shown}' not found")
         answer = model.show(body.get("verbose", False))
         if self._since("0.6.4"):
             answer["capabilities"] = list(model.capabilities)

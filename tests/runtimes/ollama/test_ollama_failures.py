@@ -96,7 +96,6 @@ TRANSIENT: dict[str, tuple[Break, type[EmbeddingError]]] = {
     "500": (lambda s, n: s.fail(500, "boom", times=n), ServerFailed),
     "503": (lambda s, n: s.fail(503, times=n), ServerBusy),
     "504 page": (lambda s, n: s.fail(504, body="<html>", times=n), ServerFailed),
-    "load failed": (lambda s, n: s.fail(500, faults.LOAD_FAILED, times=n), ServerFailed),
     "runner EOF": (lambda s, n: s.fail(400, faults.RUNNER_EOF, times=n), ServerFailed),
     "runner EOF, old": (lambda s, n: s.fail(500, faults.RUNNER_EOF_OLD, times=n), ServerFailed),
     "tokenizer EOF": (lambda s, n: s.fail(400, faults.TOKENIZE_EOF, times=n), ServerFailed),
@@ -121,7 +120,6 @@ TRANSIENT: dict[str, tuple[Break, type[EmbeddingError]]] = {
         lambda s, n: s.fail(400, "unexpected server status: llm server error", times=n),
         ServerFailed,
     ),
-    "load ended": (lambda s, n: s.fail(400, faults.LOAD_FAILED, times=n), ServerFailed),
     "slow start": (
         lambda s, n: s.fail(400, "timed out waiting for llama-server to start - ", times=n),
         ServerFailed,
@@ -248,6 +246,19 @@ class TestTemporaryFailures:
         server.fail(503, path=path, times=2)
         server.reset_connection(path=path)
         assert len(list(OllamaRuntime(host=server.url).embed(["a"]))) == 1
+
+    @pytest.mark.parametrize("status", [400, 500])
+    def test_a_process_that_does_not_start_gets_a_second_try(
+        self, server: OllamaServer, runtime: OllamaRuntime, status: int
+    ) -> None:
+        server.fail(status, faults.LOAD_FAILED)
+        assert len(list(runtime.embed(["a"]))) == 1
+        server.fail(status, faults.LOAD_FAILED, times=None)
+        error, _ = failure(runtime, ["b"])
+        assert type(error) is ServerFailed
+        assert "memory" in str(error)
+        assert inputs(server)[-2:] == [["b"], ["b"]]
+        assert inputs(server).count(["b"]) == 2
 
     def test_a_load_that_fails(self, server: OllamaServer) -> None:
         server.load_error = faults.LOAD_FAILED

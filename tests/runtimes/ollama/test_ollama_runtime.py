@@ -102,17 +102,15 @@ class TestRequests:
             "/api/embed",
             b'{"model":"embeddinggemma:300m","input":[],"truncate":false}',
         )
-        assert asked[:6] == [
+        assert asked[:5] == [
             ("GET", "/api/version", b""),
             ("GET", "/api/tags", b""),
             ("POST", "/api/show", b'{"model":"embeddinggemma:300m","verbose":true}'),
             load,
             ("GET", "/api/ps", b""),
-            # What was identified some time ago may have been unloaded.
-            load,
         ]
         # The check after the load is made once.
-        assert [path for _, path, _ in asked[6:]] == [
+        assert [path for _, path, _ in asked[5:]] == [
             "/api/embed",
             "/api/version",
             "/api/tags",
@@ -128,7 +126,7 @@ class TestRequests:
     ) -> None:
         list(OllamaRuntime(host=server.url, keep_alive=keep_alive).embed(["a"]))
         bodies = [request.body for request in server.requests if request.path == "/api/embed"]
-        assert len(bodies) == 3
+        assert len(bodies) == 2
         assert all(body.endswith(b',"keep_alive":' + sent + b"}") for body in bodies)
 
     def test_headers_are_in_every_request(self, server: OllamaServer) -> None:
@@ -559,6 +557,16 @@ class TestLimits:
             with OllamaServer() as plain:
                 other = Embedder(OllamaRuntime(host=plain.url))
                 assert (embedder.fingerprint == other.fingerprint) == (limit == 2048)
+
+    def test_a_model_identified_long_ago_is_loaded_again(
+        self, server: OllamaServer, runtime: OllamaRuntime, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert runtime.identity.max_tokens == 2048
+        now = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: now + 61.0)
+        list(runtime.embed(["a"]))
+        inputs = [r.json["input"] for r in server.requests if r.path == "/api/embed"]
+        assert inputs == [[], [], ["a"]]
 
     def test_a_proxy_that_hides_it(self) -> None:
         with OllamaServer([ServedModel(parameters={"num_ctx": 512})]) as server:

@@ -7,6 +7,8 @@ it waits without end, sends ``OLLAMA_API_KEY`` to any host, and reads answers of
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -27,7 +29,7 @@ from gemma_embed.runtimes.ollama.model import (
 from gemma_embed.runtimes.ollama.runtime import OllamaSettings
 from gemma_embed.runtimes.ollama.words import DIALECT
 from gemma_embed.runtimes.remote.failures import Failure, Kind
-from gemma_embed.runtimes.remote.service import Service
+from gemma_embed.runtimes.remote.service import KNOWN_FOR, Service
 
 T = TypeVar("T")
 
@@ -56,6 +58,7 @@ class OllamaService(Service):
         """Open no connection yet."""
         super().__init__(settings)
         numbers = settings.max_batch * settings.row.width
+        self._loaded = -math.inf
         self._largest = numbers * _BYTES_PER_NUMBER + _BYTES_AROUND
 
     async def ask_identity(self) -> Identity:
@@ -90,10 +93,13 @@ class OllamaService(Service):
         """Have the model loaded.
 
         A load takes longer than a batch, and a client that gives up during it aborts it: so it
-        has its own request, with an empty list and its own time-out.
+        has its own request, with an empty list and its own time-out. Not made again just after
+        it: the model may be unloaded at once, by ``keep_alive=0``.
         """
-        seconds = self.settings.load_timeout
-        await self.question("POST", "/api/embed", self._body((), False), seconds=seconds)
+        if time.monotonic() - self._loaded > KNOWN_FOR:
+            seconds = self.settings.load_timeout
+            await self.question("POST", "/api/embed", self._body((), False), seconds=seconds)
+            self._loaded = time.monotonic()
 
     async def send(self, texts: Sequence[str], *, truncate: bool) -> npt.ArrayLike:
         """Make one embed request."""

@@ -79,6 +79,13 @@ class Kind(_Consequences, Enum):
         _OFTEN,
         _DIVIDED,
     )
+    # The next request starts another process, which seldom has better luck.
+    NOT_STARTED = (
+        errors.ServerFailed,
+        "the model process of {server} ended while it started",
+        "look into the server's log; its memory may not suffice, or the model's file is damaged",
+        _ONCE,
+    )
     CUT_SHORT = (
         errors.BadResponse,
         "the answer of {server} was cut short or is not JSON",
