@@ -145,6 +145,7 @@ class OllamaService(Service):
         async with self._lock:
             self.identity = None
             self.prepared = False
+            self._loaded = -math.inf
 
     def _body(self, texts: Sequence[str], truncate: bool) -> dict[str, object]:
         body = {"model": self.settings.model, "input": texts, "truncate": truncate}
