@@ -107,9 +107,9 @@ class GemmaEmbedding(BaseEmbedding):
         """Check the options; nothing is loaded.
 
         Args:
-            runtime: ``"transformers"``, ``"onnx"`` or ``"ollama"`` with their defaults, an object
-                of ``gemma_embed.runtimes``, whose constructor takes host, device, dtype and the
-                like, or the mapping that ``to_dict`` made of one.
+            runtime: ``"transformers"``, ``"onnx"``, ``"ollama"`` or ``"openai"`` with their
+                defaults, an object of ``gemma_embed.runtimes``, whose constructor takes host,
+                device, dtype and the like, or the mapping that ``to_dict`` made of one.
             model: A hub id, a folder, or a server's tag, for a runtime given by name.
             dimensions: One of the model's widths (768, 512, 256 or 128); None for the full width.
             query_task: Task of queries.

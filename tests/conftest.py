@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,6 +65,14 @@ def examined_here(monkeypatch: pytest.MonkeyPatch) -> None:
         return health.examine(client.get_collection(name, embedding_function=None), dimensions)
 
     monkeypatch.setattr(index, "examine_folder", examine_folder)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_known_of_servers() -> None:
+    """Forget servers: another test's may have had the same port, and a model of this digest."""
+    service = sys.modules.get("gemma_embed.runtimes.ollama.service")
+    if service is not None:
+        service.CHECKED.clear()
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,8 @@ import hashlib
 import math
 import struct
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -67,6 +67,7 @@ class ServedModel:
         architecture: ``general.architecture``; ``gemma-embedding`` in converted GGUF files.
         width: Length of a vector.
         context: Tokens it reads, including the two special ones.
+        parameters: ``PARAMETER`` lines of its Modelfile: ``num_ctx``, ``num_batch``.
         blocks: Number of layers.
         digest: 64 hexadecimal digits.
         quantization: ``BF16``, ``Q8_0``, ``Q4_0``.
@@ -81,6 +82,7 @@ class ServedModel:
     architecture: str = "gemma3"
     width: int = 768
     context: int = 2048
+    parameters: Mapping[str, int] = field(default_factory=dict)
     blocks: int = 24
     digest: str = "85462619ee721b466c5927d109d4cb765861907d5417b9109caebc4e614679f1"
     quantization: str = "BF16"
@@ -136,6 +138,9 @@ class ServedModel:
             "model_info": info,
             "modified_at": MODIFIED,
         }
+        if self.parameters:
+            lines = [f"{name:<30} {value}" for name, value in self.parameters.items()]
+            answer["parameters"] = "\n".join(lines)
         if verbose:
             kind = {"type": self.quantization, "shape": [self.width, self.width]}
             answer["tensors"] = [{"name": tensor, **kind} for tensor in self.tensors]

@@ -86,6 +86,7 @@ class OllamaServer(Faults, HttpServer):
         library: The models that can be pulled, by full name.
         load_seconds: How long loading a model takes.
         load_error: Message with which loading fails; loading succeeds if empty.
+        context_length: ``OLLAMA_CONTEXT_LENGTH`` in its environment; None if unset.
         max_queue: How many requests may wait for a load.
         embed_seconds: How long a text takes; texts are embedded one after the other.
         cut_pulls: How many of the next pulls end early, without "success" and without the model.
@@ -111,6 +112,7 @@ class OllamaServer(Faults, HttpServer):
         self.load_seconds = load_seconds
         self.embed_seconds = embed_seconds
         self.load_error = ""
+        self.context_length: int | None = None
         self.max_queue = 512
         self.cut_pulls = 0
         self.texts: list[str] = []
@@ -230,7 +232,7 @@ class OllamaServer(Faults, HttpServer):
                 "size_vram": 0,
             }
             if self._since("0.10.0"):
-                num_ctx = loaded.options.get("num_ctx") or model.context
+                num_ctx = self._num_ctx(model, loaded.options)
                 row["context_length"] = min(max(4, num_ctx), model.context)
             rows.append(row)
         return _ok({"models": rows})
@@ -243,7 +245,8 @@ class OllamaServer(Faults, HttpServer):
         self._check_name(name, Refusal(400, "model is required"))
         model = self.models.get(full_name(name))
         if model is None:
-            raise Refusal(404, f"model '{name}' not found")
+            shown = full_name(name) if self._since("0.30.0") else name
+            raise Refusal(404, f"model '{shown}' not found")
         answer = model.show(body.get("verbose", False))
         if self._since("0.6.4"):
             answer["capabilities"] = list(model.capabilities)
@@ -412,7 +415,9 @@ class OllamaServer(Faults, HttpServer):
         self, model: ServedModel, texts: list[str], truncate: bool, body: dict[str, Any]
     ) -> tuple[list[list[float]], int]:
         """Embed all texts; if one fails, the others are still computed but not returned."""
-        num_ctx = (body.get("options") or {}).get("num_ctx") or model.context
+        num_ctx = self._num_ctx(model, body.get("options") or {})
+        if self._since("0.30.0"):
+            num_ctx = min(num_ctx, model.parameters.get("num_batch", num_ctx))
         dimensions = (body.get("dimensions") or 0) if self._since("0.11.11") else 0
         rows, tokens = [], 0
         errors = []
@@ -430,6 +435,10 @@ class OllamaServer(Faults, HttpServer):
         if errors:
             raise errors[0]
         return rows, tokens
+
+    def _num_ctx(self, model: ServedModel, options: dict[str, Any]) -> int:
+        stated = options.get("num_ctx") or model.parameters.get("num_ctx")
+        return int(stated or self.context_length or model.context)
 
     def _fitting(self, model: ServedModel, text: str, num_ctx: int, truncate: bool) -> str:
         """Return the beginning of a text that fits into the context."""

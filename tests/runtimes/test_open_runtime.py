@@ -137,7 +137,7 @@ def test_an_unknown_option_is_an_error_that_says_where_it_belongs(option: str, a
     [
         (
             lambda: Embedder("ollama", base_url="x"),
-            r"pass OllamaRuntime\(host=...\) as the runtime",
+            r"pass OllamaRuntime\(host=...\) or OpenAIRuntime\(host=...\) as the runtime",
         ),
         (lambda: Embedder("ollama", dimension=256), "say dimensions="),
         (lambda: Embedder("ollama", overlog="split"), "did you mean overlong="),

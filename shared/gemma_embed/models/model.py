@@ -78,6 +78,7 @@ class Model:
         symmetric_tasks: Tasks in which queries and documents get the same prompt; in all others
             documents get the document prompt.
         dense_layers: Number of Dense layers after pooling.
+        parameters: Number of parameters, those of the Dense layers included.
         bos: Id of the token that starts every input.
         eos: Id of the token that ends every input.
         licence: The licence of the weights.
@@ -85,6 +86,7 @@ class Model:
         repository: The hub id of its weights.
         onnx_repository: The hub id of its published ONNX graphs; None if there are none.
         ollama_tag: Its name in Ollama's library.
+        gguf: A published GGUF file of all its layers, for llama.cpp.
         config: Values in ``config.json`` that tell it from other rows of its family.
     """
 
@@ -97,6 +99,7 @@ class Model:
     prompt_keys: Mapping[str, str]
     symmetric_tasks: frozenset[str]
     dense_layers: int
+    parameters: int
     bos: int
     eos: int
     licence: str
@@ -104,6 +107,7 @@ class Model:
     repository: str
     onnx_repository: str | None
     ollama_tag: str
+    gguf: str
     config: Mapping[str, object] = field(default_factory=dict)
 
     def checked_dimensions(self, dimensions: int) -> int:

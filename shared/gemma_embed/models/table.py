@@ -49,6 +49,7 @@ EMBEDDINGGEMMA_300M = Model(
         {"classification", "clustering", "sentence similarity", "summarization"}
     ),
     dense_layers=2,
+    parameters=307_581_696,
     bos=2,
     eos=1,
     licence="Gemma Terms of Use (https://ai.google.dev/gemma/terms)",
@@ -56,6 +57,7 @@ EMBEDDINGGEMMA_300M = Model(
     repository="google/embeddinggemma-300m",
     onnx_repository="onnx-community/embeddinggemma-300m-ONNX",
     ollama_tag="embeddinggemma:300m",
+    gguf="embeddinggemma-300M-Q8_0.gguf (334 MB) of ggml-org/embeddinggemma-300M-GGUF",
 )
 
 # The small demonstration model in this package, in the same architecture. Its vectors are

@@ -4,6 +4,7 @@ from gemma_embed.runtimes.base import Batch, Runtime, TooLong
 from gemma_embed.runtimes.named import RuntimeName, one_name, open_runtime, runtime_settings
 from gemma_embed.runtimes.ollama import OllamaRuntime
 from gemma_embed.runtimes.onnx import OnnxRuntime
+from gemma_embed.runtimes.openai import OpenAIRuntime
 from gemma_embed.runtimes.remote import EnvironmentVariable
 from gemma_embed.runtimes.transformers import TransformersRuntime
 from gemma_embed.runtimes.unknown_options import reject_unknown
@@ -13,6 +14,7 @@ __all__ = [
     "EnvironmentVariable",
     "OllamaRuntime",
     "OnnxRuntime",
+    "OpenAIRuntime",
     "Runtime",
     "RuntimeName",
     "TooLong",

@@ -94,10 +94,8 @@ TRANSIENT: dict[str, tuple[Break, type[EmbeddingError]]] = {
     "408": (lambda s, n: s.fail(408, "", times=n), ServerBusy),
     "429": (lambda s, n: s.fail(429, "slow down", times=n), ServerBusy),
     "500": (lambda s, n: s.fail(500, "boom", times=n), ServerFailed),
-    "502 page": (lambda s, n: s.fail(502, body="<html>Bad</html>", times=n), ServerFailed),
     "503": (lambda s, n: s.fail(503, times=n), ServerBusy),
     "504 page": (lambda s, n: s.fail(504, body="<html>", times=n), ServerFailed),
-    "load failed": (lambda s, n: s.fail(500, faults.LOAD_FAILED, times=n), ServerFailed),
     "runner EOF": (lambda s, n: s.fail(400, faults.RUNNER_EOF, times=n), ServerFailed),
     "runner EOF, old": (lambda s, n: s.fail(500, faults.RUNNER_EOF_OLD, times=n), ServerFailed),
     "tokenizer EOF": (lambda s, n: s.fail(400, faults.TOKENIZE_EOF, times=n), ServerFailed),
@@ -122,7 +120,6 @@ TRANSIENT: dict[str, tuple[Break, type[EmbeddingError]]] = {
         lambda s, n: s.fail(400, "unexpected server status: llm server error", times=n),
         ServerFailed,
     ),
-    "load ended": (lambda s, n: s.fail(400, faults.LOAD_FAILED, times=n), ServerFailed),
     "slow start": (
         lambda s, n: s.fail(400, "timed out waiting for llama-server to start - ", times=n),
         ServerFailed,
@@ -202,6 +199,40 @@ class TestTemporaryFailures:
         server.start()
         assert len(list(runtime.embed(["a"]))) == 1
 
+    @pytest.mark.parametrize(
+        ("strike", "kind"),
+        [
+            (lambda s, n: s.stop(), ConnectionFailed),
+            (lambda s, n: s.fail(502, body="<html>Bad</html>", times=n), ServerFailed),
+            (lambda s, n: s.fail(503, body="<html>Away</html>", times=n), ServerBusy),
+        ],
+    )
+    def test_one_that_is_gone_is_waited_for_half_a_minute(
+        self,
+        server: OllamaServer,
+        runtime: OllamaRuntime,
+        pauses: list[float],
+        caplog: pytest.LogCaptureFixture,
+        strike: Break,
+        kind: type[EmbeddingError],
+    ) -> None:
+        strike(server, None)
+        assert type(failure(runtime, ["a"])[0]) is kind
+        assert 30.0 <= sum(pauses) < 38.0
+        assert [r.levelname for r in caplog.records if "waiting up to 30 s" in r.message] == [
+            "WARNING"
+        ]
+        pauses.clear()
+        impatient = OllamaRuntime(host=server.url, max_retries=0)
+        assert type(failure(impatient, ["a"])[0]) in (kind, ConnectionFailed)
+        assert pauses == []
+
+    def test_a_proxy_answers_while_the_server_restarts(
+        self, server: OllamaServer, runtime: OllamaRuntime
+    ) -> None:
+        server.fail(502, body="<html>Bad</html>", times=6)
+        assert len(list(runtime.embed(["a"]))) == 1
+
     def test_a_closed_port(self) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -215,6 +246,19 @@ class TestTemporaryFailures:
         server.fail(503, path=path, times=2)
         server.reset_connection(path=path)
         assert len(list(OllamaRuntime(host=server.url).embed(["a"]))) == 1
+
+    @pytest.mark.parametrize("status", [400, 500])
+    def test_a_process_that_does_not_start_gets_a_second_try(
+        self, server: OllamaServer, runtime: OllamaRuntime, status: int
+    ) -> None:
+        server.fail(status, faults.LOAD_FAILED)
+        assert len(list(runtime.embed(["a"]))) == 1
+        server.fail(status, faults.LOAD_FAILED, times=None)
+        error, _ = failure(runtime, ["b"])
+        assert type(error) is ServerFailed
+        assert "memory" in str(error)
+        assert inputs(server)[-2:] == [["b"], ["b"]]
+        assert inputs(server).count(["b"]) == 2
 
     def test_a_load_that_fails(self, server: OllamaServer) -> None:
         server.load_error = faults.LOAD_FAILED

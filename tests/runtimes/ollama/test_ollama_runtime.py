@@ -23,7 +23,15 @@ from ollama_model import bag_of_words
 from ollama_server import OllamaServer, ServedModel
 from ollama_wire import Request
 
-from gemma_embed.errors import InvalidInput, ModelNotFound, ServerFailed, ServerRefused, WrongModel
+from gemma_embed import Embedder
+from gemma_embed.errors import (
+    InputTooLong,
+    InvalidInput,
+    ModelNotFound,
+    ServerFailed,
+    ServerRefused,
+    WrongModel,
+)
 from gemma_embed.gate import checked_outcomes
 from gemma_embed.identity import Identity
 from gemma_embed.models import EMBEDDINGGEMMA_300M
@@ -89,14 +97,20 @@ class TestRequests:
         list(runtime.embed(["a"]))
         list(runtime.embed(["b"]))
         asked = [(request.method, request.path, request.body) for request in server.requests]
-        assert asked[:4] == [
+        load = (
+            "POST",
+            "/api/embed",
+            b'{"model":"embeddinggemma:300m","input":[],"truncate":false}',
+        )
+        assert asked[:5] == [
             ("GET", "/api/version", b""),
             ("GET", "/api/tags", b""),
             ("POST", "/api/show", b'{"model":"embeddinggemma:300m","verbose":true}'),
-            ("POST", "/api/embed", b'{"model":"embeddinggemma:300m","input":[],"truncate":false}'),
+            load,
+            ("GET", "/api/ps", b""),
         ]
         # The check after the load is made once.
-        assert [path for _, path, _ in asked[4:]] == [
+        assert [path for _, path, _ in asked[5:]] == [
             "/api/embed",
             "/api/version",
             "/api/tags",
@@ -237,8 +251,10 @@ class TestIdentity:
             "/api/version",
             "/api/tags",
             "/api/show",
+            "/api/embed",
+            "/api/ps",
         ]
-        assert server.loads == []
+        assert server.loads == ["embeddinggemma:300m"]
         assert runtime.model is EMBEDDINGGEMMA_300M
         assert runtime.prompts is EMBEDDINGGEMMA_300M.prompts
 
@@ -510,3 +526,56 @@ class TestThreadsAndProcesses:
             "sys.exit(bool({'ollama', 'httpx', 'pydantic'} & set(sys.modules)))"
         )
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+class TestLimits:
+    """What the server reads of a text, however it was set."""
+
+    @pytest.mark.parametrize(
+        ("parameters", "environment", "limit"),
+        [
+            ({"num_ctx": 512}, None, 512),
+            ({"num_batch": 64}, None, 64),
+            ({"num_ctx": 1024, "num_batch": 256}, None, 256),
+            ({}, 512, 512),
+            ({"num_ctx": 1024}, 512, 1024),
+            ({"num_ctx": 8192}, None, 2048),
+            ({}, None, 2048),
+        ],
+    )
+    def test_it_is_found_named_and_part_of_the_fingerprint(
+        self, parameters: dict[str, int], environment: int | None, limit: int
+    ) -> None:
+        with OllamaServer([ServedModel(parameters=parameters)]) as server:
+            server.context_length = environment
+            embedder = Embedder(OllamaRuntime(host=server.url))
+            assert embedder.runtime.identity.max_tokens == limit
+            words = "word " * (limit - 6)
+            assert embedder.embed([words]).shape == (1, 768)
+            with pytest.raises(InputTooLong, match=f"more than {limit} tokens"):
+                embedder.embed([words + "word"])
+            with OllamaServer() as plain:
+                other = Embedder(OllamaRuntime(host=plain.url))
+                assert (embedder.fingerprint == other.fingerprint) == (limit == 2048)
+
+    def test_a_model_identified_long_ago_is_loaded_again(
+        self, server: OllamaServer, runtime: OllamaRuntime, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert runtime.identity.max_tokens == 2048
+        now = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: now + 61.0)
+        list(runtime.embed(["a"]))
+        inputs = [r.json["input"] for r in server.requests if r.path == "/api/embed"]
+        assert inputs == [[], [], ["a"]]
+
+    def test_a_proxy_that_hides_it(self) -> None:
+        with OllamaServer([ServedModel(parameters={"num_ctx": 512})]) as server:
+            server.fail(404, "not found", path="/api/ps", times=None)
+            assert OllamaRuntime(host=server.url).identity.max_tokens == 512
+
+    def test_the_long_answer_is_asked_for_once_a_digest(self, server: OllamaServer) -> None:
+        for _ in range(3):
+            list(OllamaRuntime(host=server.url).embed(["a"]))
+        server.install(ServedModel(digest="c" * 64))
+        list(OllamaRuntime(host=server.url).embed(["a"]))
+        assert [r.path for r in server.requests].count("/api/show") == 2

@@ -297,7 +297,8 @@ ROWS = [
     # 28 has no reader: test_a_disconnecting_client_cancels_the_load.
     Row(29, embed(input="a"), 200, vectors(1)),
     Row(30, embed(input="a", keep_alive=0), 200, vectors(1)),
-    Row(31, {"model": "x"}, 404, error("model 'x' not found"), "/api/show"),
+    Row(31, {"model": "x"}, 404, error("model 'x:latest' not found"), "/api/show"),
+    Row(31, {"model": "x"}, 404, error("model 'x' not found"), "/api/show", version="0.24.0"),
     Row(32, {"model": ""}, 400, error("model is required"), "/api/show"),
     Row(33, {"model": "x"}, 200, UNKNOWN, "/api/pull", media="application/x-ndjson"),
     Row(
@@ -406,6 +407,19 @@ def test_a_disconnecting_client_cancels_the_load(server: OllamaServer) -> None:
     server.load_seconds = 0
     assert send(server, "/api/embed", embed(input="a"))[0] == 200
     assert server.loads == [NAME, NAME]
+
+
+@pytest.mark.parametrize(("version", "read"), [("0.32.15", 64), ("0.24.0", 203)])
+def test_num_batch_of_a_modelfile(version: str, read: int) -> None:
+    model = ServedModel(parameters={"num_batch": 64})
+    text = "word " * 201
+    with OllamaServer([model], version=version) as server:
+        cut = send(server, "/api/embed", {"model": NAME, "input": text})
+        assert json.loads(cut[2])["prompt_eval_count"] == read
+        whole = send(server, "/api/embed", {"model": NAME, "input": text, "truncate": False})
+        assert whole[0] == (400 if read == 64 else 200)
+        shown = json.loads(send(server, "/api/show", {"model": NAME})[2])
+        assert shown["parameters"].split() == ["num_batch", "64"]
 
 
 def test_the_first_call_loads(server: OllamaServer, client: ollama.Client) -> None:

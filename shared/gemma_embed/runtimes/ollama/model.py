@@ -98,7 +98,7 @@ def checked_model(
         shown: Makes the server's words fit to be shown.
 
     Returns:
-        Its quantisation, and the tokens that it reads.
+        Its quantisation, and the tokens that it reads of a text unless the server reads fewer.
 
     Raises:
         WrongModel: If it does not embed, is of another architecture or width, lacks Dense layers,
@@ -143,7 +143,31 @@ def checked_model(
     context = facts.get(f"{architecture}.context_length")
     if isinstance(context, bool) or not isinstance(context, int) or context <= 0:
         context = model.context
-    return quantization, min(context, model.context)
+    return quantization, min(context, model.context, *_stated_limits(answer.get("parameters")))
+
+
+def loaded_context(answer: Mapping[str, Any], tag: str) -> int | None:
+    """Return the context with which a server has loaded a model, by its ``/api/ps``.
+
+    It follows from the server's own settings as well as from the model's. Servers before 0.10 do
+    not tell it.
+    """
+    entries = answer.get("models")
+    for entry in map(_object, entries if isinstance(entries, list) else ()):
+        context = entry.get("context_length")
+        if full_name(str(entry.get("model"))) == full_name(tag) and type(context) is int:
+            return context if context > 0 else None
+    return None
+
+
+def _stated_limits(parameters: object) -> list[int]:
+    """Return what a Modelfile says on the tokens of a text, which is read no further than either.
+
+    Servers before 0.30 compute a text in parts of ``num_batch`` instead; for them this is too low.
+    """
+    said = parameters if isinstance(parameters, str) else ""
+    stated = re.findall(r"^num_(?:ctx|batch)\s+(\d{1,9})$", said, re.MULTILINE)
+    return [limit for limit in map(int, stated) if limit > 0]
 
 
 def _object(answer: object) -> dict[str, Any]:

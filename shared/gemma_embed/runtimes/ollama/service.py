@@ -7,6 +7,8 @@ it waits without end, sends ``OLLAMA_API_KEY`` to any host, and reads answers of
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -16,11 +18,18 @@ from ollama import ListResponse, ProgressResponse
 
 from gemma_embed.errors import EmbeddingError, ModelNotFound, ServerFailed
 from gemma_embed.identity import Identity
-from gemma_embed.runtimes.ollama.model import UNKNOWN, checked_model, era_of, full_name, not_found
+from gemma_embed.runtimes.ollama.model import (
+    UNKNOWN,
+    checked_model,
+    era_of,
+    full_name,
+    loaded_context,
+    not_found,
+)
 from gemma_embed.runtimes.ollama.runtime import OllamaSettings
 from gemma_embed.runtimes.ollama.words import DIALECT
 from gemma_embed.runtimes.remote.failures import Failure, Kind
-from gemma_embed.runtimes.remote.service import Service
+from gemma_embed.runtimes.remote.service import KNOWN_FOR, Service
 
 T = TypeVar("T")
 
@@ -32,6 +41,9 @@ _BYTES_AROUND = 1 << 16
 # Nanoseconds. A server that swaps a model's weights loads the new ones, which takes longer; to
 # find that the old ones are loaded takes it 10 to 60 ms.
 _LOADED_JUST_NOW = 100_000_000
+
+# What was found out of a model: a verbose /api/show takes a second or two and some megabytes.
+CHECKED: dict[tuple[str, str, str, bool], tuple[str, int]] = {}
 
 logger = logging.getLogger("gemma_embed")
 
@@ -46,19 +58,28 @@ class OllamaService(Service):
         """Open no connection yet."""
         super().__init__(settings)
         numbers = settings.max_batch * settings.row.width
+        self._loaded = -math.inf
         self._largest = numbers * _BYTES_PER_NUMBER + _BYTES_AROUND
 
     async def ask_identity(self) -> Identity:
-        """Ask for the version, the tags and the model's properties."""
+        """Ask for the version, the tags and the model's properties; have it loaded.
+
+        Only a loaded model tells how many tokens the server reads.
+        """
         settings = self.settings
         runtime, deviation = await self._version()
         if deviation:
             logger.warning("%s", deviation)
         entry = await self._entry()
-        body = {"model": settings.model, "verbose": True}
-        answer = await self.question("POST", "/api/show", body)
-        listed = entry.details.quantization_level if entry.details else None
-        precision, max_tokens = checked_model(answer, settings, listed, self.shown)
+        key = settings.host, settings.model, entry.digest or UNKNOWN, settings.allow_cloud
+        if entry.digest is None or key not in CHECKED:
+            body = {"model": settings.model, "verbose": True}
+            answer = await self.question("POST", "/api/show", body)
+            listed = entry.details.quantization_level if entry.details else None
+            CHECKED[key] = checked_model(answer, settings, listed, self.shown)
+        precision, max_tokens = CHECKED[key]
+        await self.load()
+        max_tokens = min(max_tokens, await self._context() or max_tokens)
         return Identity(
             model=settings.row.name,
             source=settings.model,
@@ -72,10 +93,13 @@ class OllamaService(Service):
         """Have the model loaded.
 
         A load takes longer than a batch, and a client that gives up during it aborts it: so it
-        has its own request, with an empty list and its own time-out.
+        has its own request, with an empty list and its own time-out. Not made again just after
+        it: the model may be unloaded at once, by ``keep_alive=0``.
         """
-        seconds = self.settings.load_timeout
-        await self.question("POST", "/api/embed", self._body((), False), seconds=seconds)
+        if time.monotonic() - self._loaded > KNOWN_FOR:
+            seconds = self.settings.load_timeout
+            await self.question("POST", "/api/embed", self._body((), False), seconds=seconds)
+            self._loaded = time.monotonic()
 
     async def send(self, texts: Sequence[str], *, truncate: bool) -> npt.ArrayLike:
         """Make one embed request."""
@@ -130,6 +154,19 @@ class OllamaService(Service):
         """Ask for the version and the digest: two small requests that need no model."""
         runtime, _ = await self._version()
         return runtime, (await self._entry()).digest or UNKNOWN
+
+    async def _context(self) -> int | None:
+        """Return the context with which the model is loaded; None where it is not told.
+
+        It is not with ``keep_alive=0``, which unloads the model at once.
+        """
+        try:
+            return loaded_context(await self.question("GET", "/api/ps"), self.settings.model)
+        except EmbeddingError as error:
+            # As with the version.
+            if getattr(error.__cause__, "status", None) not in (404, 405):
+                raise
+            return None
 
     async def _version(self) -> tuple[str, str]:
         """Return the runtime's part of the identity, and a warning where vectors deviate."""

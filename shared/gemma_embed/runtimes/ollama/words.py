@@ -26,10 +26,8 @@ DIALECT = Dialect(
         ),
         # With a memory that does not suffice the next start fails, too.
         (Kind.REFUSED, r"out-of-memory during startup"),
-        (
-            Kind.FAILED,
-            r"unexpected server status|timed out waiting|aborting load|has terminated",
-        ),
+        (Kind.NOT_STARTED, r"aborting load|has terminated"),
+        (Kind.FAILED, r"unexpected server status|timed out waiting"),
         (Kind.BUSY, r"server busy"),
         (Kind.UNSUPPORTED, r"does not support embeddings"),
         (Kind.REFUSED, r"binary not found|requires a newer version"),

@@ -77,7 +77,11 @@ class Connection:
                 trust_env=False,
                 follow_redirects=False,
                 # The caller bounds its requests itself.
-                limits=httpx.Limits(max_connections=None, max_keepalive_connections=20),
+                # llama-server closes connections that were idle for five seconds; a request that
+                # is sent at that moment is lost.
+                limits=httpx.Limits(
+                    max_connections=None, max_keepalive_connections=20, keepalive_expiry=4.0
+                ),
             )
         except ImportError as error:
             raise MissingDependency(
@@ -213,7 +217,10 @@ def _error_text(said: bytes) -> str:
         body = json.loads(said)
     except (ValueError, RecursionError):
         return said.decode(errors="replace")
-    error = body.get("error") if isinstance(body, dict) else body
+    # vLLM and text-embeddings-inference report errors without "error" around them.
+    error = body.get("error", body) if isinstance(body, dict) else body
     if isinstance(error, dict):
-        error = error.get("message")
+        kind = f" ({error['type']})" if isinstance(error.get("type"), str) else ""
+        message = error.get("message")
+        error = message + kind if isinstance(message, str) else ""
     return error if isinstance(error, str) else ""

@@ -64,6 +64,12 @@ class Kind(_Consequences, Enum):
         "try again later, with a lower concurrency=",
         _OFTEN,
     )
+    LOADING = (
+        errors.ServerBusy,
+        "{server} is still loading the model",
+        "wait until it has, or raise load_timeout=",
+        _OFTEN,
+    )
     FAILED = errors.ServerFailed, "{server} failed", _LOOK, _OFTEN
     CRASHED = (
         errors.ServerFailed,
@@ -72,6 +78,13 @@ class Kind(_Consequences, Enum):
         "leave out that text",
         _OFTEN,
         _DIVIDED,
+    )
+    # The next request starts another process, which seldom has better luck.
+    NOT_STARTED = (
+        errors.ServerFailed,
+        "the model process of {server} ended while it started",
+        "look into the server's log; its memory may not suffice, or the model's file is damaged",
+        _ONCE,
     )
     CUT_SHORT = (
         errors.BadResponse,
@@ -155,6 +168,7 @@ class Failure(Exception):
             and secrets until ``shown`` has cleaned it, which is done where requests are repeated.
         why: Our own words on it: for ``MALFORMED`` what is wrong, for ``TIMEOUT`` the seconds.
         status: HTTP status; 0 where there was no answer.
+        worded: Whether the server's own words tell the kind, and not the status alone.
         asked_pause: Seconds after which the server wants to be asked again.
         attempts: Requests made.
         elapsed: Seconds since the first of them.
@@ -166,6 +180,7 @@ class Failure(Exception):
     said: str = ""
     why: str = "it lacks a field that it must have, or has it in another form"
     status: int = 0
+    worded: bool = False
     asked_pause: float | None = None
     attempts: int = 1
     elapsed: float = 0.0
@@ -201,5 +216,7 @@ class Dialect:
         said_kinds = (
             meant for meant, words in self.words if re.search(words, said, re.I | re.DOTALL)
         )
-        kind = Kind.REDIRECT if 300 <= status < 400 else next(said_kinds, kind)
-        return Failure(kind, said=said, status=status, asked_pause=asked_pause)
+        meant = next(said_kinds, None)
+        kind = Kind.REDIRECT if 300 <= status < 400 else meant or kind
+        worded = meant is not None
+        return Failure(kind, said=said, status=status, worded=worded, asked_pause=asked_pause)

@@ -130,7 +130,7 @@ class RemoteRuntime(Runtime, Generic[S]):
 
     @property
     def identity(self) -> Identity:
-        """What decides the numbers. Asks the server once; loads nothing.
+        """What decides the numbers. Asks the server once, which may load the model.
 
         Raises:
             ModelError: If the server does not have such a model, or would give other vectors.
@@ -162,15 +162,15 @@ class RemoteRuntime(Runtime, Generic[S]):
         from gemma_embed.runtimes.remote.loop import in_parallel, run
 
         most, texts = self._settings, checked_texts(texts)
+        service = self._service.get()
+        if not service.prepared:
+            run(service.alone(service.prepare))
         batches = plan_batches(
-            [len(text.encode()) for text in texts],
+            [service.size(text) for text in texts],
             max_items=most.max_batch,
             max_size=most.max_batch_bytes,
             padded=False,
         )
-        service = self._service.get()
-        if not service.prepared:
-            run(service.alone(service.prepare))
         # Set when a batch failed.
         work = partial(service.batch, texts, truncate, asyncio.Event())
         yield from in_parallel(work, batches, most.concurrency)

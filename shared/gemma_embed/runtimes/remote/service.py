@@ -39,6 +39,9 @@ _LONGEST_NAME = 80
 # Seconds after which the server is asked again what it runs; also done after every failure:
 # another server may answer next, or the same one with other weights.
 KNOWN_FOR = 60.0
+# Seconds for which a server is waited for that answered before and is gone: an update, or a
+# service manager's restart, takes longer than a few repeats.
+RESTART = 30.0
 
 logger = logging.getLogger("gemma_embed")
 
@@ -115,6 +118,18 @@ class Service(ABC):
         Raises:
             Failure: If the exchange fails.
         """
+
+    def size(self, text: str) -> int:
+        """Return what a text counts towards ``max_batch_bytes``; called once it is prepared."""
+        return len(text.encode())
+
+    def patience(self, failure: Failure) -> float:
+        """Return the seconds for which a request is repeated, more often than ``max_retries``."""
+        # A proxy before a server that is gone answers in its place.
+        gone = failure.kind is Kind.UNREACHABLE or (
+            failure.status in (502, 503) and not failure.worded
+        )
+        return RESTART if gone and self.prepared and self.settings.max_retries else 0.0
 
     async def identify(self) -> Identity:
         """Return what decides the numbers; asked once. One caller at a time."""
@@ -198,6 +213,7 @@ class Service(ABC):
         stop = stop or asyncio.Event()
         attempt = 1
         started = time.monotonic()
+        paused = 0.0
         while True:
             try:
                 async with slot:
@@ -215,10 +231,15 @@ class Service(ABC):
                 failure.said = shown(failure.said, texts, self._secrets)
                 # A list whose crash repeats is better divided.
                 once = failure.kind is Kind.CRASHED and len(texts) > 1
-                if attempt > min(self.settings.max_retries, 1 if once else failure.kind.retries):
+                most = min(self.settings.max_retries, 1 if once else failure.kind.retries)
+                patience = self.patience(failure)
+                if attempt > most and max(paused, failure.elapsed) >= patience:
                     raise
                 seconds = retry.pause_seconds(attempt, failure.asked_pause)
+                paused += seconds
                 origin = self.settings.origin
+                if attempt == most + 1:
+                    logger.warning("%s: %s, waiting up to %.0f s for it", origin, failure, patience)
                 logger.info("%s: %s, asking again in %.1f s", origin, failure, seconds)
                 if await retry.pause(seconds, stop):
                     raise
@@ -254,7 +275,13 @@ class Service(ABC):
         self._settled_until = time.monotonic() + KNOWN_FOR
 
     async def question(
-        self, method: str, path: str, body: object = None, *, seconds: float | None = None
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        seconds: float | None = None,
+        texts: Sequence[str] = (),
     ) -> dict[str, Any]:
         """Ask something else than vectors, with repeats; return the answer, a JSON object.
 
@@ -263,6 +290,7 @@ class Service(ABC):
             path: Appended to the endpoint's URL.
             body: A JSON value.
             seconds: Deadline of an exchange; None for ``QUESTION_TIMEOUT``.
+            texts: Those that ``body`` contains.
 
         Raises:
             EmbeddingError: For the caller of the package.
@@ -270,7 +298,7 @@ class Service(ABC):
         seconds = QUESTION_TIMEOUT if seconds is None else seconds
         try:
             answer = await self.repeated(
-                partial(self.connection.json, method, path, body, seconds=seconds)
+                partial(self.connection.json, method, path, body, seconds=seconds), texts
             )
             if not isinstance(answer, dict):
                 raise Failure(Kind.MALFORMED)
