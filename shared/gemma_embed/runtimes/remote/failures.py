@@ -186,7 +186,8 @@ class Failure(Exception):
     elapsed: float = 0.0
 
     def __str__(self) -> str:
-        return f"{self.kind.name}, status {self.status}" if self.status else self.kind.name
+        name = self.kind.name.lower().replace("_", " ")
+        return f"{name}, status {self.status}" if self.status else name
 
 
 @dataclass(frozen=True)
