@@ -190,8 +190,8 @@ def table_of_others(
 def row(fault: str, verdict: Any) -> list[Any]:
     """Return judgement, cause, distance, precision, and what is not excluded."""
     cause, left = verdict.cause, verdict.not_excluded
-    if cause == "ok" and getattr(verdict, "notes", ()):
-        cause = verdict.notes[0]
+    if fault == "not_normalised":
+        (cause,) = verdict.notes
     said = judged(fault, cause, left)
     distance = None if verdict.distance is None else round(verdict.distance, 4)
     print(f"{said:7s} {fault:30s} {cause:30s} {distance} {verdict.precision} {', '.join(left)}")

@@ -209,6 +209,21 @@ def test_a_server_that_overflows_is_named(embed: Callable[[str], list[float]]) -
         assert verify(OllamaRuntime(host=server.url)).cause == "not_finite"
 
 
+def test_a_runtimes_own_error_is_not_swallowed() -> None:
+    def fail(vectors: list[Any]) -> list[Any]:
+        raise ValueError("a defect of the runtime")
+
+    with pytest.raises(ValueError, match="a defect of the runtime"):
+        verify(Own(fail))
+
+
+def test_nan_in_lists_alone_is_named() -> None:
+    def overflow(vectors: list[Any]) -> list[Any]:
+        return vectors if len(vectors) == 1 else [[float("nan")] * 768, *vectors[1:]]
+
+    assert verify(Own(whole(overflow))).causes == ("batch",)
+
+
 def test_no_server_is_an_error() -> None:
     with pytest.raises(ConnectionFailed):
         verify(OllamaRuntime(host="http://127.0.0.1:1", max_retries=0))
@@ -265,6 +280,8 @@ def test_a_wrong_call_is_one_line(
 
 
 @pytest.mark.weights
+@pytest.mark.timeout(900)
+@pytest.mark.skipif("GEMMA_EMBED_WEIGHTS" not in os.environ, reason="needs real weights")
 @pytest.mark.parametrize(
     ("text", "cause"),
     [("ok", "ok"), *((name, name) for name in ("no_prompt", "space_before", "title_dropped"))],

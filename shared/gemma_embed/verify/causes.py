@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 _PROMPTS = (
     "send each text with its own prompt, as Embedder does, and let neither a framework's class nor "
@@ -40,6 +41,35 @@ class Cause:
 
     what: str
     remedy: str
+
+
+class Found:
+    """What both verdicts say of their causes: names in ``CAUSES``."""
+
+    causes: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.causes
+
+    @property
+    def cause(self) -> str:
+        """The first cause; ``ok`` if there is none."""
+        return self.causes[0] if self.causes else "ok"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON values, each cause with what it is and its remedy."""
+        told = [{"name": name, **asdict(CAUSES[name])} for name in self.causes]
+        return {"ok": self.ok, **vars(self), "causes": told}
+
+    def lines(self) -> list[str]:
+        """Return a line for each cause, and one for its remedy."""
+        return [
+            line
+            for name in self.causes
+            for line in (f"cause: {name} ({CAUSES[name].what})", f"remedy: {CAUSES[name].remedy}")
+        ]
 
 
 CAUSES: dict[str, Cause] = {

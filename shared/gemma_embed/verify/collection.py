@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from gemma_embed.passages import embedded_parts, split_title, title_of
 from gemma_embed.prompts import TASKS, Prompts
 from gemma_embed.runtimes.base import Runtime, TooLong
 from gemma_embed.vectors import Vectors, cut
-from gemma_embed.verify.runtime import explained, lines_of
+from gemma_embed.verify.causes import Found
 
 if TYPE_CHECKING:
     from chromadb import Collection
@@ -30,7 +30,7 @@ _NORM_TOLERANCE = 1e-2
 
 
 @dataclass(frozen=True)
-class CollectionVerdict:
+class CollectionVerdict(Found):
     """What ``verify_collection`` found.
 
     Attributes:
@@ -48,25 +48,11 @@ class CollectionVerdict:
     causes: tuple[str, ...]
     likeness: float
 
-    @property
-    def ok(self) -> bool:
-        """Whether every row agrees with the runtime."""
-        return not self.causes
-
-    @property
-    def cause(self) -> str:
-        """The first cause; ``ok`` if there is none."""
-        return self.causes[0] if self.causes else "ok"
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON values, with the remedy for each cause."""
-        return {"ok": self.ok, **asdict(self), "causes": explained(self.causes)}
-
     def __str__(self) -> str:
         agree = self.inputs.get("document", 0)
         lines = [f"{self.collection}: {agree} of {self.rows} rows agree"]
         lines += [f"{count} rows: {form}" for form, count in self.inputs.items()]
-        return "\n".join([*lines, *lines_of(self.causes)])
+        return "\n".join([*lines, *self.lines()])
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from gemma_embed.errors import BadResponse
 from gemma_embed.runtimes.base import Runtime, TooLong
 from gemma_embed.vectors import Vectors
-from gemma_embed.verify.causes import CAUSES
+from gemma_embed.verify.causes import CAUSES, Found
 from gemma_embed.verify.golden import compared, golden_of, probes
 
 # A server may round another way when other texts are computed beside one; padding that is read
@@ -25,7 +25,7 @@ _EQUAL = 0.9995
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Verdict(Found):
     """What ``verify`` found.
 
     Attributes:
@@ -48,44 +48,15 @@ class Verdict:
     not_excluded: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
-    @property
-    def ok(self) -> bool:
-        """Whether nothing is wrong."""
-        return not self.causes
-
-    @property
-    def cause(self) -> str:
-        """The first cause; ``ok`` if there is none."""
-        return self.causes[0] if self.causes else "ok"
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON values, with the remedy for each cause."""
-        told = {"causes": explained(self.causes), "notes": explained(self.notes)}
-        return {"ok": self.ok, **asdict(self), **told}
-
     def __str__(self) -> str:
         lines = [f"{self.model}: {'ok' if self.ok else 'not ok'}"]
-        lines += lines_of(self.causes)
+        lines += self.lines()
         if self.precision is not None:
             lines.append(f"precision: {self.precision} (distance {self.distance:.4f})")
         if self.not_excluded:
             lines.append(f"not excluded: {', '.join(self.not_excluded)}")
         lines += [f"note: {CAUSES[name].what}; {CAUSES[name].remedy}" for name in self.notes]
         return "\n".join(lines)
-
-
-def explained(causes: Sequence[str]) -> list[dict[str, str]]:
-    """Return names of causes with what they are and the remedy."""
-    return [{"name": name, **asdict(CAUSES[name])} for name in causes]
-
-
-def lines_of(causes: Sequence[str]) -> list[str]:
-    """Return two lines for each cause."""
-    parts = [
-        (f"cause: {name} ({CAUSES[name].what})", f"remedy: {CAUSES[name].remedy}")
-        for name in causes
-    ]
-    return [line for pair in parts for line in pair]
 
 
 def verify(runtime: Runtime) -> Verdict:
@@ -151,20 +122,28 @@ def verify(runtime: Runtime) -> Verdict:
 
 def _asked(runtime: Runtime, texts: Sequence[str]) -> list[Vectors | TooLong | None]:
     """Return what a runtime answers to each text; None where it answers not exactly once."""
-    answers: list[list[Vectors | TooLong]] = [[] for _ in texts]
+    answers: dict[int, list[Vectors | TooLong]] = {}
     try:
         for outcome in runtime.embed(texts):
-            if isinstance(outcome, TooLong):
-                answers[outcome.row].append(outcome)
-                continue
-            for row, vector in zip(outcome.rows, outcome.vectors, strict=True):  # type: ignore[arg-type]
-                answers[row].append(_numbers(vector))
+            for row, answer in _unpacked(outcome):
+                answers.setdefault(row, []).append(answer)
     except BadResponse:
         # A server that says so itself, or a client that looks.
         return [np.full(1, np.nan, np.float32) for _ in texts]
-    except (IndexError, TypeError, ValueError, AttributeError):
-        return [None for _ in texts]
-    return [answer[0] if len(answer) == 1 else None for answer in answers]
+    once = all(len(given) == 1 for given in answers.values())
+    whole = once and set(answers) <= set(range(len(texts)))
+    return [answers[row][0] if whole and row in answers else None for row in range(len(texts))]
+
+
+def _unpacked(outcome: Batch | TooLong) -> list[tuple[int, Vectors | TooLong]]:
+    if isinstance(outcome, TooLong):
+        return [(outcome.row, outcome)]
+    try:
+        pairs = zip(outcome.rows, outcome.vectors, strict=True)  # type: ignore[arg-type]
+        return [(row, _numbers(vector)) for row, vector in pairs]
+    except (TypeError, ValueError, AttributeError):
+        # No batch, or not as many vectors as rows.
+        return [(-1, np.empty(0, np.float32))]
 
 
 def _numbers(vector: Any) -> Vectors:
@@ -195,16 +174,19 @@ def _between_calls(
     """Compare each short probe by itself with the same one in a list, and one asked twice."""
     short = [name for name in unit if name != _LONG]
     own = np.array([unit[name] for name in short])
-    found = []
+    found: list[str] = []
+    if not short:
+        return found
     (again,) = _asked(runtime, [texts[short[0]]])
     if not isinstance(again, np.ndarray) or _cosines(again[None], own[:1])[0, 0] < _SAME:
         found.append("not_repeatable")
     answers = _asked(runtime, [texts[name] for name in short])
-    if not all(
-        isinstance(answer, np.ndarray) and answer.shape == own[0].shape for answer in answers
-    ):
+    vectors = [answer for answer in answers if isinstance(answer, np.ndarray)]
+    if len(vectors) < len(short):
         return [*found, "rows"]
-    likeness = _cosines(np.array(answers), own)
+    if any(vector.shape != own[0].shape for vector in vectors):
+        return [*found, "batch"]
+    likeness = _cosines(np.array(vectors), own)
     wrong = ~(likeness.diagonal() >= _SAME)
     if wrong.any():
         elsewhere = (likeness[wrong] >= _SAME).any(1)
