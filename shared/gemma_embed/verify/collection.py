@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # Cosines of two vectors of one input: above the first nothing else is asked; 8 bits stay above the
 # second, 4 bits above the third.
-_EQUAL, _SAME, _RELATED = 0.9995, 0.99, 0.88
+_EQUAL, _SAME, _RELATED = 0.99999, 0.99, 0.88
 # Another form than the right one has to be nearer by so much.
 _CLEARER = 0.5
 _WITNESSES = 8

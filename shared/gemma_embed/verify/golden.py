@@ -25,7 +25,7 @@ NUMBERS = 64
 # Thresholds, chosen on other texts and other precisions than they are reported on: docs/verify.md.
 # Distances are those of unit vectors, root mean square over probes: sqrt(2 - 2 cosine).
 _FAR = 1.2  # beyond it, another model: unrelated vectors are 1.4 apart
-_STANDS_OUT = 6.0  # a probe is odd that is so many times as far as the median one
+_STANDS_OUT = 10.0  # a probe is odd that is so many times as far as the median one
 # A cause is not excluded if answers lean to it by this share of the way, or if it is no larger than
 # this share of what is left of them.
 _UNCLEAR = 0.3

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gemma_embed.errors import BadResponse
-from gemma_embed.runtimes.base import Runtime, TooLong
+from gemma_embed.runtimes.base import Batch, Runtime, TooLong
 from gemma_embed.vectors import Vectors
 from gemma_embed.verify.causes import CAUSES, Found
 from gemma_embed.verify.golden import compared, golden_of, probes
