@@ -38,8 +38,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     verify.add_argument(
         "runtime",
-        help=f"{', '.join(RUNTIMES)}; a server's address (Ollama); a folder, or 'bundled', which "
-        "transformers loads",
+        help=f"{', '.join(RUNTIMES)}; a server's address (Ollama's, or openai if it ends with /v1); "
+        "a folder, or 'bundled', which transformers loads",
     )
     verify.add_argument("--model", help="folder, hub id or server tag; for a runtime's name")
     verify.add_argument("--precision", help="the runtime's: bfloat16, int8, int4, ...")
@@ -63,9 +63,10 @@ def _verified(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _runtime(named: str, model: str | None, precision: str | None) -> Runtime:
-    settings: dict[str, Any] = {"runtime": named, "model": model}
+    settings: dict[str, Any] = {"runtime": named}
     if named.startswith(("http://", "https://")):
-        settings = {"runtime": "ollama", "host": named, "model": model}
+        kind = "openai" if named.rstrip("/").endswith("/v1") else "ollama"
+        settings = {"runtime": kind, "host": named}
     elif named not in RUNTIMES:
         if model is not None:
             raise ConfigurationError(f"--model needs one of {', '.join(RUNTIMES)} before it")
@@ -75,6 +76,8 @@ def _runtime(named: str, model: str | None, precision: str | None) -> Runtime:
                 "http://..., or a folder with a checkpoint"
             )
         settings = {"runtime": "transformers", "model": named}
+    if model is not None:
+        settings["model"] = model
     if precision is not None:
         settings["dtype" if settings["runtime"] == "transformers" else "precision"] = precision
     return open_runtime(settings)
