@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     verify.add_argument(
         "runtime",
-        help=f"{', '.join(RUNTIMES)}; a server's address (Ollama's, or openai if it ends with /v1); "
+        help=f"{', '.join(RUNTIMES)}; a server's address (ollama, or openai if it ends in /v1); "
         "a folder, or 'bundled', which transformers loads",
     )
     verify.add_argument("--model", help="folder, hub id or server tag; for a runtime's name")

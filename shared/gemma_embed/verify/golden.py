@@ -22,7 +22,7 @@ from gemma_embed.vectors import Vectors
 _HERE = Path(__file__).parent
 NUMBERS = 64
 
-# Thresholds, chosen on other texts and other precisions than they are reported on: docs/verify.md.
+# Which thresholds were chosen on which texts and precisions: docs/verify.md.
 # Distances are those of unit vectors, root mean square over probes: sqrt(2 - 2 cosine).
 _FAR = 1.2  # beyond it, another model: unrelated vectors are 1.4 apart
 _STANDS_OUT = 10.0  # a probe is odd that is so many times as far as the median one
