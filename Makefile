@@ -5,7 +5,7 @@ install:
 	python -m pip install -e ".[test]"
 
 test:
-	python -m pytest
+	python -m pytest -n 2 --dist loadfile
 
 # The core's rules: no checkpoint is loaded, no index is filled.
 quick:
