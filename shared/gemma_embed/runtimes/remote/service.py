@@ -13,7 +13,6 @@ import time
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
@@ -203,24 +202,20 @@ class Service(ABC):
 
         Args:
             exchange: What to do.
-            texts: Those that it sends. Such requests are limited in number.
+            texts: Those that it sends.
             stop: Set when its result is no longer needed.
 
         Raises:
             Failure: The last one, fit to be shown.
         """
-        slot: AbstractAsyncContextManager[None] = self._slots if texts else nullcontext()
         stop = stop or asyncio.Event()
         attempt = 1
         started = time.monotonic()
         paused = 0.0
         while True:
             try:
-                async with slot:
-                    # It may be free because this call is being cancelled; the caller sees that a
-                    # little later. Tasks inherit the caller's context.
-                    check_not_cancelled()
-                    return await exchange()
+                check_not_cancelled()
+                return await exchange()
             except Cancelled:
                 raise asyncio.CancelledError from None
             except Failure as failure:
@@ -246,11 +241,18 @@ class Service(ABC):
             attempt += 1
 
     async def _vectors(self, texts: Sequence[str], truncate: bool) -> npt.ArrayLike:
-        """Make one embed request, and the check that may follow it, within one slot."""
-        vectors = await self.send(texts, truncate=truncate)
-        if self.doubts != self._settled or time.monotonic() > self._settled_until:
-            await self.alone(self._check_unchanged)
-        return vectors
+        """Make one embed request, and the check that may follow it, within one slot.
+
+        Whatever the two ask besides takes no slot: all may be taken by those that ask.
+        """
+        async with self._slots:
+            # It may be free because this call is being cancelled; the caller sees that a little
+            # later. Tasks inherit the caller's context.
+            check_not_cancelled()
+            vectors = await self.send(texts, truncate=truncate)
+            if self.doubts != self._settled or time.monotonic() > self._settled_until:
+                await self.alone(self._check_unchanged)
+            return vectors
 
     async def _check_unchanged(self) -> None:
         """Ask whether the vectors that just came are of the weights that the others are of.
