@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from gemma_fast.architecture import Architecture
 from gemma_fast.graph import GRAPH
@@ -20,6 +21,8 @@ logger = logging.getLogger("gemma_fast")
 
 # Added to attention scores where a token must not look; softmax gives exactly zero there.
 _NEVER = np.float32(-1e9)
+# Tokens that are computed at a time in a longer text: what they take fits the processor's cache.
+_BLOCK = 256
 _NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
 
 
@@ -47,24 +50,39 @@ class OnnxForward:
         Raises:
             Damaged: If the embedding table has no row for a token.
         """
-        lengths = np.array([len(sequence) for sequence in tokens])
-        longest = int(lengths.max())
-        states = np.zeros((len(tokens), longest, self._sizes.hidden), np.float32)
-        for row, sequence in enumerate(tokens):
-            states[row, : len(sequence)] = self._table.take(sequence)
-        states *= np.float32(math.sqrt(self._sizes.hidden))
-        positions = np.arange(longest)
-        real = positions < lengths[:, None]
-        far = np.abs(positions[:, None] - positions) >= self._sizes.reach
-        padding = np.where(real, np.float32(0), _NEVER)[:, None, None, None, :]
-        inputs = {
-            "states": states.reshape(-1, self._sizes.hidden),
-            "padding": padding,
-            "window": np.minimum(padding, np.where(far, _NEVER, np.float32(0))),
-            "mean": (real / lengths[:, None]).astype(np.float32)[:, None, :],
-        }
+        longest = max(map(len, tokens))
+        blocks = -(-longest // _BLOCK)
+        if blocks > 1 and len(tokens) > 1:
+            return np.concatenate([self([sequence]) for sequence in tokens])
+        inputs = self._inputs(tokens, blocks, -(-longest // blocks))
         vectors: Floats = self._session.run(["vectors"], inputs)[0]
         return vectors
+
+    def _inputs(
+        self, tokens: Sequence[Sequence[int]], blocks: int, size: int
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Return the graph's inputs, for blocks of ``size`` tokens of each text."""
+        count, hidden, reach = len(tokens), self._sizes.hidden, self._sizes.reach
+        states = np.zeros((count, blocks * size, hidden), np.float32)
+        for row, sequence in enumerate(tokens):
+            states[row, : len(sequence)] = self._table.take(sequence)
+        states *= np.float32(math.sqrt(hidden))
+        lengths = np.array([[len(sequence)] for sequence in tokens])
+        positions = np.arange(blocks * size)
+        real = positions < lengths
+        starts = np.arange(blocks)[:, None] * size
+        width = min(len(positions), size + 2 * (reach - 1))
+        near = np.clip(starts - (reach - 1), 0, len(positions) - width) + np.arange(width)
+        far = np.abs(positions.reshape(blocks, size, 1) - near[:, None]) >= reach
+        hidden_keys = far[:, None] | ~real[:, near].transpose(1, 0, 2)[:, :, None]
+        return {
+            "states": states.reshape(blocks, -1, hidden),
+            "starts": starts,
+            "near": near,
+            "padding": np.where(real, np.float32(0), _NEVER)[:, None],
+            "window": np.where(hidden_keys, _NEVER, np.float32(0))[:, :, :, None],
+            "mean": (real / lengths).astype(np.float32)[:, None],
+        }
 
 
 def open_session(path: Path, threads: int | None, *, fused: bool = True) -> Any:
