@@ -43,6 +43,10 @@ if TYPE_CHECKING:
 # Raise it with every change of what is written: cached graphs of another version are not used.
 VERSION = 5
 
+# Most tokens of a block: what they take fits a processor's cache, and their products are as fast as
+# larger ones.
+BLOCK_TOKENS = 192
+
 GRAPH = "model.onnx"
 _NUMBERS = "model.onnx.data"
 _MICROSOFT = "com.microsoft"
@@ -341,10 +345,10 @@ def _layer(
     def block(number: str) -> str:
         own = writer.call("Gather", by_block, number)
         mixed = [
-            _attention(
-                writer, sizes, layer, writer.multiply(own, query, width), pair, number, full, rotation
+            _attention(writer, sizes, layer.query, projected, pair, number, full, rotation)
+            for projected, pair in zip(
+                [writer.multiply(own, matrix, width) for matrix in queries], seen, strict=True
             )
-            for query, pair in zip(queries, seen, strict=True)
         ]
         attended = mixed[0] if groups == 1 else writer.call("Concat", *mixed, axis=1)
         width_out = bits(writer.precision, "output", layer.depth, layer.output)
@@ -361,7 +365,7 @@ def _layer(
 def _attention(
     writer: _Writer,
     sizes: Architecture,
-    layer: Layer,
+    weight: Floats,
     query: str,
     pair: tuple[str, str],
     number: str,
@@ -372,7 +376,7 @@ def _attention(
     key, value = pair
     # Heads that share a key are queries of one head: (texts, tokens * heads, head).
     one_head = writer.constant([-1, sizes.head], np.int64)
-    query = writer.norm(writer.call("Reshape", query, one_head), layer.query, sizes.epsilon)
+    query = writer.norm(writer.call("Reshape", query, one_head), weight, sizes.epsilon)
     start = writer.call("Gather", "starts", number)
     query = writer.call("Reshape", query, "by_query")
     query = writer.call("RotaryEmbedding", query, start, *rotation, domain=_MICROSOFT)
@@ -411,7 +415,9 @@ def _rotation(writer: _Writer, sizes: Architecture, base: float) -> tuple[str, s
     # In float32 throughout, as the reference: at the end of the context the difference shows.
     powers = np.arange(0, sizes.head, 2, dtype=np.float32) / np.float32(sizes.head)
     frequencies = np.float32(1) / np.float32(base) ** powers
-    angles = np.arange(sizes.context, dtype=np.float32)[:, None] * frequencies
+    # Blocks of equal length may pad a text of full length by less than one token each.
+    positions = np.arange(sizes.context + -(-sizes.context // BLOCK_TOKENS), dtype=np.float32)
+    angles = positions[:, None] * frequencies
     return writer.tensor(np.cos(angles)), writer.tensor(np.sin(angles))
 
 

@@ -14,15 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from gemma_fast.architecture import Architecture
-from gemma_fast.graph import GRAPH
+from gemma_fast.graph import BLOCK_TOKENS, GRAPH
 from gemma_fast.weights import Floats, Rows, Weights
 
 logger = logging.getLogger("gemma_fast")
 
 # Added to attention scores where a token must not look; softmax gives exactly zero there.
 _NEVER = np.float32(-1e9)
-# Tokens that are computed at a time in a longer text: what they take fits the processor's cache.
-_BLOCK = 256
 _NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
 
 
@@ -51,7 +49,7 @@ class OnnxForward:
             Damaged: If the embedding table has no row for a token.
         """
         longest = max(map(len, tokens))
-        blocks = -(-longest // _BLOCK)
+        blocks = -(-longest // BLOCK_TOKENS)
         if blocks > 1 and len(tokens) > 1:
             return np.concatenate([self([sequence]) for sequence in tokens])
         inputs = self._inputs(tokens, blocks, -(-longest // blocks))
@@ -62,25 +60,29 @@ class OnnxForward:
         self, tokens: Sequence[Sequence[int]], blocks: int, size: int
     ) -> dict[str, npt.NDArray[Any]]:
         """Return the graph's inputs, for blocks of ``size`` tokens of each text."""
-        count, hidden, reach = len(tokens), self._sizes.hidden, self._sizes.reach
-        states = np.zeros((count, blocks * size, hidden), np.float32)
+        hidden, reach = self._sizes.hidden, self._sizes.reach
+        states = np.zeros((len(tokens), blocks * size, hidden), np.float32)
         for row, sequence in enumerate(tokens):
-            states[row, : len(sequence)] = self._table.take(sequence)
+            for start in range(0, len(sequence), size):
+                part = sequence[start : start + size]
+                states[row, start : start + len(part)] = self._table.take(part)
         states *= np.float32(math.sqrt(hidden))
         lengths = np.array([[len(sequence)] for sequence in tokens])
         positions = np.arange(blocks * size)
         real = positions < lengths
+        padding = np.where(real, np.float32(0), _NEVER)
         starts = np.arange(blocks)[:, None] * size
         width = min(len(positions), size + 2 * (reach - 1))
         near = np.clip(starts - (reach - 1), 0, len(positions) - width) + np.arange(width)
-        far = np.abs(positions.reshape(blocks, size, 1) - near[:, None]) >= reach
-        hidden_keys = far[:, None] | ~real[:, near].transpose(1, 0, 2)[:, :, None]
+        window = padding[:, near].transpose(1, 0, 2)[:, :, None].repeat(size, 2)
+        for block, queries in enumerate(positions.reshape(blocks, size, 1)):
+            window[block][:, np.abs(queries - near[block]) >= reach] = _NEVER
         return {
             "states": states.reshape(blocks, -1, hidden),
             "starts": starts,
             "near": near,
-            "padding": np.where(real, np.float32(0), _NEVER)[:, None],
-            "window": np.where(hidden_keys, _NEVER, np.float32(0))[:, :, :, None],
+            "padding": padding[:, None],
+            "window": window[:, :, :, None],
             "mean": (real / lengths).astype(np.float32)[:, None],
         }
 
