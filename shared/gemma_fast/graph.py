@@ -160,7 +160,7 @@ class _Writer:
 
         outer, self.nodes = self.nodes, []
         number, going = self.name("block"), self.name("going")
-        result = self.call("Identity", write(number))
+        result = write(number)
         body = helper.make_graph(
             [*self.nodes, helper.make_node("Identity", [going], [f"{going}_on"])],
             number,
@@ -225,28 +225,32 @@ class _Writer:
         steps = self.call("Mul", largest, self.constant(1 / 127, np.float32))
         return self.call("QuantizeLinear", states, steps, zeros, axis=0), steps
 
-    def multiply(self, rows: str, matrix: Floats, width: int, steps: str = "") -> str:
+    def multiply(self, rows: str, matrix: Floats, width: int, *factors: str) -> str:
         """Multiply rows that ``prepare`` returned by a matrix (outputs, inputs).
 
-        Without ``steps`` the result of 8 bits is divided by each row's: enough for a norm.
+        Without its steps among the factors of each row a result of 8 bits is divided by them:
+        enough for a norm of numbers that are far larger than its epsilon.
         """
-        if width == 4:
-            return self._linear_int4(rows, matrix)
-        if width == 32:
-            return self.call("MatMul", rows, self.tensor(matrix.T))
-        codes, scales = to_int8(matrix)
-        product = self.call(
-            "MatMulIntegerToFloat",
-            rows,
-            self.tensor(codes),
-            self.constant(1, np.float32),
-            self.tensor(scales),
-            self.constant([128], np.uint8),
-            domain=_MICROSOFT,
-        )
+        if width == 8:
+            codes, scales = to_int8(matrix)
+            product = self.call(
+                "MatMulIntegerToFloat",
+                rows,
+                self.tensor(codes),
+                self.constant(1, np.float32),
+                self.tensor(scales),
+                self.constant([128], np.uint8),
+                domain=_MICROSOFT,
+            )
+        elif width == 4:
+            product = self._linear_int4(rows, matrix)
+        else:
+            product = self.call("MatMul", rows, self.tensor(matrix.T))
+        steps = [factor for factor in factors if factor]
         if not steps:
             return product
-        return self.call("Mul", product, self.call("Unsqueeze", steps, _axes(self, 1)))
+        together = steps[0] if len(steps) == 1 else self.call("Mul", *steps)
+        return self.call("Mul", product, self.call("Unsqueeze", together, _axes(self, 1)))
 
     def _linear_int4(self, states: str, matrix: Floats) -> str:
         codes, scales = to_int4(matrix)
@@ -352,8 +356,8 @@ def _layer(
         ]
         attended = mixed[0] if groups == 1 else writer.call("Concat", *mixed, axis=1)
         width_out = bits(writer.precision, "output", layer.depth, layer.output)
-        own, _ = writer.prepare(attended, width_out, "block_zeros")
-        change = writer.multiply(own, layer.output, width_out)
+        own, own_steps = writer.prepare(attended, width_out, "block_zeros")
+        change = writer.multiply(own, layer.output, width_out, own_steps)
         change = writer.norm(change, layer.after_attention, sizes.epsilon)
         middle = writer.call("Add", writer.call("Gather", states, number), change)
         change = _feedforward(writer, sizes, layer, middle)
@@ -406,8 +410,9 @@ def _feedforward(writer: _Writer, sizes: Architecture, layer: Layer, states: str
     # FastGelu is the tanh approximation that Gemma was trained with.
     active = writer.call("Mul", writer.call("FastGelu", gate, domain=_MICROSOFT), up)
     width = bits(writer.precision, "down", layer.depth, layer.down)
-    rows, _ = writer.prepare(active, width, "block_zeros")
-    change = writer.multiply(rows, layer.down, width)
+    rows, own_steps = writer.prepare(active, width, "block_zeros")
+    # ``up`` lacks its rows' steps so far; here they cost two thirds.
+    change = writer.multiply(rows, layer.down, width, steps, own_steps)
     return writer.norm(change, layer.after_feedforward, sizes.epsilon)
 
 
