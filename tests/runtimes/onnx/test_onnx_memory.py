@@ -23,7 +23,7 @@ from gemma_embed.runtimes import OnnxRuntime
 from gemma_embed.runtimes.local.memory import is_out_of_memory
 from gemma_embed.runtimes.onnx import runtime, tokenizer
 
-TEXTS = ["a", "Mars is red. " * 30, "Venus", "", "rain " * 70, "rain " * 69, "ü"]
+TEXTS = ["a", "Mars is red. " * 24, "Venus", "", "rain " * 70, "rain " * 69, "ü"]
 NODE = "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Non-zero status code while running MatMul: "
 EXHAUSTED = [
     MemoryError(),
