@@ -106,7 +106,7 @@ def test_a_long_text_needs_no_scores_of_all_its_tokens(narrow: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", MEASURED, str(narrow)], capture_output=True, text=True, check=True
     )
-    # Scores of 3 heads alone are 50 MB, and softmax needs them twice. Measured: 21 MB, 144 with all.
+    # Scores of 3 heads alone are 50 MB, and softmax needs them twice. Measured: 21; 144 with all.
     assert float(done.stdout.split()[-1]) < 45
 
 
