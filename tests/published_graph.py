@@ -56,12 +56,13 @@ def publish(checkpoint: Path, folder: Path, *, output: str = "sentence_embedding
 def _before(table: np.ndarray, hidden: int, reach: int) -> onnx.ModelProto:
     constants = {
         "table": table * np.float32(np.sqrt(hidden)),
-        "flat": np.array([-1, hidden], np.int64),
+        "block": np.array([1, -1, hidden], np.int64),
         "zero": np.array(0, np.int64),
         "one": np.array(1, np.int64),
         "axis0": np.array([0], np.int64),
         "axis1": np.array([1], np.int64),
-        "axes": np.array([1, 2, 3], np.int64),
+        "axes": np.array([0, 3], np.int64),
+        "first": np.array([[0]], np.int64),
         "never": np.array(-1e9, np.float32),
         "nothing": np.array(0, np.float32),
         "unit": np.array(1, np.float32),
@@ -69,28 +70,33 @@ def _before(table: np.ndarray, hidden: int, reach: int) -> onnx.ModelProto:
     }
     steps = [
         ("Gather", ["table", "input_ids"], "rows", {}),
-        ("Reshape", ["rows", "flat"], "states", {}),
+        ("Reshape", ["rows", "block"], "states", {}),
         ("Cast", ["attention_mask"], "real", {"to": TensorProto.FLOAT}),
         ("ReduceSum", ["real", "axis1"], "count", {"keepdims": 1}),
         ("Div", ["real", "count"], "share", {}),
         ("Unsqueeze", ["share", "axis1"], "mean", {}),
         ("Sub", ["unit", "real"], "absent", {}),
         ("Mul", ["absent", "never"], "refused", {}),
-        ("Unsqueeze", ["refused", "axes"], "padding", {}),
+        ("Unsqueeze", ["refused", "axis1"], "padding", {}),
         ("Shape", ["input_ids"], "length1", {"start": 1}),
         ("Squeeze", ["length1", "axis0"], "length", {}),
         ("Range", ["zero", "length", "one"], "places", {}),
         ("Unsqueeze", ["places", "axis1"], "column", {}),
+        ("Unsqueeze", ["places", "axis0"], "near", {}),
+        ("Identity", ["first"], "starts", {}),
         ("Sub", ["column", "places"], "apart", {}),
         ("Abs", ["apart"], "distance", {}),
-        ("Less", ["distance", "reach"], "near", {}),
-        ("Where", ["near", "nothing", "never"], "band", {}),
-        ("Add", ["padding", "band"], "window", {}),
+        ("Less", ["distance", "reach"], "seen", {}),
+        ("Where", ["seen", "nothing", "never"], "band", {}),
+        ("Add", ["padding", "band"], "both", {}),
+        ("Unsqueeze", ["both", "axes"], "window", {}),
     ]
     shapes = {
-        "states": ["tokens", hidden],
-        "padding": ["batch", 1, 1, 1, "length"],
-        "window": ["batch", 1, 1, "length", "length"],
+        "states": [1, "tokens", hidden],
+        "starts": [1, 1],
+        "near": [1, "length"],
+        "padding": ["batch", 1, "length"],
+        "window": [1, "batch", "length", 1, "length"],
         "mean": ["batch", 1, "length"],
     }
     ids = [
@@ -98,7 +104,9 @@ def _before(table: np.ndarray, hidden: int, reach: int) -> onnx.ModelProto:
         for name in ("input_ids", "attention_mask")
     ]
     outputs = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        helper.make_tensor_value_info(
+            name, TensorProto.INT64 if name in ("starts", "near") else TensorProto.FLOAT, shape
+        )
         for name, shape in shapes.items()
     ]
     return _model(steps, constants, ids, outputs)

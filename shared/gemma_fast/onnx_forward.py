@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from gemma_fast.architecture import Architecture
-from gemma_fast.graph import GRAPH
+from gemma_fast.graph import BLOCK_TOKENS, GRAPH
 from gemma_fast.weights import Floats, Rows, Weights
 
 logger = logging.getLogger("gemma_fast")
@@ -47,24 +48,43 @@ class OnnxForward:
         Raises:
             Damaged: If the embedding table has no row for a token.
         """
-        lengths = np.array([len(sequence) for sequence in tokens])
-        longest = int(lengths.max())
-        states = np.zeros((len(tokens), longest, self._sizes.hidden), np.float32)
-        for row, sequence in enumerate(tokens):
-            states[row, : len(sequence)] = self._table.take(sequence)
-        states *= np.float32(math.sqrt(self._sizes.hidden))
-        positions = np.arange(longest)
-        real = positions < lengths[:, None]
-        far = np.abs(positions[:, None] - positions) >= self._sizes.reach
-        padding = np.where(real, np.float32(0), _NEVER)[:, None, None, None, :]
-        inputs = {
-            "states": states.reshape(-1, self._sizes.hidden),
-            "padding": padding,
-            "window": np.minimum(padding, np.where(far, _NEVER, np.float32(0))),
-            "mean": (real / lengths[:, None]).astype(np.float32)[:, None, :],
-        }
+        longest = max(map(len, tokens))
+        blocks = -(-longest // BLOCK_TOKENS)
+        if blocks > 1 and len(tokens) > 1:
+            return np.concatenate([self([sequence]) for sequence in tokens])
+        inputs = self._inputs(tokens, blocks, -(-longest // blocks))
         vectors: Floats = self._session.run(["vectors"], inputs)[0]
         return vectors
+
+    def _inputs(
+        self, tokens: Sequence[Sequence[int]], blocks: int, size: int
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Return the graph's inputs, for blocks of ``size`` tokens of each text."""
+        hidden, reach = self._sizes.hidden, self._sizes.reach
+        states = np.zeros((len(tokens), blocks * size, hidden), np.float32)
+        for row, sequence in enumerate(tokens):
+            for start in range(0, len(sequence), size):
+                part = sequence[start : start + size]
+                states[row, start : start + len(part)] = self._table.take(part)
+        states *= np.float32(math.sqrt(hidden))
+        lengths = np.array([[len(sequence)] for sequence in tokens])
+        positions = np.arange(blocks * size)
+        real = positions < lengths
+        padding = np.where(real, np.float32(0), _NEVER)
+        starts = np.arange(blocks)[:, None] * size
+        width = min(len(positions), size + 2 * (reach - 1))
+        near = np.clip(starts - (reach - 1), 0, len(positions) - width) + np.arange(width)
+        window = padding[:, near].transpose(1, 0, 2)[:, :, None].repeat(size, 2)
+        for block, queries in enumerate(positions.reshape(blocks, size, 1)):
+            window[block][:, np.abs(queries - near[block]) >= reach] = _NEVER
+        return {
+            "states": states.reshape(blocks, -1, hidden),
+            "starts": starts,
+            "near": near,
+            "padding": padding[:, None],
+            "window": window[:, :, :, None],
+            "mean": (real / lengths).astype(np.float32)[:, None],
+        }
 
 
 def open_session(path: Path, threads: int | None, *, fused: bool = True) -> Any:

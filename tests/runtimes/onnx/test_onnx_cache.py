@@ -32,6 +32,7 @@ from gemma_embed.errors import (
 from gemma_embed.runtimes import OnnxRuntime, open_runtime, runtime_settings
 from gemma_embed.runtimes.onnx import cache, runtime
 from gemma_fast.bpe import BpeTokenizer
+from gemma_fast.graph import VERSION
 
 TEXTS = ["a", "Mars is red. " * 30, "b <bos> c", "", "rain " * 70]
 
@@ -358,18 +359,18 @@ def test_unused_cache_entries_are_removed(
     folder: Path, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embed(folder, place)
-    name = cached(place).name.removesuffix("-float32-v4")
+    name = cached(place).name.removesuffix(f"-float32-v{VERSION}")
     day = 24 * 3600
     # Name, days since the last use, and whether it is removed.
     others = {
         "model-0123456789abcdef-float32-v2": (0, True),
         "model-0123456789abcdef-int8-v2": (0, False),
-        "model-0123456789abcdef-float32-v4": (89, False),
+        f"model-0123456789abcdef-float32-v{VERSION}": (89, False),
         "model-0123456789abcdef-int4-v1": (91, True),
-        "model-0123456789abcdef-float32-v5": (10, False),
+        f"model-0123456789abcdef-float32-v{VERSION + 1}": (10, False),
         f"{name}-int8-v3": (91, True),
         f".{name}-float32-v2-left": (1, True),
-        f".{name}-float32-v4-busy": (0, False),
+        f".{name}-float32-v{VERSION}-busy": (0, False),
         "model-0123456789abcdef": (1000, False),
         "somebody's": (1000, False),
     }
@@ -377,7 +378,7 @@ def test_unused_cache_entries_are_removed(
         (place / other).mkdir()
         (place / other / "source").write_text("elsewhere")
         os.utime(place / other, (time.time() - age * day - 60,) * 2)
-    shutil.rmtree(place / f"{name}-float32-v4")
+    shutil.rmtree(place / f"{name}-float32-v{VERSION}")
     embed(folder, place)
     left = {other for other in others if (place / other).exists()}
     assert left == {other for other, (_, removed) in others.items() if not removed}
