@@ -11,6 +11,8 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -106,6 +108,30 @@ def traces(folder: Path) -> list[str]:
     return [str(path) for path in folder.rglob("*") if TELEMETRY.search(path.name)]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str] | None]:
+    """Start a traced process, and return what ends it and gives its network calls.
+
+    Its sockets are native, so the audit hook of ``watch`` does not see them.
+    """
+    strace, folder = shutil.which("strace"), tmp_path_factory.mktemp("traced")
+    log = folder / "log"
+    tracing = [str(strace), "-f", "-e", "trace=connect,sendto,sendmsg,sendmmsg", "-o", str(log)]
+    if strace is None or subprocess.run([*tracing, "true"], capture_output=True).returncode:
+        yield None
+        return
+
+    def calls() -> str:
+        assert "(1, 768)" in running.result(110)
+        return log.read_text()
+
+    with ThreadPoolExecutor(1) as pool:
+        # A thread sends the first report after nine seconds; the other tests run meanwhile.
+        code = ON_ONNX_RUNTIME + "import time; time.sleep(12)"
+        running = pool.submit(at_home, folder, code, *tracing)
+        yield calls
+
+
 @pytest.mark.parametrize("variable", [None, "XDG_CACHE_HOME"])
 def test_onnx_runtime_leaves_no_trace_of_its_telemetry(
     tmp_path: Path, variable: str | None
@@ -114,20 +140,6 @@ def test_onnx_runtime_leaves_no_trace_of_its_telemetry(
     assert "(1, 768)" in at_home(tmp_path, ON_ONNX_RUNTIME, **environment)
     assert list(tmp_path.rglob("*gemma*")), "the cache of this package is elsewhere"
     assert traces(tmp_path) == []
-
-
-def test_onnx_runtime_looks_up_and_contacts_nobody(tmp_path: Path) -> None:
-    # Its sockets are native, so the audit hook of ``watch`` does not see them.
-    strace = shutil.which("strace")
-    log = tmp_path / "log"
-    tracing = [str(strace), "-f", "-e", "trace=connect,sendto,sendmsg,sendmmsg", "-o", str(log)]
-    if strace is None or subprocess.run([*tracing, "true"], capture_output=True).returncode:
-        pytest.skip("strace is not installed, or not allowed to trace")
-    # A thread sends the first report after nine seconds.
-    assert "(1, 768)" in at_home(
-        tmp_path, ON_ONNX_RUNTIME + "import time; time.sleep(12)", *tracing
-    )
-    assert re.findall("^.*(?:AF_INET|nscd).*$", log.read_text(), re.MULTILINE) == []
 
 
 def test_onnx_runtime_imported_before_is_reported_once(tmp_path: Path) -> None:
@@ -169,3 +181,9 @@ def test_only_a_named_host_is_contacted(monkeypatch: pytest.MonkeyPatch) -> None
     assert OllamaRuntime().settings["host"] == "http://127.0.0.1:11434"
     monkeypatch.setenv("OLLAMA_HOST", "0.0.0.0:11500")
     assert OllamaRuntime().settings["host"] == "http://127.0.0.1:11500"
+
+
+def test_onnx_runtime_looks_up_and_contacts_nobody(traced: Callable[[], str] | None) -> None:
+    if traced is None:
+        pytest.skip("strace is not installed, or not allowed to trace")
+    assert re.findall("^.*(?:AF_INET|nscd).*$", traced(), re.MULTILINE) == []
