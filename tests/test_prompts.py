@@ -137,10 +137,10 @@ def test_a_text_that_has_a_prompt_is_warned_about(
     text: str, fake: FakeRuntime, caplog: pytest.LogCaptureFixture
 ) -> None:
     path._warn_of_doubled.cache_clear()
-    for _ in range(2):
-        Embedder(fake).embed(["mars", text])
+    for before in range(3):
+        Embedder(fake).embed(["mars"] * before + [text])
     (record,) = caplog.records
-    assert "text 1 begins with a prompt of the model" in record.message
+    assert "a text begins with a prompt of the model" in record.message
     assert "mars" not in record.message
 
 

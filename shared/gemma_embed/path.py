@@ -113,21 +113,20 @@ def prompted(
     Raises:
         InvalidInput: If a title cannot be part of a prompt.
     """
-    doubled = [index for index, text in enumerate(texts, start) if prompts.begins(text)]
-    if doubled:
-        _warn_of_doubled(doubled[0], task)
+    if any(map(prompts.begins, texts)):
+        _warn_of_doubled(task)
     return [
         Prompted(index, prompts.prefix(task, title, index), text, title)
         for index, (text, title) in enumerate(zip(texts, titles, strict=True), start)
     ]
 
 
+# Once a process: a corpus with prompts has them in every text.
 @cache
-def _warn_of_doubled(index: int, task: str) -> None:
+def _warn_of_doubled(task: str) -> None:
     logger.warning(
-        "text %d begins with a prompt of the model, and gets that of the task %r before it: "
-        "pass texts without prompts",
-        index,
+        "a text begins with a prompt of the model, and gets that of the task %r before it: pass "
+        "texts without prompts",
         task,
     )
 

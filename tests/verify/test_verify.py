@@ -298,3 +298,16 @@ def test_the_real_weights(text: str, cause: str) -> None:
     assert verdict.cause == cause
     assert verdict.not_excluded == ()
     assert verdict.precision == "float32"
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-30])
+def test_vectors_whose_beginning_says_nothing_are_not_ok(value: float) -> None:
+    # Only the first numbers are compared.
+    verdict = verify(Own(whole(lambda vectors: [[value] * 64 + one[64:] for one in vectors])))
+    assert not verdict.ok
+
+
+def test_vectors_that_were_cut_and_filled_up_are_not_ok() -> None:
+    zeros = [0.0] * (768 - 256)
+    verdict = verify(Own(whole(lambda vectors: [one[:256] + zeros for one in vectors])))
+    assert verdict.causes == ("cut",)

@@ -64,9 +64,12 @@ def probes() -> tuple[Probe, ...]:
 
 
 def compared(vector: Vectors) -> Vectors:
-    """Return the part of a vector that is compared, of length 1, float32, shape (NUMBERS,)."""
+    """Return the part of a vector that is compared, float32, shape (NUMBERS,).
+
+    Of length 1; all zeros stay, and are far from every golden value.
+    """
     first = np.asarray(vector[:NUMBERS], dtype=np.float64)
-    part: Vectors = (first / np.linalg.norm(first)).astype(np.float32)
+    part: Vectors = (first / (np.linalg.norm(first) or 1.0)).astype(np.float32)
     return part
 
 

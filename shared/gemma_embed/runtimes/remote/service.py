@@ -211,7 +211,7 @@ class Service(ABC):
         stop = stop or asyncio.Event()
         attempt = 1
         started = time.monotonic()
-        paused = 0.0
+        failing = paused = 0.0
         while True:
             try:
                 check_not_cancelled()
@@ -222,13 +222,16 @@ class Service(ABC):
                 # The answer that did not come may have said that something changed.
                 self.doubts += bool(texts)
                 failure.attempts = attempt
-                failure.elapsed = time.monotonic() - started
+                now = time.monotonic()
+                # Not since the start: it may have waited for a slot for long.
+                failing = failing or now
+                failure.elapsed = now - started
                 failure.said = shown(failure.said, texts, self._secrets)
                 # A list whose crash repeats is better divided.
                 once = failure.kind is Kind.CRASHED and len(texts) > 1
                 most = min(self.settings.max_retries, 1 if once else failure.kind.retries)
                 patience = self.patience(failure)
-                if attempt > most and max(paused, failure.elapsed) >= patience:
+                if attempt > most and max(paused, now - failing) >= patience:
                     raise
                 seconds = retry.pause_seconds(attempt, failure.asked_pause)
                 paused += seconds
