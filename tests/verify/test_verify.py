@@ -16,6 +16,7 @@ from fakes import FakeRuntime
 from ollama_server import OllamaServer, ServedModel
 
 from gemma_embed import cli
+from gemma_embed.commands import runtime as named
 from gemma_embed.errors import ConnectionFailed
 from gemma_embed.identity import Identity
 from gemma_embed.models import BUNDLED, Model
@@ -244,7 +245,7 @@ def test_the_command_names_cause_and_remedy_and_exits_with_1(
     network: Network, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = Broken(network, FAULTS["no_prompt"], BUNDLED)
-    monkeypatch.setattr(cli, "open_runtime", lambda settings: broken)
+    monkeypatch.setattr(named, "open_runtime", lambda settings: broken)
     assert cli.main(["verify", "onnx"]) == 1
     out = capsys.readouterr().out
     assert "cause: no_prompt (" in out
@@ -261,6 +262,10 @@ def test_the_command_names_cause_and_remedy_and_exits_with_1(
         (["./nowhere"], 2, "no runtime, address or folder"),
         (["bundled", "--model", "x"], 2, "--model needs"),
         (["onnx", "--precision", "float16"], 2, "float16"),
+        (["onnx:float16"], 2, "float16"),
+        (["./nowhere:int8"], 2, "no runtime, address or folder"),
+        (["onnx:int8", "--precision", "int4"], 2, "are one setting"),
+        (["ollama:a-tag", "--model", "another"], 2, "are one setting"),
         (["bundled", "--collection", "x"], 2, "--chroma"),
         (["http://127.0.0.1:1"], 1, "cannot connect to the Ollama server"),
         (["http://127.0.0.1:1/v1"], 1, "ConnectionFailed"),
@@ -311,3 +316,13 @@ def test_vectors_that_were_cut_and_filled_up_are_not_ok() -> None:
     zeros = [0.0] * (768 - 256)
     verdict = verify(Own(whole(lambda vectors: [one[:256] + zeros for one in vectors])))
     assert verdict.causes == ("cut",)
+
+
+def test_a_runtime_is_named_with_its_precision_or_tag(tmp_path: Path) -> None:
+    assert named.opened("onnx:int8", "bundled").settings["precision"] == "int8"
+    assert named.opened("bundled:bfloat16").settings["dtype"] == "bfloat16"
+    assert named.opened("ollama:embeddinggemma:300m").settings["model"] == "embeddinggemma:300m"
+    folder = tmp_path / "a:b"
+    folder.mkdir()
+    assert named.opened(str(folder)).settings["model"] == str(folder)
+    assert named.opened(f"{folder}:bfloat16").settings["dtype"] == "bfloat16"

@@ -1,0 +1,68 @@
+"""How every subcommand names a runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gemma_embed.errors import ConfigurationError
+from gemma_embed.runtimes import Runtime, open_runtime
+from gemma_embed.runtimes.named import RUNTIMES
+
+_SERVERS = ("ollama", "openai")
+
+HELP = (
+    f"{', '.join(RUNTIMES)}; a server's address (ollama, or openai if it ends in /v1); a folder, "
+    "or 'bundled', which transformers loads. A precision may follow, onnx:int8, or a server's tag, "
+    "ollama:TAG"
+)
+
+
+def opened(named: str, model: str | None = None, precision: str | None = None) -> Runtime:
+    """Return the runtime that a command line names; nothing is loaded.
+
+    Args:
+        named: See ``HELP``.
+        model: Folder, hub id or server tag, for a runtime's name.
+        precision: Of a runtime in this process; None for its default.
+
+    Raises:
+        ConfigurationError: If it names none, or is told the same thing twice.
+    """
+    settings: dict[str, Any] = {"runtime": named}
+    name, _, detail = named.partition(":")
+    if named.startswith(("http://", "https://")):
+        kind = "openai" if named.rstrip("/").endswith("/v1") else "ollama"
+        settings = {"runtime": kind, "host": named}
+    elif name in _SERVERS and detail:
+        model, settings = _once(named, "--model", detail, model), {"runtime": name}
+    else:
+        if not Path(named).is_dir():
+            # A path may hold a colon itself.
+            name, _, detail = named.rpartition(":") if ":" in named else (named, "", "")
+            precision = _once(named, "--precision", detail, precision) if detail else precision
+            settings = {"runtime": name}
+        if settings["runtime"] not in RUNTIMES:
+            settings = {"runtime": "transformers", "model": _folder(settings["runtime"], model)}
+    if model is not None:
+        settings["model"] = model
+    if precision is not None:
+        settings["dtype" if settings["runtime"] == "transformers" else "precision"] = precision
+    return open_runtime(settings)
+
+
+def _once(named: str, option: str, detail: str, given: str | None) -> str:
+    if given is not None:
+        raise ConfigurationError(f"{named} and {option} {given} are one setting; give one of them")
+    return detail
+
+
+def _folder(name: str, model: str | None) -> str:
+    if model is not None:
+        raise ConfigurationError(f"--model needs one of {', '.join(RUNTIMES)} before it")
+    if name != "bundled" and not Path(name).is_dir():
+        raise ConfigurationError(
+            f"{name!r} is no runtime, address or folder: name one of {', '.join(RUNTIMES)}, "
+            "http://..., or a folder with a checkpoint"
+        )
+    return name
