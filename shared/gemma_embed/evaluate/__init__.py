@@ -1,0 +1,27 @@
+"""Which runtime, precision, width, prompts and titles find what, on one's own texts.
+
+Needs the extra ``evaluate``.
+"""
+
+from gemma_embed.evaluate.evaluation import evaluate
+from gemma_embed.evaluate.questions import (
+    Question,
+    draw_questions,
+    read_passages,
+    read_questions,
+)
+from gemma_embed.evaluate.report import Report, Row
+from gemma_embed.evaluate.scores import Interval
+from gemma_embed.evaluate.settings import Setting
+
+__all__ = [
+    "Interval",
+    "Question",
+    "Report",
+    "Row",
+    "Setting",
+    "draw_questions",
+    "evaluate",
+    "read_passages",
+    "read_questions",
+]

@@ -1,0 +1,202 @@
+"""Evaluate settings on passages and questions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from gemma_embed.embedder import Embedder
+from gemma_embed.errors import ConfigurationError, InvalidInput
+from gemma_embed.evaluate.questions import Question, right_rows
+from gemma_embed.evaluate.report import Report, Row
+from gemma_embed.evaluate.scores import DEPTH, required, scored
+from gemma_embed.evaluate.settings import (
+    WORDS,
+    Order,
+    Search,
+    Setting,
+    WithoutPrompts,
+    milliseconds,
+    titled,
+    vector_search,
+    word_search,
+)
+from gemma_embed.long_texts import Overlong
+from gemma_embed.passages import Passage, checked_passage, title_of
+from gemma_embed.progress import ProgressCallback
+from gemma_embed.prompts import Task
+from gemma_embed.runtimes.base import Runtime
+from gemma_embed.store import EmbeddingStore, open_store
+
+
+@dataclass(frozen=True)
+class _Corpus:
+    """Passages and questions, checked.
+
+    Attributes:
+        texts: Of the passages.
+        titles: A title or None for each.
+        questions: The texts of the questions.
+        names: For each question the name that each passage counts under.
+        right: For each question the right ones of these names.
+    """
+
+    texts: list[str]
+    titles: list[str | None]
+    questions: list[str]
+    names: list[list[str]]
+    right: list[set[str]]
+
+    def scores(self, orders: Iterable[Order]) -> dict[str, Any]:
+        """Score the order that each question puts the passages in."""
+        return scored(self.right, [_first(*pair) for pair in zip(orders, self.names, strict=True)])
+
+
+def evaluate(
+    passages: Iterable[Passage | Mapping[str, Any]],
+    questions: Iterable[Question],
+    runtimes: Runtime | Mapping[str, Runtime],
+    *,
+    widths: Sequence[int] | None = None,
+    prompts: Sequence[bool] = (True,),
+    titles: Sequence[bool] = (True,),
+    overlong: Sequence[Overlong] = ("error",),
+    two_step: Sequence[int] = (),
+    candidates: int = 100,
+    words: bool = True,
+    task: Task | str = "query",
+    title_key: str = "title",
+    store: EmbeddingStore | str | Path | None = None,
+    timed: int = 16,
+    progress: bool | ProgressCallback = False,
+) -> Report:
+    """Score every combination of settings: exact search by cosine, and BM25.
+
+    Args:
+        passages: What is searched: ``read_passages``, or a framework's documents through
+            ``langchain_gemma_embed.passages`` or ``llamaindex_gemma_embed.passages``.
+        questions: ``read_questions``, or the second result of ``draw_questions``.
+        runtimes: One, or several by the name that the report gives them. The first one, at its
+            first settings, is what the others are compared with.
+        widths: Widths of the index; None for all that the model was trained for.
+        prompts: Whether texts get the model's prompts; ``(True, False)`` compares.
+        titles: Whether passages get their titles; without prompts as the first line of the text.
+        overlong: Policies for texts of too many tokens.
+        two_step: Widths of an index whose candidates are put in order at full width.
+        candidates: How many.
+        words: Whether BM25 is a row, as a yardstick.
+        task: Of the questions.
+        title_key: The metadata key of titles.
+        store: Where vectors, those of questions too, are looked up and stored; each is computed
+            once at full width.
+        timed: Questions whose time is measured, one at a time, past the store; 0 for none, so that
+            nothing is computed if all vectors are stored.
+        progress: As for ``Embedder``.
+
+    Returns:
+        A row for each combination, the first runtime's first, BM25 last.
+
+    Raises:
+        InvalidInput: If a passage or question cannot be used, or an answer is unknown.
+        ConfigurationError: If a setting cannot work.
+        MissingDependency: If the extra ``evaluate`` is not installed.
+        EmbeddingError: As ``Embedder.embed``.
+    """
+    # Before any model work.
+    for package in ("ir_measures", *(["bm25s"] if words else [])):
+        required(package)
+    corpus, drawn = _corpus(passages, list(questions), title_key)
+    named = dict(runtimes) if isinstance(runtimes, Mapping) else {"": runtimes}
+    if not (named and prompts and titles and overlong and (widths is None or widths or two_step)):
+        raise ConfigurationError("name at least one runtime, width, and value of each setting")
+    if two_step and not DEPTH <= candidates < len(corpus.texts):
+        raise ConfigurationError(
+            f"{candidates} candidates of {len(corpus.texts)} passages: two steps need at least "
+            f"{DEPTH}, and fewer than there are passages"
+        )
+    file = open_store(store)
+    has_titles = any(corpus.titles)
+    rows = []
+    for name, runtime in named.items():
+        model = runtime.model
+        steps = [(model.checked_dimensions(width), 0) for width in widths or model.dimensions]
+        steps += [(model.checked_dimensions(width), candidates) for width in two_step]
+        for prompted, policy in product(dict.fromkeys(prompts), dict.fromkeys(overlong)):
+            asked = runtime if prompted else WithoutPrompts(runtime)
+            embedder = Embedder(
+                asked, overlong=policy, store=file, query_task=task, progress=progress
+            )
+            vectors = embedder.embed(corpus.questions, task)
+            takes = has_titles and (embedder.takes_titles or not prompted)
+            query = milliseconds(embedder.embed_query, corpus.questions[:timed]) if timed else None
+            for with_titles in dict.fromkeys(each and takes for each in titles):
+                searched = _embedded(embedder, corpus, prompted, with_titles)
+                for width, second in steps:
+                    setting = Setting(name, width, second, prompted, with_titles, policy)
+                    search = vector_search(searched, width, second)
+                    rows.append(_row(setting, search, vectors, corpus, query, timed))
+    if words:
+        with_titles = has_titles and titles[0]
+        texts = titled(corpus.texts, corpus.titles) if with_titles else corpus.texts
+        setting = Setting(WORDS, titles=with_titles)
+        query = 0.0 if timed else None
+        rows.append(_row(setting, word_search(texts), corpus.questions, corpus, query, timed))
+    return Report(tuple(rows), len(corpus.texts), len(corpus.questions), drawn, has_titles)
+
+
+def _corpus(
+    passages: Iterable[Passage | Mapping[str, Any]], questions: Sequence[Question], title_key: str
+) -> tuple[_Corpus, bool]:
+    items = []
+    for index, item in enumerate(passages):
+        try:
+            items.append(checked_passage(item))
+        except InvalidInput as error:
+            error.index = index
+            raise
+    if not items or not questions:
+        raise InvalidInput(f"{len(items)} passages and {len(questions)} questions: both are needed")
+    own = [f"passage {row}" for row in range(len(items))]
+    documents = [each.source or name for each, name in zip(items, own, strict=True)]
+    names = [documents if each.documents else own for each in questions]
+    right = [
+        {named[row] for row in right_rows(items, each, index)}
+        for index, (each, named) in enumerate(zip(questions, names, strict=True))
+    ]
+    titles = [title_of(item.metadata, title_key) for item in items]
+    texts = [item.text for item in items]
+    corpus = _Corpus(texts, titles, [each.text for each in questions], names, right)
+    return corpus, any(each.drawn for each in questions)
+
+
+def _embedded(embedder: Embedder, corpus: _Corpus, prompted: bool, with_titles: bool) -> Any:
+    if prompted:
+        return embedder.embed_documents(corpus.texts, corpus.titles if with_titles else None)
+    texts = titled(corpus.texts, corpus.titles) if with_titles else corpus.texts
+    return embedder.embed_documents(texts)
+
+
+def _row(
+    setting: Setting,
+    search: Search,
+    questions: Any,
+    corpus: _Corpus,
+    query: float | None,
+    timed: int,
+) -> Row:
+    scores = corpus.scores(map(search, questions))
+    took = None if query is None else query + milliseconds(search, questions[:timed])
+    return Row(setting, scores, took)
+
+
+def _first(order: Order, names: Sequence[str]) -> list[str]:
+    """Return the first names in an order of passages, each once."""
+    found: dict[str, None] = {}
+    for row in order:
+        found[names[row]] = None
+        if len(found) == DEPTH:
+            break
+    return list(found)

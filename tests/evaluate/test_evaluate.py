@@ -1,0 +1,406 @@
+"""Evaluation on one's own texts: files, scores, intervals, settings, the command."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fakes import FakeRuntime
+from langchain_core.documents import Document
+from scipy import stats
+from sklearn.metrics import ndcg_score, top_k_accuracy_score
+
+from gemma_embed import Embedder, cli
+from gemma_embed.errors import ConfigurationError, InputTooLong, InvalidInput
+from gemma_embed.evaluate import (
+    Question,
+    Report,
+    Row,
+    Setting,
+    draw_questions,
+    evaluate,
+    read_passages,
+    read_questions,
+)
+from gemma_embed.evaluate.scores import METRICS, intervals, scored
+from gemma_embed.passages import Passage
+from gemma_embed.runtimes import Runtime
+from gemma_embed.testing import bundled_runtime
+from gemma_embed.vectors import cut
+from langchain_gemma_embed import passages as langchain_passages
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+PASSAGES = [
+    Passage(f"text {row}", str(row), metadata={"title": f"Title {row}"}) for row in range(12)
+]
+QUESTIONS = [Question(f"question {row}", (str(row),)) for row in range(12)]
+
+
+@pytest.fixture(scope="module")
+def runtime() -> Runtime:
+    return bundled_runtime()
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("store") / "vectors.sqlite"
+
+
+@pytest.fixture(scope="module")
+def notes(runtime: Runtime, store: Path) -> Report:
+    return evaluate(
+        read_passages(EXAMPLES / "notes"),
+        read_questions(EXAMPLES / "questions.json"),
+        runtime,
+        two_step=[128],
+        candidates=20,
+        store=store,
+        timed=2,
+    )
+
+
+def test_scores_are_those_of_scikit_learn() -> None:
+    draw = np.random.default_rng(1)
+    similarities = draw.normal(size=(50, 30))
+    order = np.argsort(-similarities, axis=1)[:, :10]
+    one = draw.integers(30, size=50)
+    several = [{int(row), int((row + 7) % 30)} for row in one]
+    ranked = [[str(row) for row in rows] for rows in order]
+    found = scored([{str(row)} for row in one], ranked)
+    for k in (1, 5, 10):
+        wanted = top_k_accuracy_score(one, similarities, k=k, labels=range(30))
+        assert found[f"recall@{k}"].mean() == pytest.approx(wanted)
+    places = [
+        list(rows).index(row) + 1 if row in rows else np.inf
+        for rows, row in zip(order, one, strict=True)
+    ]
+    assert found["MRR@10"] == pytest.approx([1 / place for place in places])
+    gains = np.array([[column in right for column in range(30)] for right in several])
+    found = scored([{str(row) for row in right} for right in several], ranked)
+    assert found["nDCG@10"].mean() == pytest.approx(ndcg_score(gains, similarities, k=10))
+
+
+def test_nothing_found_counts_as_wrong() -> None:
+    found = scored([{"a"}, {"b"}], [["a"], []])
+    assert {name: list(found[name]) for name in METRICS} == {name: [1.0, 0.0] for name in METRICS}
+
+
+def test_intervals_are_those_of_scipy() -> None:
+    values = np.random.default_rng(2).integers(-1, 2, size=(3, 80)).astype(float)
+    for row, found in zip(values, intervals(values, (-1.0, 1.0), 0.9), strict=True):
+        wanted = stats.bootstrap(
+            (np.append(row, [-1.0, 1.0]),),
+            np.mean,
+            confidence_level=0.9,
+            method="percentile",
+            rng=np.random.default_rng(3),
+        ).confidence_interval
+        assert found.mean == pytest.approx(row.mean())
+        assert found.low == pytest.approx(wanted.low, abs=0.015)
+        assert found.high == pytest.approx(wanted.high, abs=0.015)
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
+    draw = np.random.default_rng(4)
+    samples = (draw.random((400, 60)) < 0.9).astype(float)
+    found = intervals(samples, (0.0, 1.0))
+    assert 0.92 <= np.mean([each.low <= 0.9 <= each.high for each in found]) <= 0.99
+
+
+def test_the_notes_are_searched_as_numpy_searches_them(
+    notes: Report, runtime: Runtime, store: Path
+) -> None:
+    passages = read_passages(EXAMPLES / "notes")
+    questions = read_questions(EXAMPLES / "questions.json")
+    embedder = Embedder(runtime, store=store)
+    texts, titles = [each.text for each in passages], [each.metadata["title"] for each in passages]
+    documents = embedder.embed_documents(texts, titles)
+    asked = embedder.embed([each.text for each in questions], "query")
+    sources = [each.source for each in passages]
+    gains = np.array([[source in each.documents for source in sources] for each in questions])
+    for row in notes.rows:
+        if row.setting.width:
+            similarities = cut(asked, row.setting.width) @ cut(documents, row.setting.width).T
+            if row.setting.candidates:
+                first = np.argsort(-similarities, axis=1)[:, : row.setting.candidates]
+                similarities = np.full_like(similarities, -1)
+                full = np.take_along_axis(asked @ documents.T, first, 1)
+                np.put_along_axis(similarities, first, full, 1)
+            wanted = ndcg_score(gains, similarities, k=10)
+            assert row.intervals["nDCG@10"].mean == pytest.approx(wanted)
+
+
+def test_a_row_for_each_combination_and_the_yardstick_last(notes: Report) -> None:
+    names = [notes.name(row) for row in notes.rows]
+    assert names == ["768", "512", "256", "128", "128, then 20 in full", "words (BM25)"]
+    assert all(row.milliseconds is not None and row.milliseconds > 0 for row in notes.rows)
+    full, words = notes.rows[0].intervals["recall@1"], notes.rows[-1].intervals["recall@1"]
+    # As training/MODEL_CARD.md has it for other sets: far above words.
+    assert full.mean > 0.8 > 0.6 > words.mean
+    assert "words (BM25) loses" in str(notes)
+    assert "Not decided by 56 questions" in str(notes)
+
+
+def test_a_report_is_json_and_a_picture(notes: Report, tmp_path: Path) -> None:
+    found = json.loads(json.dumps(notes.as_dict()))
+    assert [row["bytes"] for row in found["rows"]] == [3072, 2048, 1024, 512, 512, None]
+    assert (
+        found["rows"][0]["scores"]["recall@1"]["low"]
+        < found["rows"][0]["scores"]["recall@1"]["mean"]
+    )
+    assert found["advice"] == notes.advice()
+    notes.plot(tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ConfigurationError, match="cannot be written"):
+        notes.plot(tmp_path / "no folder" / "plot.png")
+
+
+def test_nothing_is_computed_a_second_time(tmp_path: Path) -> None:
+    fake = FakeRuntime()
+
+    def again(**options: Any) -> Report:
+        return evaluate(PASSAGES, QUESTIONS, fake, store=tmp_path / "s", timed=0, **options)
+
+    again(widths=[768], prompts=(True, False), titles=(True, False))
+    # With prompts, titles on and off; without, the same; and the questions twice.
+    assert len(fake.texts) == len(set(fake.texts)) == 6 * 12
+    report = again(prompts=(True, False), titles=(True, False), two_step=[128, 256], candidates=10)
+    assert len(fake.texts) == 6 * 12
+    assert len(report.rows) == 4 * 6 + 1
+    assert {row.milliseconds for row in report.rows} == {None}
+
+
+def test_what_the_model_reads_is_as_the_setting_says() -> None:
+    fake = FakeRuntime()
+    evaluate(
+        PASSAGES[:1], QUESTIONS[:1], fake, prompts=(True, False), titles=(True, False), timed=0
+    )
+    assert set(fake.texts) == {
+        "task: search result | query: question 0",
+        "title: Title 0 | text: text 0",
+        "title: none | text: text 0",
+        "question 0",
+        "Title 0\ntext 0",
+        "text 0",
+    }
+
+
+def test_policies_for_long_texts_are_compared() -> None:
+    passages = [*PASSAGES, Passage("long " * 20, "long")]
+    questions = [Question("q", ("long",))]
+    fake = FakeRuntime(max_tokens=60)
+    with pytest.raises(InputTooLong) as caught:
+        evaluate(passages, questions, fake, timed=0)
+    assert caught.value.index == 12
+    report = evaluate(
+        passages, questions, fake, widths=[768], overlong=("truncate", "split"), timed=0
+    )
+    assert [report.name(row) for row in report.rows] == [
+        "768, truncate",
+        "768, split",
+        "words (BM25)",
+    ]
+
+
+def test_documents_are_ranked_by_their_best_passage(runtime: Runtime) -> None:
+    parts = [
+        "Bread rises in the oven.",
+        "Bread dough needs flour.",
+        "Bread is baked.",
+        "The cat sleeps.",
+    ]
+    passages = [
+        Passage(text, str(row), document="bread" if row < 3 else "cats")
+        for row, text in enumerate(parts)
+    ]
+    questions = [Question("Where is the cat?", documents=("cats",))]
+    (row,) = evaluate(passages, questions, runtime, widths=[768], words=False, timed=0).rows
+    assert row.scores["nDCG@10"] == 1
+    far = [Question("How is bread baked?", documents=("cats",))]
+    (row,) = evaluate(passages, far, runtime, widths=[768], words=False, timed=0).rows
+    # Second of two documents, behind three passages of the other one.
+    assert row.scores["MRR@10"] == 0.5
+
+
+def report_of(differences: list[list[float]]) -> Report:
+    settings = [Setting("first", 768), *(Setting("other", 128) for _ in differences)]
+    base = np.full(len(differences[0]), 0.5)
+    values = [base, *(base + np.array(each) for each in differences)]
+    rows = [
+        Row(*pair) for pair in zip(settings, [{"recall@1": each} for each in values], strict=True)
+    ]
+    return Report(tuple(rows), 1, len(base))
+
+
+@pytest.mark.parametrize(
+    ("difference", "said"),
+    [
+        ([0.5] * 10 + [0.0] * 90, "- other, 128 gains 5.0 (1."),
+        ([-0.5] * 10 + [0.0] * 90, "- other, 128 loses 5.0 (1."),
+        ([0.0] * 400, "- other, 128 loses nothing, or less than 0."),
+        ([0.0] * 40, "Not decided by 40 questions"),
+        ([0.5, -0.5] * 10 + [0.0] * 80, "Not decided by 100 questions"),
+    ],
+)
+def test_advice_says_what_the_interval_supports(difference: list[float], said: str) -> None:
+    assert said in "\n".join(report_of([difference]).advice())
+
+
+def test_many_settings_need_a_larger_difference() -> None:
+    difference = [-0.5] * 12 + [0.0] * 88
+    assert "other, 128 loses" in str(report_of([difference]).advice())
+    assert "other, 128 loses" not in str(report_of([difference] * 40).advice())
+
+
+def test_files_are_read_with_titles_and_in_parts(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    long = "\n\n".join(["word " * 150] * 4)
+    (tmp_path / "a" / "b.md").write_text(f"\ufeff# A title\n\n{long}\n", encoding="utf-8")
+    (tmp_path / "c.txt").write_text("no heading")
+    (tmp_path / "d.bin").write_bytes(b"\xff")
+    first, second, third = read_passages(tmp_path)
+    assert (first.id, second.id, third.id) == ("a/b.md#1", "a/b.md#2", "c.txt#1")
+    assert first.source == second.source == "a/b.md"
+    assert dict(first.metadata) == dict(second.metadata) == {"title": "A title"}
+    assert dict(third.metadata) == {}
+    assert f"{first.text}\n\n{second.text}" == long.strip()
+
+
+def test_jsonl_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "p.jsonl"
+    file.write_text(
+        '{"text": "one", "id": "1", "title": "T", "document": "d"}\n\n{"text": "a\u2028b"}\n'
+    )
+    first, second = read_passages(file)
+    assert first == Passage("one", "1", "d", {"title": "T"})
+    assert second.text == "a\u2028b"
+    file.write_text('{"question": "q", "passage": [1, "2"]}\n{"question": "r", "document": "d"}')
+    assert [(each.passages, each.documents) for each in read_questions(file)] == [
+        (("1", "2"), ()),
+        ((), ("d",)),
+    ]
+    lines = tmp_path / "lines.txt"
+    lines.write_text("one\n\nthree\n")
+    assert [(each.id, each.text) for each in read_passages(lines)] == [("1", "one"), ("3", "three")]
+
+
+@pytest.mark.parametrize(
+    ("read", "content", "said"),
+    [
+        (read_passages, b'{"text": "a"}\n{"text": ', "p.jsonl, line 2: no valid JSON"),
+        (read_passages, b'{"text": "a"}\n[1]', "p.jsonl, line 2: a list, not an object"),
+        (read_passages, b'{"id": "secret"}', "p.jsonl, line 1: the passage has no text"),
+        (read_passages, b'{"text": "a", "metadata": 3}', "p.jsonl, line 1: the metadata is int"),
+        (read_passages, b"\xff\xfe", "p.jsonl cannot be read: it is not UTF-8"),
+        (read_passages, b"\n", "contains no passages"),
+        (read_questions, b'{"question": "secret"}', "p.jsonl, line 1: a question needs"),
+        (read_questions, b'{"question": "secret", "passage": "a", "document": "b"}', "line 1: a q"),
+        (read_questions, b'{"question": 3, "passage": "a"}', "p.jsonl, line 1: a question needs"),
+        (read_questions, b"[" * 100_000, "p.jsonl, line 1: no valid JSON"),
+        (read_questions, b"", "contains no questions"),
+    ],
+)
+def test_a_bad_line_is_named_by_file_and_number(
+    read: Callable[[Path], object], content: bytes, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "p.jsonl").write_bytes(content)
+    with pytest.raises(InvalidInput, match=re.escape(said)) as caught:
+        read(tmp_path / "p.jsonl")
+    assert "secret" not in str(caught.value)
+
+
+def test_an_answer_that_is_unknown_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "q.jsonl"
+    file.write_text('{"question": "q", "passage": "0"}\n{"question": "r", "passage": "99"}')
+    with pytest.raises(InvalidInput, match=r"q.jsonl, line 2: there is no passage '99' among"):
+        evaluate(PASSAGES, read_questions(file), FakeRuntime())
+    with pytest.raises(InvalidInput, match="question 0: there is no document 'x'"):
+        evaluate(PASSAGES, [Question("q", documents=("x",))], FakeRuntime())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"widths": [100]}, "dimensions=100"),
+        ({"widths": []}, "at least one"),
+        ({"prompts": ()}, "at least one"),
+        ({"overlong": ("cut",)}, "overlong='cut'"),
+        ({"two_step": [128]}, "100 candidates of 12 passages"),
+        ({"task": "searching"}, "unknown task"),
+    ],
+)
+def test_a_wrong_setting_is_refused_before_any_work(options: dict[str, Any], said: str) -> None:
+    fake = FakeRuntime()
+    with pytest.raises(ConfigurationError, match=said):
+        evaluate(PASSAGES, QUESTIONS, fake, **options)
+    assert fake.calls == 0
+
+
+def test_documents_of_a_framework_are_translated(runtime: Runtime) -> None:
+    documents = [Document("Mars is red.", metadata={"source": "mars"}), Document("Venus is hot.")]
+    questions = [Question("Which planet is red?", documents=("mars",))]
+    report = evaluate(langchain_passages(documents), questions, runtime, widths=[256], timed=0)
+    assert report.rows[0].scores["recall@1"] == 1
+    with pytest.raises(ConfigurationError, match=r"langchain_gemma_embed.passages\(...\)"):
+        evaluate(documents, questions, runtime)
+
+
+def test_drawn_questions_are_taken_out_of_their_passages() -> None:
+    passages = [
+        Passage("Body of the first.", "a", metadata={"title": "First"}),
+        Passage(
+            "This sentence is the question. And this is what is left.", metadata={"title": "Both"}
+        ),
+        Passage(
+            "これは質問になる文です、とても長いです。残りの文はここにあります、これも長いです。",
+            metadata={"title": "Both"},
+        ),
+        Passage("Too short.", "d"),
+    ]
+    kept, questions = draw_questions(passages)
+    assert {(each.text, *each.passages, each.drawn) for each in questions} == {
+        ("First", "a", True),
+        ("This sentence is the question.", "row 1", True),
+        ("これは質問になる文です、とても長いです。", "row 2", True),
+    }
+    assert dict(kept[0].metadata) == {}
+    assert kept[1].text == "And this is what is left."
+    assert kept[3] == passages[3]
+    assert len(draw_questions(passages, most=2)[1]) == 2
+    said = str(evaluate(kept, questions, FakeRuntime(), widths=[768], timed=0))
+    assert "weaker than questions that people asked" in said
+    with pytest.raises(InvalidInput, match="no question can be drawn"):
+        draw_questions(passages[3:])
+
+
+def test_the_command_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "p.jsonl").write_text(
+        '{"id": "m", "text": "Mars is red."}\n{"id": "v", "text": "Venus."}'
+    )
+    (tmp_path / "q.jsonl").write_text('{"question": "Which planet is red?", "passage": "m"}')
+    call = [
+        "evaluate",
+        "onnx",
+        "onnx:int8",
+        "--model",
+        "bundled",
+        "--passages",
+        str(tmp_path / "p.jsonl"),
+    ]
+    call += ["--questions", str(tmp_path / "q.jsonl"), "--store", str(tmp_path / "s")]
+    call += ["--widths", "256", "--plot", str(tmp_path / "p.svg")]
+    assert cli.main(call) == 0
+    assert "onnx:int8, 256" in capsys.readouterr().out
+    assert "<svg" in (tmp_path / "p.svg").read_text()
+    assert cli.main([*call, "--json", "--timed", "0"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["rows"]) == 3
+    assert cli.main([*call, "--widths", "9"]) == 2
+    assert "dimensions=9" in capsys.readouterr().err
+    (tmp_path / "q.jsonl").write_text('{"question": "?", "passage": "x"}')
+    assert cli.main(call) == 1
+    assert "q.jsonl, line 1: there is no passage 'x'" in capsys.readouterr().err
