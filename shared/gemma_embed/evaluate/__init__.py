@@ -3,6 +3,7 @@
 Needs the extra ``evaluate``.
 """
 
+from gemma_embed.evaluate.comparison import Agreement, Comparison, agreement, compare
 from gemma_embed.evaluate.evaluation import evaluate
 from gemma_embed.evaluate.questions import (
     Question,
@@ -15,11 +16,15 @@ from gemma_embed.evaluate.scores import Interval
 from gemma_embed.evaluate.settings import Setting
 
 __all__ = [
+    "Agreement",
+    "Comparison",
     "Interval",
     "Question",
     "Report",
     "Row",
     "Setting",
+    "agreement",
+    "compare",
     "draw_questions",
     "evaluate",
     "read_passages",

@@ -147,9 +147,14 @@ def evaluate(
     return Report(tuple(rows), len(corpus.texts), len(corpus.questions), drawn, has_titles)
 
 
-def _corpus(
-    passages: Iterable[Passage | Mapping[str, Any]], questions: Sequence[Question], title_key: str
-) -> tuple[_Corpus, bool]:
+def checked_items(
+    passages: Iterable[Passage | Mapping[str, Any]], title_key: str
+) -> tuple[list[Passage], list[str | None]]:
+    """Return checked passages, and a title or None for each.
+
+    Raises:
+        InvalidInput: If one cannot be used; ``index`` says which.
+    """
     items = []
     for index, item in enumerate(passages):
         try:
@@ -157,6 +162,13 @@ def _corpus(
         except InvalidInput as error:
             error.index = index
             raise
+    return items, [title_of(item.metadata, title_key) for item in items]
+
+
+def _corpus(
+    passages: Iterable[Passage | Mapping[str, Any]], questions: Sequence[Question], title_key: str
+) -> tuple[_Corpus, bool]:
+    items, titles = checked_items(passages, title_key)
     if not items or not questions:
         raise InvalidInput(f"{len(items)} passages and {len(questions)} questions: both are needed")
     own = [f"passage {row}" for row in range(len(items))]
@@ -166,7 +178,6 @@ def _corpus(
         {named[row] for row in right_rows(items, each, index)}
         for index, (each, named) in enumerate(zip(questions, names, strict=True))
     ]
-    titles = [title_of(item.metadata, title_key) for item in items]
     texts = [item.text for item in items]
     corpus = _Corpus(texts, titles, [each.text for each in questions], names, right)
     return corpus, any(each.drawn for each in questions)

@@ -1,0 +1,41 @@
+"""``gemma-embed compare``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from gemma_embed.commands import runtime as runtimes
+from gemma_embed.commands.evaluate import add_output, show, store_of
+
+
+def add(commands: Any) -> None:
+    """Add the subcommand to the parser's."""
+    parser = commands.add_parser(
+        "compare", help="say how far two runtimes agree on your texts, and whether searches notice"
+    )
+    parser.add_argument("runtimes", nargs=2, metavar="RUNTIME", help=runtimes.HELP)
+    parser.add_argument("--model", help="folder, hub id or server tag; for runtimes' names")
+    parser.add_argument("--texts", type=Path, required=True, help="a folder, JSONL, or lines")
+    parser.add_argument("--questions", type=Path, help="JSONL: compare recall, too")
+    parser.add_argument("--overlong", default="error", help="error, truncate or split")
+    add_output(parser)
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from gemma_embed.evaluate import compare, read_passages, read_questions
+
+    first, second = (runtimes.opened(name, options.model) for name in options.runtimes)
+    found = compare(
+        first,
+        second,
+        read_passages(options.texts),
+        read_questions(options.questions) if options.questions else (),
+        names=(options.runtimes[0], options.runtimes[1]),
+        overlong=options.overlong,
+        store=store_of(options),
+    )
+    show(found, options)
+    return 0
