@@ -143,25 +143,10 @@ def build(
 
     if tokenizer is None:
         tokenizer = tokenizer_json(shape.vocabulary)
-    (folder / "tokenizer.json").write_text(tokenizer)
-    write_json(
-        folder / "tokenizer_config.json",
-        {
-            "tokenizer_class": "GemmaTokenizer",
-            "add_bos_token": True,
-            "add_eos_token": True,
-            "bos_token": "<bos>",
-            "eos_token": "<eos>",
-            "pad_token": "<pad>",
-            "unk_token": "<unk>",
-            "mask_token": "<mask>",
-            "model_max_length": context,
-            "clean_up_tokenization_spaces": False,
-        },
-    )
+    write_tokenizer(folder, tokenizer, context)
     vocabulary = len(json.loads(tokenizer)["model"]["vocab"])
     write_json(folder / "config.json", _config(shape, vocabulary, context))
-    _write_modules(folder, shape, layout, context, prompts)
+    write_modules(folder, shape, layout, context, prompts)
 
     weights = {
         prefix + name: tensor for name, tensor in _backbone(shape, vocabulary, random).items()
@@ -264,9 +249,30 @@ def _config(shape: Shape, vocabulary: int, context: int) -> dict[str, Any]:
     }
 
 
-def _write_modules(
+def write_tokenizer(folder: Path, tokenizer: str, context: int) -> None:
+    """Write a tokenizer's files."""
+    (folder / "tokenizer.json").write_text(tokenizer)
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "GemmaTokenizer",
+            "add_bos_token": True,
+            "add_eos_token": True,
+            "bos_token": "<bos>",
+            "eos_token": "<eos>",
+            "pad_token": "<pad>",
+            "unk_token": "<unk>",
+            "mask_token": "<mask>",
+            "model_max_length": context,
+            "clean_up_tokenization_spaces": False,
+        },
+    )
+
+
+def write_modules(
     folder: Path, shape: Shape, layout: Layout, context: int, prompts: dict[str, str]
 ) -> None:
+    """Write what sentence-transformers puts around a network."""
     dense = _dense(shape)
     chain = [
         ("", "Transformer"),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import watch
+from ollama_model import ServedModel
 from ollama_server import OllamaServer
 
 ROOT = Path(__file__).parent.parent
@@ -60,7 +61,8 @@ def test_the_code_of_a_page_runs_as_pasted(page: str, tmp_path: Path) -> None:
         for found in FENCED.finditer(text)
     ]
     assert len(blocks) == text.count("```python")
-    with OllamaServer() as server:
+    second = ServedModel("embeddinggemma-2:270m-bf16-text", "unverified", digest="2" * 64)
+    with OllamaServer([ServedModel(), second], version="0.40.2") as server:
         code, output = watch.run(
             [RUN, json.dumps(blocks), page],
             tmp_path,

@@ -123,7 +123,7 @@ def test_the_search_finds_constants() -> None:
 def test_constants_of_models_are_only_in_the_table(path: Path) -> None:
     places = {
         place
-        for row in (EMBEDDINGGEMMA_300M, BUNDLED)
+        for row in (*table.MODELS, BUNDLED)
         for place in (row.name, row.repository, row.onnx_repository, row.ollama_tag)
         if place is not None and place != "bundled"
     }

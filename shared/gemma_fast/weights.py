@@ -103,12 +103,14 @@ class Rows:
 class Weights(Mapping[str, Tensor]):
     """The tensors of some safetensors files, by name, without ``model.`` before it."""
 
-    def __init__(self, files: Sequence[Path]) -> None:
+    def __init__(self, files: Sequence[Path], prefix: str = "") -> None:
         """Read the headers.
 
         Args:
             files: All files of the network, and no other: where two hold a tensor of one name,
                 nothing says which is meant.
+            prefix: What the names of the wanted tensors begin with in the files, after ``model.``.
+                It is left out here, and so are all other tensors.
 
         Raises:
             Damaged: If a file is damaged, cut short, or of numbers that no checkpoint of these
@@ -118,6 +120,9 @@ class Weights(Mapping[str, Tensor]):
         for path in files:
             for name, tensor in _tensors(path):
                 name = name.removeprefix("model.")
+                if not name.startswith(prefix):
+                    continue
+                name = name.removeprefix(prefix)
                 if name in self._tensors:
                     raise Damaged(
                         f"{self._tensors[name].path} and {path.name} both hold {name}; remove the "

@@ -3,6 +3,7 @@
 from gemma_embed.models.model import Family, Model, OllamaSupport
 from gemma_embed.models.table import (
     BUNDLED,
+    EMBEDDINGGEMMA_2,
     EMBEDDINGGEMMA_300M,
     MODELS,
     is_ollama_tag,
@@ -13,6 +14,7 @@ from gemma_embed.models.table import (
 
 __all__ = [
     "BUNDLED",
+    "EMBEDDINGGEMMA_2",
     "EMBEDDINGGEMMA_300M",
     "MODELS",
     "Family",

@@ -32,17 +32,29 @@ class Gemma3:
         sliding_window: ``sliding_window`` as a correct ``config.json`` states it: the full width
             of the bidirectional window, in tokens.
         transformers_class: The class of ``transformers`` that computes the backbone.
+        transformers_version: The first version that computes it right.
+        fast: ``gemma_fast`` computes it.
         ollama: Which Ollama servers compute it right.
     """
 
     model_type: str = "gemma3_text"
     sliding_window: int = 512
     transformers_class: str = "Gemma3TextModel"
+    transformers_version: str = "5.16"
+    fast: bool = True
     ollama: OllamaSupport = _OLLAMA
 
     def recognises(self, config: Mapping[str, Any]) -> bool:
         """Tell whether a ``config.json`` is of this family."""
         return config.get("model_type") == self.model_type
+
+    def network(self, config: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+        """Return the config itself: there is nothing but the text network."""
+        return config, ""
+
+    def pooled_width(self, config: Mapping[str, Any]) -> object:
+        """Return the numbers of a token's state."""
+        return config.get("hidden_size")
 
     def check(self, config: Mapping[str, Any], model: Model, where: object) -> None:
         """Check the attention; see ``Family.check``.

@@ -18,12 +18,14 @@ class OllamaSupport:
     """How Ollama servers compute a family.
 
     Attributes:
-        architectures: ``general.architecture`` that a server may report for it.
+        architectures: ``general.architecture`` that a server may report for it; empty if what
+            servers report of this family is unverified: then only the vectors are checked.
         oldest: The first version that runs the family.
         eras: Versions from which the vectors are another space, oldest first, each with the name
             that the fingerprint records. Servers before the first era give wrong vectors.
         fault: What servers before the first era do wrong.
         deviations: For an era whose vectors are not those of the trained model, what it does.
+        coarse: For a quantisation, in capital letters, that users should know of, what it does.
     """
 
     architectures: tuple[str, ...]
@@ -31,6 +33,7 @@ class OllamaSupport:
     eras: tuple[tuple[Version, str], ...]
     fault: str
     deviations: Mapping[str, str] = field(default_factory=dict)
+    coarse: Mapping[str, str] = field(default_factory=dict)
 
 
 class Family(Protocol):
@@ -41,17 +44,35 @@ class Family(Protocol):
         """The class of ``transformers`` that computes the backbone."""
 
     @property
+    def transformers_version(self) -> str:
+        """The first version of ``transformers`` that computes it right."""
+
+    @property
+    def fast(self) -> bool:
+        """Whether ``gemma_fast`` computes it: packed on torch, and as an ONNX graph."""
+
+    @property
     def ollama(self) -> OllamaSupport:
         """Which Ollama servers compute it right."""
 
     def recognises(self, config: Mapping[str, Any]) -> bool:
         """Tell whether a ``config.json`` is of this family."""
 
+    def network(self, config: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+        """Return the text network's part of a ``config.json``.
+
+        Returns:
+            That part, and what the names of the network's tensors begin with in the weights.
+        """
+
+    def pooled_width(self, config: Mapping[str, Any]) -> object:
+        """Return how many numbers are pooled, as the text network's config states it."""
+
     def check(self, config: Mapping[str, Any], model: Model, where: object) -> None:
         """Check that ``config.json`` gives the vectors that the model was trained for.
 
         Args:
-            config: The parsed file.
+            config: The text network's part of the parsed file.
             model: The row that the checkpoint should be.
             where: Its folder, for messages.
 
@@ -84,6 +105,7 @@ class Model:
         licence: The licence of the weights.
         gated: Whether the hub wants the licence accepted before a download.
         repository: The hub id of its weights.
+        misnamed: Hub ids that circulate for it and do not exist.
         onnx_repository: The hub id of its published ONNX graphs; None if there are none.
         ollama_tag: Its name in Ollama's library.
         gguf: A published GGUF file of all its layers, for llama.cpp.
@@ -109,6 +131,7 @@ class Model:
     ollama_tag: str
     gguf: str
     config: Mapping[str, object] = field(default_factory=dict)
+    misnamed: frozenset[str] = frozenset()
 
     def checked_dimensions(self, dimensions: int) -> int:
         """Return ``dimensions`` as an ``int`` if vectors of this model may be cut to it.

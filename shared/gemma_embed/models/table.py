@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from gemma_embed.errors import WrongModel
+from gemma_embed.errors import ConfigurationError, WrongModel
+from gemma_embed.models.embeddinggemma2 import EmbeddingGemma2
 from gemma_embed.models.gemma3 import Gemma3
 from gemma_embed.models.model import Model
 from gemma_embed.prompts import Prompts
@@ -60,6 +61,44 @@ EMBEDDINGGEMMA_300M = Model(
     gguf="embeddinggemma-300M-Q8_0.gguf (334 MB) of ggml-org/embeddinggemma-300M-GGUF",
 )
 
+# Sources: the class in transformers 5.24 and the converter that wrote the checkpoint (sizes,
+# modules, prompt keys); the model card (prompts, context, widths, licence); mteb (parameters of the
+# text part); the tags from Ollama's library page. Unlike the 300M model's, the checkpoint embeds
+# summarization as sentence similarity.
+EMBEDDINGGEMMA_2 = replace(
+    EMBEDDINGGEMMA_300M,
+    name="embeddinggemma-2",
+    family=EmbeddingGemma2(),
+    context=8192,
+    prompts=replace(
+        EMBEDDINGGEMMA_300M.prompts,
+        prefixes={
+            **EMBEDDINGGEMMA_300M.prompts.prefixes,
+            "summarization": "task: sentence similarity | query: ",
+        },
+    ),
+    prompt_keys={
+        "query": "query",
+        "document": "document",
+        "question answering": "QuestionAnswering",
+        "fact checking": "FactChecking",
+        "classification": "Classification",
+        "clustering": "Clustering",
+        "sentence similarity": "SentenceSimilarity",
+        "code retrieval": "CodeRetrieval",
+        "summarization": "Summarization",
+    },
+    dense_layers=0,
+    parameters=271_002_624,
+    licence="Apache-2.0",
+    gated=False,
+    repository="google/embeddinggemma-2",
+    onnx_repository="onnx-community/embeddinggemma-2-ONNX",
+    ollama_tag="embeddinggemma-2:270m-bf16-text",
+    gguf="embeddinggemma-2-Q8_0.gguf (310 MB) of ggml-org/embeddinggemma-2-GGUF",
+    misnamed=frozenset({"google/embeddinggemma-2-270m", "google/embeddinggemma-2-740m"}),
+)
+
 # The small demonstration model in this package, in the same architecture. Its vectors are
 # comparable with no other model's.
 BUNDLED = replace(
@@ -72,7 +111,7 @@ BUNDLED = replace(
 )
 
 # The first row stands for whatever a name does not say: fine-tunes go by any name.
-MODELS: tuple[Model, ...] = (EMBEDDINGGEMMA_300M,)
+MODELS: tuple[Model, ...] = (EMBEDDINGGEMMA_300M, EMBEDDINGGEMMA_2)
 
 
 def model_of_config(config: Mapping[str, Any], where: object) -> Model:
@@ -102,10 +141,19 @@ def model_of_config(config: Mapping[str, Any], where: object) -> Model:
 
 
 def model_of_repository(name: str) -> Model:
-    """Return the row of a hub id, or of ``bundled``; the first row for a name of someone else's."""
+    """Return the row of a hub id, or of ``bundled``; the first row for a name of someone else's.
+
+    Raises:
+        ConfigurationError: If it is a name that circulates for a model of another name.
+    """
     for row in (BUNDLED, *MODELS):
         if name in (row.repository, row.onnx_repository):
             return row
+        if name.lower() in row.misnamed:
+            raise ConfigurationError(
+                f"there is no {name}: the model is {row.repository}, of which this package reads "
+                f"the text part; use model={row.repository!r}"
+            )
     return MODELS[0]
 
 

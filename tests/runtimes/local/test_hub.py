@@ -314,7 +314,10 @@ def test_alternatives_are_those_of_the_named_model(at: Callable[[str], None]) ->
     gated = advice(GOOGLE)
     assert "accept the licence on https://huggingface.co/google/embeddinggemma-300m" in gated
     assert "ollama pull embeddinggemma:300m" in gated
-    for name in ("someone/fine-tune", "google/embeddinggemma-2", "models/x"):
+    second = advice("google/embeddinggemma-2")
+    assert "licence" not in second
+    assert "ollama pull embeddinggemma-2:270m-bf16-text" in second
+    for name in ("someone/fine-tune", "google/another", "models/x"):
         said = advice(name)
         assert f"hf download {name}" in said
         assert f"there is no folder {str(Path(name).absolute())!r}" in said

@@ -13,8 +13,9 @@ from gemma_embed.errors import ModelCorrupt, WrongModel
 from gemma_embed.models import BUNDLED, Model, model_of_config
 from gemma_embed.prompts import Prompts
 from gemma_embed.runtimes.local.files import File, exists, read_json
-from gemma_embed.runtimes.local.layout import graph_files, read_config, weight_files
+from gemma_embed.runtimes.local.layout import check_whole, graph_files, read_config, weight_files
 from gemma_embed.runtimes.local.revision import revision_of
+from gemma_fast.weights import Weights
 
 logger = logging.getLogger("gemma_embed")
 
@@ -33,7 +34,8 @@ class Checkpoint:
         model: The row that it is.
         prompts: The row's, unless the checkpoint states others.
         max_tokens: Tokens read of a text, special tokens included.
-        config: The parsed ``config.json``.
+        config: The text network's part of the parsed ``config.json``.
+        prefix: What the names of the text network's tensors begin with.
         weights: Safetensors files of the backbone; or an ONNX graph, and the files of its numbers.
         dense: The safetensors file of each Dense layer, in order.
         tokenizer: The ``tokenizer.json``.
@@ -45,6 +47,7 @@ class Checkpoint:
     prompts: Prompts
     max_tokens: int
     config: Mapping[str, Any] = field(repr=False)
+    prefix: str
     weights: tuple[Path, ...]
     dense: tuple[Path, ...]
     tokenizer: Path
@@ -73,9 +76,11 @@ class Checkpoint:
                 f"by its name or an earlier config.json; create a new one with "
                 f"model={str(folder)!r}"
             )
+        network, prefix = model.family.network(config)
         if graph is None:
-            model.family.check(config, model, folder)
-            weights, dense = weight_files(folder, config, model)
+            model.family.check(network, model, folder)
+            check_whole(folder, config)
+            weights, dense = weight_files(folder, model.family.pooled_width(network), model)
         else:
             weights, dense = graph_files(folder, graph), ()
         tokenizer = folder / "tokenizer.json"
@@ -87,13 +92,22 @@ class Checkpoint:
             folder=folder,
             model=model,
             prompts=_prompts(folder, model),
-            max_tokens=_max_tokens(folder, config, model),
-            config=config,
+            max_tokens=_max_tokens(folder, network, model),
+            config=network,
+            prefix=prefix,
             weights=weights,
             dense=dense,
             tokenizer=tokenizer,
             files=tuple(map(File.at, paths)),
         )
+
+    def tensors(self) -> Weights:
+        """Read the names and places of the text network's tensors.
+
+        Raises:
+            Damaged: If a file is.
+        """
+        return Weights(self.weights, self.prefix)
 
     @cached_property
     def revision(self) -> str:

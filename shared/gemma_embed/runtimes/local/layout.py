@@ -52,20 +52,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     raise ModelNotFound(f"{folder} holds no config.json, so it is not a model folder")
 
 
-def weight_files(folder: Path, config: Mapping[str, Any], model: Model) -> tuple[_Files, _Files]:
-    """Find the weights of a checkpoint and judge what it says of itself.
-
-    Args:
-        folder: The checkpoint's.
-        config: Its ``config.json``.
-        model: The row that it should be.
-
-    Returns:
-        The safetensors files of the backbone, and that of each Dense layer, in order.
+def check_whole(folder: Path, config: Mapping[str, Any]) -> None:
+    """Check that a checkpoint is neither a LoRA adapter nor quantised.
 
     Raises:
-        ModelCorrupt: If a file is missing, damaged, or pickled.
-        WrongModel: If its vectors would not be this model's.
+        WrongModel: If it is.
     """
     if exists(folder / _ADAPTER):
         raise WrongModel(
@@ -81,11 +72,28 @@ def weight_files(folder: Path, config: Mapping[str, Any], model: Model) -> tuple
             f"the weights in {folder} are quantised ({method or 'quantization_config'}); use "
             "the unquantised weights, and for speed OnnxRuntime(..., precision='int8')"
         )
+
+
+def weight_files(folder: Path, pooled: object, model: Model) -> tuple[_Files, _Files]:
+    """Find the weights of a checkpoint and judge what it says of itself.
+
+    Args:
+        folder: The checkpoint's.
+        pooled: The numbers that its network gives for a token.
+        model: The row that it should be.
+
+    Returns:
+        The safetensors files of the backbone, and that of each Dense layer, in order.
+
+    Raises:
+        ModelCorrupt: If a file is missing, damaged, or pickled.
+        WrongModel: If its vectors would not be this model's.
+    """
     modules = list(_modules(folder))
     _check_chain(folder, modules, model)
     _check_pooling(modules[1][1] / "config.json")
     dense = [place for kind, place in modules if kind == "Dense"]
-    _check_dense(dense, config.get("hidden_size"), folder, model)
+    _check_dense(dense, pooled, folder, model)
     backbone, layers = _backbone(folder), tuple(place / _WEIGHTS for place in dense)
     for path in (*backbone, *layers):
         _check_weights(path)
@@ -192,8 +200,8 @@ def _check_pooling(path: Path) -> None:
         raise WrongModel(f"{path} leaves the prompt out of the mean; set it to true")
 
 
-def _check_dense(folders: Sequence[Path], hidden: object, where: Path, model: Model) -> None:
-    width = hidden
+def _check_dense(folders: Sequence[Path], pooled: object, where: Path, model: Model) -> None:
+    width = pooled
     for path in [folder / "config.json" for folder in folders]:
         config = read_json(path)
         activation = str(config.get("activation_function", "")).rpartition(".")[2]

@@ -121,10 +121,11 @@ def checked_model(
         raise wrong("does not embed texts")
     facts = _object(answer.get("model_info"))
     architecture = facts.get("general.architecture")
-    if architecture is not None and architecture not in model.family.ollama.architectures:
+    verified = model.family.ollama.architectures
+    if verified and architecture is not None and architecture not in verified:
         raise wrong(f"has the architecture {shown(ascii(architecture))}")
     width = facts.get(f"{architecture}.embedding_length")
-    if width is not None and width != model.width:
+    if verified and width is not None and width != model.width:
         raise wrong(f"has vectors of {shown(ascii(width))} numbers, not {model.width}")
     dense = _dense_layers(answer.get("tensors"))
     if dense is not None and dense < model.dense_layers:

@@ -78,6 +78,15 @@ class OllamaService(Service):
             listed = entry.details.quantization_level if entry.details else None
             CHECKED[key] = checked_model(answer, settings, listed, self.shown)
         precision, max_tokens = CHECKED[key]
+        coarse = settings.row.family.ollama.coarse.get(precision.upper())
+        if coarse:
+            logger.warning(
+                "%r %s; %s is close to them (%s)",
+                settings.model,
+                coarse,
+                settings.row.ollama_tag,
+                settings.origin,
+            )
         await self.load()
         max_tokens = min(max_tokens, await self._context() or max_tokens)
         return Identity(

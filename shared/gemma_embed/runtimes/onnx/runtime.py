@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Never, get_args
 
-from gemma_embed.errors import ConfigurationError
+from gemma_embed.errors import ConfigurationError, WrongModel
 from gemma_embed.files import expanded
 from gemma_embed.identity import Identity
 from gemma_embed.runtimes.local.checkpoint import Checkpoint
@@ -25,7 +25,7 @@ from gemma_fast.architecture import Architecture
 from gemma_fast.graph import VERSION, write_graph
 from gemma_fast.onnx_forward import OnnxForward
 from gemma_fast.quantization import Precision
-from gemma_fast.weights import Weights, dense_matrix
+from gemma_fast.weights import dense_matrix
 
 Layout = Literal["safetensors", "published"]
 
@@ -123,7 +123,16 @@ class OnnxRuntime(LocalRuntime):
         if self._layout is None:
             published = self._source == self._model.onnx_repository
             published |= holds_published_graphs(expanded(self._source))
-        return GRAPHS[self._precision] if published else None
+        if published:
+            return GRAPHS[self._precision]
+        if not self._model.family.fast:
+            # Before anything is downloaded.
+            raise WrongModel(
+                f"runtime='onnx' writes no graph of {self._model.name} from its weights; use the "
+                f"published one, OnnxRuntime({self._model.onnx_repository!r}), or "
+                "runtime='transformers'"
+            )
+        return None
 
     def _open(self, checkpoint: Checkpoint) -> _Network:
         cache = Cache(checkpoint, self._cache_dir)
@@ -141,7 +150,7 @@ class OnnxRuntime(LocalRuntime):
     def _written(self, checkpoint: Checkpoint, cache: Cache) -> Forward:
         """Load a checkpoint's graph, and write it if it is not cached."""
         sizes = Architecture.of(checkpoint.config, checkpoint.max_tokens)
-        weights = Weights(checkpoint.weights)
+        weights = checkpoint.tensors()
         weights.check(sizes.shapes())
 
         def write(folder: Path) -> None:

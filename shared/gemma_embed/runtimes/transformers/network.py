@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
-from gemma_embed.errors import ConfigurationError
+from gemma_embed.errors import ConfigurationError, MissingDependency
 from gemma_embed.runtimes.local.checkpoint import Checkpoint
 from gemma_embed.runtimes.local.files import check_unchanged
 from gemma_embed.runtimes.local.loading import loading
@@ -14,7 +14,7 @@ from gemma_embed.runtimes.local.tokenizer import HuggingFaceTokenizer, check_spe
 from gemma_embed.runtimes.transformers.probes import PROBES
 from gemma_embed.runtimes.transformers.threads import on_sound_thread
 from gemma_embed.vectors import Vectors, plan_batches
-from gemma_fast.weights import Weights, dense_matrix
+from gemma_fast.weights import dense_matrix
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +41,7 @@ class Network:
         import torch
 
         from gemma_embed.runtimes.transformers.stock import StockForward
-        from gemma_embed.runtimes.transformers.verification import fastest_forward
+        from gemma_embed.runtimes.transformers.verification import Forward, fastest_forward
         from gemma_fast.packed import PackedForward
 
         place = _device(device)
@@ -59,10 +59,14 @@ class Network:
             return stock
 
         with loading(f"the weights in {checkpoint.folder}"):
-            probes, kind = self.tokenize(PROBES), getattr(torch, dtype)
-            self._forward = fastest_forward(load, probes, place, kind)
+            kind = getattr(torch, dtype)
+            self._forward: Forward
+            if checkpoint.model.family.fast:
+                self._forward = fastest_forward(load, self.tokenize(PROBES), place, kind)
+            else:
+                self._forward = load(kind)
             # A mapped table costs no memory of its own, and only rows in use are read.
-            stored = Weights(checkpoint.weights)["embed_tokens.weight"].stored
+            stored = checkpoint.tensors()["embed_tokens.weight"].stored
             mapped = place.type == "cpu" and stored == "F32"
             if isinstance(self._forward, PackedForward) and not mapped:
                 self._forward.store_table_as(kind)
@@ -109,19 +113,27 @@ def _backbone(checkpoint: Checkpoint, dtype: torch.dtype) -> torch.nn.Module:
     import transformers
     from safetensors import safe_open
 
-    kind: Any = getattr(transformers, checkpoint.model.family.transformers_class)
+    family = checkpoint.model.family
+    kind: Any = getattr(transformers, family.transformers_class, None)
+    if kind is None:
+        raise MissingDependency(
+            f"{checkpoint.model.name} needs transformers {family.transformers_version} or later, "
+            f"this is {transformers.__version__}; run: pip install -U 'transformers>="
+            f"{family.transformers_version},<6'"
+        )
     config = kind.config_class.from_dict(dict(checkpoint.config))
     with torch.device("meta"):
         expected = kind(config).state_dict()
     shapes = {name: tuple(tensor.shape) for name, tensor in expected.items()}
-    weights = Weights(checkpoint.weights)
-    weights.check(shapes)
+    checkpoint.tensors().check(shapes)
     tensors: dict[str, torch.Tensor] = {}
     for path in checkpoint.weights:
         with safe_open(path, "pt") as file:
             for stored in file.keys():  # noqa: SIM118 - it is no mapping
                 name = stored.removeprefix("model.")
-                if name in shapes:
+                inside = name.startswith(checkpoint.prefix)
+                name = name.removeprefix(checkpoint.prefix)
+                if inside and name in shapes:
                     tensors[name] = file.get_tensor(stored)
     with _quiet():
         backbone: torch.nn.Module = kind.from_pretrained(

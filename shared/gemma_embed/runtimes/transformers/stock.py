@@ -22,7 +22,7 @@ class StockForward:
         """Take a loaded network.
 
         Args:
-            backbone: A ``Gemma3TextModel``.
+            backbone: The text network, as transformers computes it.
             dense: Weights of the Dense layers, in order, on its device and in its type.
         """
         self.backbone = backbone
