@@ -21,6 +21,7 @@ from gemma_embed.runtimes import OllamaRuntime, OnnxRuntime, Runtime, Transforme
 NOTES = Path(__file__).parent / "notes"
 SUFFIXES = {".md", ".txt", ".rst", ".org"}
 GENERATOR = "gemma3:270m"
+RUNTIMES = ("auto", "bundled", "ollama", "onnx", "transformers")
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,7 @@ def arguments(description: str) -> argparse.Namespace:
     parser.add_argument("question", help="what you want to know")
     parser.add_argument("--folder", type=Path, default=NOTES, help="texts to search")
     parser.add_argument("--index", type=Path, default=Path(".gemma-embed-index"))
-    parser.add_argument(
-        "--runtime", choices=["auto", "bundled", "ollama", "onnx", "transformers"], default="auto"
-    )
+    parser.add_argument("--runtime", choices=RUNTIMES, default="auto")
     parser.add_argument("--model", help="hub id, folder or server tag for --runtime")
     parser.add_argument(
         "--generator",

@@ -20,7 +20,7 @@ PAGES = [
     "README.md",
     *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").glob("*.md"))),
     *("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"),
-    *("training/README.md", "training/MODEL_CARD.md"),
+    *("examples/README.md", "training/README.md", "training/MODEL_CARD.md"),
 ]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 URL = PROJECT["urls"]["Homepage"]

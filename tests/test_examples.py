@@ -12,10 +12,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import pytest
 import watch
 from ollama_server import OllamaServer
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast
+
+from langchain_gemma_embed import GemmaEmbeddings
+from llamaindex_gemma_embed import GemmaEmbedding
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ["rag_langchain.py", "rag_llamaindex.py"]
@@ -235,3 +239,71 @@ def test_an_error_of_this_package_is_one_line(example: str, ask: Ask) -> None:
     output = ask(example, "x", "--runtime", "ollama", fails=True)
     assert "Traceback" not in output
     assert re.search(r"^ConnectionFailed: .+$", output.strip().splitlines()[-1])
+
+
+def is_picture(path: Path) -> bool:
+    return path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000
+
+
+def test_classification_is_compared_with_words(shared: watch.Run, tmp_path: Path) -> None:
+    program = [str(ROOT / "examples" / "classify.py"), "--runtime", "bundled", "--language", "en"]
+    code, output = shared(program, tmp_path, XDG_CACHE_HOME=str(tmp_path.parent / "cache"))
+    assert code == 0, output
+    topic = output.partition("topic: 32 examples, 64 scored\n")[2]
+    accuracy = dict(re.findall(r"^  (.+?) +accuracy (0\.\d+)", topic, re.M))
+    # Six topics: guessing is right once in six times.
+    assert float(accuracy["vectors and examples"]) > 0.4
+    assert set(accuracy) >= {"TF-IDF and examples", "vectors, label descriptions"}
+    assert is_picture(tmp_path / "classify.png")
+
+
+@pytest.mark.parametrize("method", ["kmeans", "hdbscan"])
+def test_clusters_have_names_and_a_map(method: str, shared: watch.Run, tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    for name in ("sql-indexes", "postgresql-vacuum", "sourdough-weekend-loaf", "boiler-pressure"):
+        shutil.copy(ROOT / "examples" / "notes" / f"{name}.md", notes)
+    (notes / "copy.md").write_text((notes / "boiler-pressure.md").read_text())
+    program = [str(ROOT / "examples" / "cluster.py"), "--runtime", "bundled", "--folder", "notes"]
+    code, output = shared(
+        [*program, "--method", method], tmp_path, XDG_CACHE_HOME=str(tmp_path.parent / "cache")
+    )
+    assert code == 0, output
+    groups = re.findall(r"^(.+) \((\d+) paragraphs\)$", output, re.M)
+    assert len(groups) >= 2
+    assert any("boiler" in name or "pressure" in name for name, _ in groups)
+    assert re.search(r"Most similar pairs:\n  1\.00 ", output)
+    assert is_picture(tmp_path / "cluster.png")
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_a_fine_tune_loads_everywhere(
+    rank: int, shared: watch.Run, narrow: Path, tmp_path: Path
+) -> None:
+    for extra in ("datasets", "accelerate", "peft"):
+        pytest.importorskip(extra, reason="run: pip install 'gemma-embed[finetune]'")
+    for name in ("train", "held-out"):
+        lines = (ROOT / "examples" / "data" / f"handbook-{name}.jsonl").read_text().splitlines()
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines[:12]))
+    program = [str(ROOT / "examples" / "finetune.py"), "--model", str(narrow), "--out", "tuned"]
+    program += ["--train", "train.jsonl", "--held-out", "held-out.jsonl", "--also", "--general"]
+    program += ["--max-steps", "2", "--batch", "4", "--lora", str(rank), "--learning-rate", "1e-3"]
+    code, output = shared(program, tmp_path, XDG_CACHE_HOME=str(tmp_path.parent / "cache"))
+    assert code == 0, output
+    assert "window, prompts, tokenizer and vectors are the trained model's" in output
+    assert re.search(r"own field, new passages: \d+ questions, \d+ passages\n +768 ", output)
+    assert is_picture(tmp_path / "finetune.png")
+    tuned = str(tmp_path / "tuned")
+    chain = GemmaEmbeddings("onnx", tuned).embed_query("Who has the lamp?")
+    node = GemmaEmbedding("transformers", model=tuned).get_query_embedding("Who has the lamp?")
+    np.testing.assert_allclose(chain, node, atol=1e-4)
+    before = GemmaEmbeddings("onnx", str(narrow)).embed_query("Who has the lamp?")
+    assert np.dot(before, chain) < 0.9999
+
+
+def test_every_example_is_listed_with_a_command_that_exists() -> None:
+    page = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
+    programs = {path.name for path in (ROOT / "examples").glob("*.py")}
+    shown = re.findall(r"python examples/(\w+\.py)", page)
+    assert shown[:2] == EXAMPLES
+    assert set(shown) == programs - {"common.py", "learning.py"}
