@@ -331,6 +331,9 @@ def test_an_answer_that_is_unknown_is_named(tmp_path: Path) -> None:
         ({"prompts": ()}, "at least one"),
         ({"overlong": ("cut",)}, "overlong='cut'"),
         ({"two_step": [128]}, "100 candidates of 12 passages"),
+        ({"two_step": [768], "candidates": 10}, "a width below the full one"),
+        ({"widths": [768], "overlong": ("error", "cut")}, "overlong='cut'"),
+        ({"timed": -1}, "at least one"),
         ({"task": "searching"}, "unknown task"),
     ],
 )
@@ -404,3 +407,20 @@ def test_the_command_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / "q.jsonl").write_text('{"question": "?", "passage": "x"}')
     assert cli.main(call) == 1
     assert "q.jsonl, line 1: there is no passage 'x'" in capsys.readouterr().err
+
+
+def test_the_documented_command_runs(
+    notes: Report, store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = EXAMPLES.parent
+    page = (root / "docs" / "evaluate.md").read_text().partition("<!-- evaluate command -->")[2]
+    program, *call = page.partition("```sh\n")[2].partition("\n")[0].split()
+    assert program == "gemma-embed"
+    monkeypatch.chdir(root)
+    # With the store of the fixture half of the vectors are there; and no picture is left here.
+    assert call[-2:] == ["--plot", "notes.png"]
+    assert cli.main([*call[:-2], "--store", str(store), "--timed", "0"]) == 0
+    printed = capsys.readouterr().out
+    shown = f"{100 * notes.rows[0].intervals['recall@1'].mean:.1f}"
+    assert re.search(rf"^onnx, 768 +{shown} ", printed, re.MULTILINE)
+    assert f"onnx, 768             {shown} " in page

@@ -10,7 +10,7 @@ from typing import Any
 
 from gemma_embed.embedder import Embedder
 from gemma_embed.errors import ConfigurationError, InvalidInput
-from gemma_embed.evaluate.questions import Question, right_rows
+from gemma_embed.evaluate.questions import Question
 from gemma_embed.evaluate.report import Report, Row
 from gemma_embed.evaluate.scores import DEPTH, required, scored
 from gemma_embed.evaluate.settings import (
@@ -29,7 +29,7 @@ from gemma_embed.passages import Passage, checked_passage, title_of
 from gemma_embed.progress import ProgressCallback
 from gemma_embed.prompts import Task
 from gemma_embed.runtimes.base import Runtime
-from gemma_embed.store import EmbeddingStore, open_store
+from gemma_embed.store import EmbeddingStore
 
 
 @dataclass(frozen=True)
@@ -110,34 +110,36 @@ def evaluate(
         required(package)
     corpus, drawn = _corpus(passages, list(questions), title_key)
     named = dict(runtimes) if isinstance(runtimes, Mapping) else {"": runtimes}
-    if not (named and prompts and titles and overlong and (widths is None or widths or two_step)):
-        raise ConfigurationError("name at least one runtime, width, and value of each setting")
-    if two_step and not DEPTH <= candidates < len(corpus.texts):
-        raise ConfigurationError(
-            f"{candidates} candidates of {len(corpus.texts)} passages: two steps need at least "
-            f"{DEPTH}, and fewer than there are passages"
-        )
-    file = open_store(store)
-    has_titles = any(corpus.titles)
-    rows = []
+    jobs = []
     for name, runtime in named.items():
         model = runtime.model
-        steps = [(model.checked_dimensions(width), 0) for width in widths or model.dimensions]
+        chosen = model.dimensions if widths is None else widths
+        steps = [(model.checked_dimensions(width), 0) for width in chosen]
         steps += [(model.checked_dimensions(width), candidates) for width in two_step]
         for prompted, policy in product(dict.fromkeys(prompts), dict.fromkeys(overlong)):
+            options: dict[str, Any] = {"overlong": policy, "query_task": task, "store": store}
             asked = runtime if prompted else WithoutPrompts(runtime)
-            embedder = Embedder(
-                asked, overlong=policy, store=file, query_task=task, progress=progress
-            )
-            vectors = embedder.embed(corpus.questions, task)
-            takes = has_titles and (embedder.takes_titles or not prompted)
-            query = milliseconds(embedder.embed_query, corpus.questions[:timed]) if timed else None
-            for with_titles in dict.fromkeys(each and takes for each in titles):
-                searched = _embedded(embedder, corpus, prompted, with_titles)
-                for width, second in steps:
-                    setting = Setting(name, width, second, prompted, with_titles, policy)
-                    search = vector_search(searched, width, second)
-                    rows.append(_row(setting, search, vectors, corpus, query, timed))
+            jobs.append((name, prompted, steps, Embedder(asked, progress=progress, **options)))
+    if not (jobs and titles and jobs[0][2]) or timed < 0:
+        raise ConfigurationError("name at least one runtime, width, and value of each setting")
+    full = any(runtime.model.width in two_step for runtime in named.values())
+    if full or (two_step and not DEPTH <= candidates < len(corpus.texts)):
+        raise ConfigurationError(
+            f"two steps with {candidates} candidates of {len(corpus.texts)} passages: they need a "
+            f"width below the full one, and from {DEPTH} candidates to fewer than all passages"
+        )
+    has_titles = any(corpus.titles)
+    rows = []
+    for name, prompted, steps, embedder in jobs:
+        vectors = embedder.embed(corpus.questions, task)
+        query = milliseconds(embedder.embed_query, corpus.questions[:timed]) if timed else None
+        takes = has_titles and (embedder.takes_titles or not prompted)
+        for with_titles in dict.fromkeys(each and takes for each in titles):
+            searched = _embedded(embedder, corpus, prompted, with_titles)
+            for width, second in steps:
+                setting = Setting(name, width, second, prompted, with_titles, embedder.overlong)
+                search = vector_search(searched, width, second)
+                rows.append(_row(setting, search, vectors, corpus, query, timed))
     if words:
         with_titles = has_titles and titles[0]
         texts = titled(corpus.texts, corpus.titles) if with_titles else corpus.texts
@@ -172,12 +174,22 @@ def _corpus(
     if not items or not questions:
         raise InvalidInput(f"{len(items)} passages and {len(questions)} questions: both are needed")
     own = [f"passage {row}" for row in range(len(items))]
-    documents = [each.source or name for each, name in zip(items, own, strict=True)]
-    names = [documents if each.documents else own for each in questions]
-    right = [
-        {named[row] for row in right_rows(items, each, index)}
-        for index, (each, named) in enumerate(zip(questions, names, strict=True))
-    ]
+    documents = [item.source or name for item, name in zip(items, own, strict=True)]
+    known: dict[str, dict[str | None, set[str]]] = {"passage": {}, "document": {}}
+    for item, name, document in zip(items, own, documents, strict=True):
+        known["passage"].setdefault(item.id, set()).add(name)
+        known["document"].setdefault(item.source, set()).add(document)
+    names, right = [], []
+    for index, each in enumerate(questions):
+        kind = "document" if each.documents else "passage"
+        wanted = each.documents or each.passages
+        missing = [name for name in wanted if name not in known[kind]]
+        if missing or not wanted:
+            said = f"there is no {kind} {missing[0]!r}" if missing else "no answer is named"
+            where = each.where or f"question {index}"
+            raise InvalidInput(f"{where}: {said} among the {len(items)} passages")
+        names.append(documents if each.documents else own)
+        right.append(set().union(*(known[kind][name] for name in wanted)))
     texts = [item.text for item in items]
     corpus = _Corpus(texts, titles, [each.text for each in questions], names, right)
     return corpus, any(each.drawn for each in questions)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -135,28 +135,6 @@ def draw_questions(
     if not questions:
         raise InvalidInput("no question can be drawn: no passage has a title or two sentences")
     return kept, questions
-
-
-def right_rows(passages: Sequence[Passage], question: Question, index: int) -> list[int]:
-    """Return the rows of the passages that answer a question.
-
-    Raises:
-        InvalidInput: If a passage or document that it names does not exist.
-    """
-    found = []
-    for kind, wanted in (("passage", question.passages), ("document", question.documents)):
-        named = [each.id if kind == "passage" else each.source for each in passages]
-        for name in wanted:
-            rows = [row for row, given in enumerate(named) if given == name]
-            if not rows:
-                raise InvalidInput(
-                    f"{question.where or f'question {index}'}: there is no {kind} {name!r} among "
-                    f"the {len(passages)} passages"
-                )
-            found += rows
-    if not found:
-        raise InvalidInput(f"question {index} names nothing that answers it")
-    return found
 
 
 def _parts(folder: Path, file: Path) -> Iterator[Passage]:
