@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
@@ -15,7 +15,7 @@ from gemma_embed.chroma.ingestion import Ingestion, IngestReport, OnError, Passa
 from gemma_embed.chroma.lock import Writing
 from gemma_embed.chroma.passport import HasEmbedder, compare_facts, embedder_of, passport, verify
 from gemma_embed.chroma.place import CREATION, Place
-from gemma_embed.chroma.stored import differing, pages
+from gemma_embed.chroma.stored import PAGE, differing, pages, rows_of
 from gemma_embed.errors import (
     CollectionDamaged,
     CollectionError,
@@ -223,6 +223,37 @@ class ChromaIndex:
                 was finished before is stored.
         """
         return self._filled(passages, batch_size, on_error, progress, remove_absent, False)
+
+    def remove(self, documents: Iterable[str]) -> int:
+        """Remove the rows of documents; the others stay, and so do the vectors in the store.
+
+        Args:
+            documents: Their ids, as ``Passage.source`` has them; those that are not there are
+                passed over.
+
+        Returns:
+            How many rows were removed.
+
+        Raises:
+            InvalidInput: If the documents are a single str, or not iterable.
+            CollectionLocked: If another process or thread is writing to the folder.
+            CollectionMismatch: If the collection holds vectors of another space.
+            CollectionDamaged: If it has to be recreated.
+        """
+        names = sorted(set(items_in_order(documents, "documents")))
+        with self._reached() as (client, name), self._place.writing(name) as writing:
+            collection = _existing(client, name)
+            if collection is None:
+                return 0
+            if writing.suspect:
+                raise _half_written(name)
+            self._compared(collection)
+            found = rows_of(collection, self.embedder.dimensions, names)
+            rows = [row for page in found for row in page]
+            for start in range(0, len(rows), PAGE):
+                collection.delete(ids=rows[start : start + PAGE])
+            writing.complete()
+            return len(rows)
 
     def recreate(
         self,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from gemma_embed.chroma.failures import RECREATE
-from gemma_embed.chroma.stored import PAGE, Stored, differing, pages, read
+from gemma_embed.chroma.stored import PAGE, Stored, differing, pages, read, rows_of
 from gemma_embed.embedder import Embedder
 from gemma_embed.errors import (
     BadResponse,
@@ -31,8 +31,6 @@ logger = logging.getLogger("gemma_embed.chroma")
 Passages = Iterable[Passage | Mapping[str, Any]]
 OnError = Literal["report", "raise"]
 
-# Documents that a look-up names at once.
-_DOCUMENTS = 200
 # Texts of one call that the runtime may fail on. With more, it is not the texts' fault.
 _MOST_FAULTS = 3
 _ABSENT = Stored()
@@ -324,17 +322,14 @@ class Ingestion:
 
     def _stale(self, collection: Collection) -> list[str]:
         """Ids of rows that are not among the passages and go."""
-        sources = sorted(self._sources - self._spared)
-        filters: list[Any] = [
-            {DOCUMENT: {"$in": sources[start : start + _DOCUMENTS]}}
-            for start in range(0, len(sources), _DOCUMENTS)
-        ]
+        width, metadata = self._embedder.dimensions, ("metadatas",)
         if self._complete and not self._spares_all:
-            filters = [None]
+            looked_at = pages(collection, width, metadata)
+        else:
+            looked_at = rows_of(collection, width, sorted(self._sources - self._spared))
         return [
             row
-            for where in filters
-            for page in pages(collection, self._embedder.dimensions, ("metadatas",), where)
+            for page in looked_at
             for row, held in page.items()
             if row not in self._seen and not self._spared & {row, held.metadata.get(DOCUMENT)}
         ]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from gemma_embed.embedder import Embedder
-from gemma_embed.passages import embedded_parts
+from gemma_embed.passages import DOCUMENT, embedded_parts
 from gemma_embed.path import Route, prompted
 from gemma_embed.vectors import Vectors, cut
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from chromadb import Collection
 
 PAGE = 1000
+# Documents that a look-up names at once.
+_DOCUMENTS = 200
 # Below this two vectors of one text are not rounding apart, but two models: bfloat16 on another
 # device stays above 0.999, another quantisation of the same weights may not.
 SAME = 0.995
@@ -67,6 +69,15 @@ def pages(
     while page := read(collection, dimensions, columns, where=where, limit=PAGE, offset=offset):
         yield page
         offset += len(page)
+
+
+def rows_of(
+    collection: Collection, dimensions: int, documents: Sequence[str]
+) -> Iterator[dict[str, Stored]]:
+    """The rows of documents, page by page, with their metadata only."""
+    for start in range(0, len(documents), _DOCUMENTS):
+        where = {DOCUMENT: {"$in": list(documents[start : start + _DOCUMENTS])}}
+        yield from pages(collection, dimensions, ("metadatas",), where)
 
 
 def sound(vector: Any, dimensions: int) -> Vectors | None:

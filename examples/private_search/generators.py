@@ -1,0 +1,126 @@
+"""A Gemma 3 that writes: on an Ollama server, or in this process. Text comes piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from gemma_embed.errors import ConfigurationError, MissingDependency
+
+# From a prompt to pieces of an answer of at most TOKENS tokens.
+Generator = Callable[[str], Iterator[str]]
+
+TOKENS, CONTEXT = 256, 8192
+# Nothing for so many seconds, from a server, is an error.
+_SILENCE = 120
+
+
+def open_generator(name: str) -> Generator | None:
+    """Return a generator, or None if there is none.
+
+    Args:
+        name: An Ollama tag such as ``gemma3:270m``; a .gguf file, for llama.cpp; a folder with a
+            Gemma 3 checkpoint, for transformers; or ``none``.
+
+    Raises:
+        MissingDependency: If a package for it is not installed.
+        ConfigurationError: If a .gguf file does not exist.
+    """
+    if name == "none":
+        return None
+    if name.endswith(".gguf"):
+        return _llama_cpp(Path(name))
+    return _transformers(name) if Path(name).is_dir() else _ollama(name)
+
+
+def _ollama(name: str) -> Generator | None:
+    import httpx
+    import ollama
+
+    from gemma_embed.runtimes import OllamaRuntime
+
+    def without_key(request: httpx.Request) -> httpx.Request:
+        # The client would send OLLAMA_API_KEY to any host.
+        request.headers.pop("Authorization", None)
+        return request
+
+    # The address as the embedding runtime reads it from OLLAMA_HOST; it refuses cloud models.
+    client = ollama.Client(
+        OllamaRuntime(name).settings["host"],
+        timeout=httpx.Timeout(_SILENCE, connect=5),
+        follow_redirects=False,
+        trust_env=False,
+        auth=without_key,
+    )
+    try:
+        if name not in [model.model for model in client.list().models]:
+            return None
+    except (ollama.ResponseError, httpx.HTTPError, ConnectionError):
+        return None
+
+    def generate(prompt: str) -> Iterator[str]:
+        options = {"temperature": 0, "num_ctx": CONTEXT, "num_predict": TOKENS}
+        message = {"role": "user", "content": prompt}
+        for part in client.chat(name, [message], stream=True, options=options):
+            yield part.message.content or ""
+
+    return generate
+
+
+def _llama_cpp(path: Path) -> Generator:
+    if not path.is_file():
+        raise ConfigurationError(f"--generator {path}: there is no such file")
+    try:
+        from llama_cpp import Llama
+    except ImportError as error:
+        raise MissingDependency("a .gguf file needs: pip install llama-cpp-python") from error
+    model = Llama(str(path), n_ctx=CONTEXT, verbose=False)
+
+    def generate(prompt: str) -> Iterator[str]:
+        message: Any = {"role": "user", "content": prompt}
+        for part in model.create_chat_completion(
+            [message], stream=True, max_tokens=TOKENS, temperature=0
+        ):
+            yield part["choices"][0]["delta"].get("content") or ""
+
+    return generate
+
+
+def _transformers(folder: str) -> Generator:
+    try:
+        from threading import Thread
+
+        from transformers import AutoModelForCausalLM, AutoTokenizer, TextIteratorStreamer
+    except ImportError as error:
+        raise MissingDependency(
+            'a folder needs: pip install "gemma-embed[transformers]"'
+        ) from error
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True
+    )
+
+    def generate(prompt: str) -> Iterator[str]:
+        message = [{"role": "user", "content": prompt}]
+        inputs = tokenizer.apply_chat_template(
+            message, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        )
+        stopped = []
+        streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        options = {
+            "max_new_tokens": TOKENS,
+            "do_sample": False,
+            "streamer": streamer,
+            "stopping_criteria": [lambda *_, **__: bool(stopped)],
+        }
+        thread = Thread(target=model.generate, kwargs={**inputs, **options}, daemon=True)
+        thread.start()
+        try:
+            yield from streamer
+        finally:
+            # Whoever has read enough ends the computation.
+            stopped.append(True)
+            thread.join()
+
+    return generate

@@ -1,0 +1,89 @@
+"""Bytes into clean text: encodings, invisible characters, encoded data, tracking parameters."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+TITLE_LENGTH = 200
+_BOMS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+# Controls, zero-width and direction marks, tags: no reader sees them, a model does. The joiners
+# U+200C and U+200D stay: Persian, Hindi and emoji need them.
+_INVISIBLE = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff"
+    "\U000e0000-\U000e007f]"
+)
+_ENCODED = re.compile(r"(?:data:[\w/+.;-]+,)?[A-Za-z0-9+/]{64,}(?:\s+[A-Za-z0-9+/]{24,})*={0,2}")
+_ADDRESS = re.compile(r"https?://[^\s<>\"')\]]+")
+_TRACKING = re.compile(r"(utm_\w+|mtm_\w+|pk_\w+|mc_[ce]id|[fg]clid|msclkid|igshid|_hs\w+|ref_?\w*)$")
+_BLANK_LINES = re.compile(r"\n[ \t]*(?:\n[ \t]*){2,}")
+_LONGEST_ADDRESS = 160
+
+
+def decoded(data: bytes) -> tuple[str, str]:
+    """Return text, and a remark if the encoding had to be guessed.
+
+    Raises:
+        UnicodeDecodeError: If a byte order mark names an encoding that the bytes are not in.
+    """
+    for mark, name in _BOMS.items():
+        if data.startswith(mark):
+            return data.decode(name), ""
+    try:
+        return data.decode(), ""
+    except UnicodeDecodeError:
+        from charset_normalizer import from_bytes
+
+        best = from_bytes(data[:65536]).best()
+        name = best.encoding if best is not None else "cp1252"
+        return data.decode(name, errors="replace"), f"not UTF-8: read as {name}"
+
+
+def visible(text: str) -> str:
+    """Return the text with plain line ends and without invisible characters; lines stay lines."""
+    return _INVISIBLE.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def cleaned(text: str) -> str:
+    """Return visible text without encoded data, tracking parameters and runs of empty lines."""
+    text = _ENCODED.sub(" ", visible(text).replace("\xa0", " "))
+    if "://" in text:
+        text = _ADDRESS.sub(lambda found: plain_address(found[0]), text)
+    return _BLANK_LINES.sub("\n\n", text).strip()
+
+
+def plain_address(address: str) -> str:
+    """Return an address without passwords, fragments and tracking parameters."""
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return address[:_LONGEST_ADDRESS]
+    query = parts.query
+    if query:
+        kept = [(key, value) for key, value in parse_qsl(query) if not _TRACKING.match(key.lower())]
+        query = urlencode(kept)
+    host = parts.netloc.rpartition("@")[2]
+    plain = urlunsplit((parts.scheme, host, parts.path, query, ""))
+    # What is longer still carries somebody's state.
+    return plain if len(plain) <= _LONGEST_ADDRESS else urlunsplit((parts.scheme, host, "", "", ""))
+
+
+def title_from(*candidates: str | None) -> str:
+    """Return the first candidate that says something, on one line, of bounded length."""
+    for candidate in candidates:
+        title = " ".join(visible(candidate or "").split())
+        if title:
+            return title if len(title) <= TITLE_LENGTH else title[: TITLE_LENGTH - 1] + "…"
+    return "Untitled"
+
+
+def on_terminal(text: str) -> str:
+    """Return text of others as it may be printed: nothing in it moves the cursor."""
+    return _INVISIBLE.sub("", text)
