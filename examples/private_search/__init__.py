@@ -21,7 +21,7 @@ The interface for pages, servers and frameworks:
         library.update(progress)              # Progress(step, done, total, seconds)
         library.coverage()                    # a Coverage a source
         results = Search(library).ask("question", Filter(kind="mail", sender="anna"), limit=5)
-        results.hits                          # Hit: found (a Found), sentences, score, also
+        results.hits               # Hit: found (a Found), similarity, sentences, where, also
         results.answerable, results.confidence
 
 A ``Library`` and what is made from it may be used by several threads, one at a time.

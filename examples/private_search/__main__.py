@@ -184,9 +184,7 @@ def _ask(library: Library, options: argparse.Namespace) -> int:
     filters = Filter(
         options.kind, options.after, options.before, options.sender, options.folder, options.site
     )
-    results = Search(library).ask(
-        options.question, filters, limit=options.limit, mode=options.mode
-    )
+    results = Search(library).ask(options.question, filters, limit=options.limit, mode=options.mode)
     if not results.hits or not (results.answerable or options.weak):
         print("Not in your documents.")
         if results.hits:

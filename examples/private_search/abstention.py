@@ -2,89 +2,46 @@
 
 A fixed cosine does not do: a model's cosines differ by topic, by language and by how a question is
 put, and the highest of a hundred thousand is higher than that of a hundred. So the library itself
-is asked the questions below, which hardly anybody's documents answer, and what they find is the
-measure. A question is answerable if it finds more than all but a few of these.
+is asked the questions of ``unrelated.txt``, which hardly anybody's documents answer, and what they
+find is the measure. Two things count: how far the best cosine stands out from those of the
+library's other passages to the same question, in their standard deviations, and the greatest share
+of the question's rare words in one passage.
 """
 
 from __future__ import annotations
 
+import json
+import random
+from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from private_search.catalogue import Filter
+from private_search.text import folded
+
 if TYPE_CHECKING:
+    from gemma_embed.vectors import Vectors
+    from private_search.library import Library
     from private_search.search import Search
 
-# Better than so large a share of the questions below. Some library may answer one of them.
-NEEDED = 0.95
-# What the share of rare words counts, in standard deviations of the cosine.
+# A question must do better than this share of those; some of them a library may answer.
+NEEDED = 0.9
+# What the share of rare words counts, in standard deviations of the other number.
 _WORDS = 3.0
+# Passages that stand for all.
+_SAMPLE = 512
+# A library may grow or shrink by so much before it is asked again.
+_DRIFT = 0.05
 
-UNRELATED = tuple(
-    line
-    for line in """
-What colour is the door of the lighthouse keeper's shed in Torshavn?
-How many strings did the harp in the embassy have?
-When was the submarine's periscope last repainted?
-Which glacier did my grandmother ski across in 1951?
-What is the serial number of the espresso machine on the research ship?
-Who won the village's falconry contest?
-How much does the aquarium pay for its seahorses?
-What is the boiling point of tungsten hexafluoride?
-At which gate does the night train from Samarkand arrive?
-What did the astronaut say about her left glove?
-How long is the waiting list of the observatory?
-Which composer wrote the opera about the beekeeper?
-How do I calibrate a seismograph?
-What is the minimum age for a hot-air balloon licence in Peru?
-Who inherited the vineyard on the volcano?
-How many lions live in the national park?
-What was the score of the curling final?
-When is the camel market held?
-What is the recommended tyre pressure for a fire engine?
-Which dye did the weavers use for the throne's cushion?
-How do I tune a church organ's reed pipes?
-What was the name of the ventriloquist's dummy?
-How deep is the crater lake?
-Who translated the Icelandic sagas into Maori?
-What is the maximum load of the drawbridge?
-How many votes did the mayor of the mining town get?
-When does the planetarium show the film about comets?
-Which orchid grows on the north wall of the monastery?
-How is the enzyme purified before crystallisation?
-What is the melting temperature of the solder on the satellite?
-Who designed the stamps with the zeppelin?
-What fine do I pay for fishing in the moat?
-How many kilograms of saffron were stolen?
-Which frequency does the coast guard use at night?
-When did the circus last visit the island?
-What did the judge decide about the stolen cello?
-Where was the meteorite found that the museum bought?
-How often must a parachute be repacked?
-What is the salary of a chimney sweep in Oslo?
-Who painted the ceiling of the railway station?
-Welche Farbe hat die Kutsche des Bischofs?
-Wie viele Rentiere besitzt der Schamane?
-Wann wurde das Bergwerk geflutet?
-Wer hat den Wettbewerb im Eisstockschießen gewonnen?
-Wie hoch ist der Zoll auf Bernstein?
-Quelle est la profondeur du puits du château ?
-Qui a gagné la course de traîneaux ?
-Combien coûte la licence de chasse au sanglier ?
-À quelle heure ferme le musée du cirque ?
-¿Cuántos caballos tenía el virrey?
-¿Cuándo se inauguró el observatorio del desierto?
-¿Quién reparó el reloj de la catedral?
-Quanti violini ha costruito il liutaio?
-Chi ha vinto il palio l'anno scorso?
-Hoeveel molens staan er langs het kanaal?
-Quantos faróis existem na costa norte?
-灯台の高さは何メートルですか。
-相撲大会の優勝者は誰でしたか。
-火山博物馆几点关门？
-Сколько оленей живёт в заповеднике?
-""".strip().splitlines()
+UNRELATED = tuple((Path(__file__).parent / "unrelated.txt").read_text("utf-8").splitlines())
+# What questions are made of in several languages: words of more than one of them.
+QUESTION_WORDS = frozenset(
+    word
+    for word, count in Counter(word for line in UNRELATED for word in folded(line)).items()
+    if count > 1
 )
 
 
@@ -93,40 +50,63 @@ class Calibration:
     """What unrelated questions find in a library.
 
     Attributes:
-        passages: How many it had then.
-        centre: Median of the cosines.
-        spread: Their standard deviation.
+        background: Vectors of some of its passages, shape (n, width).
+        spread: Standard deviation of how far the best hits stand out.
         scores: Of the questions, in order.
     """
 
-    passages: int
-    centre: float
+    background: Vectors
     spread: float
     scores: tuple[float, ...]
 
-    def score(self, evidence: tuple[float, float]) -> float:
-        """Join cosine and the share of rare words into one number."""
-        cosine, share = evidence
-        return (cosine - self.centre) / self.spread + _WORDS * share
+    def score(self, query: Vectors, best: float, share: float) -> float:
+        """Join the two numbers into one.
 
-    def confidence(self, evidence: tuple[float, float]) -> float:
+        Args:
+            query: The question's vector.
+            best: The highest cosine of a passage.
+            share: Of rare words.
+        """
+        return _apart(self.background, query, best) / self.spread + _WORDS * share
+
+    def confidence(self, query: Vectors, best: float, share: float) -> float:
         """Return the share of unrelated questions with a lower score."""
-        return float(np.searchsorted(self.scores, self.score(evidence)) / len(self.scores))
+        score = self.score(query, best, share)
+        return float(np.searchsorted(self.scores, score) / len(self.scores))
 
 
 def calibrated(search: Search) -> Calibration:
-    """Ask a library the unrelated questions."""
-    from private_search.catalogue import Filter
+    """Ask a library the unrelated questions, or take what they found the last time."""
+    library = search.library
+    count, name = library.catalogue.count(), f"calibration {library.embedder.fingerprint}"
+    background = _background(library)
+    known = json.loads(library.catalogue.setting(name) or "null")
+    if known is None or abs(known["passages"] - count) > _DRIFT * count:
+        found = []
+        queries = search.queries(UNRELATED)
+        for question, query in zip(UNRELATED, queries, strict=True):
+            ranking = search.ranked(question, query, Filter())
+            found.append((query, ranking.best, ranking.share))
+        apart = [_apart(background, query, best) for query, best, _ in found]
+        plain = Calibration(background, float(np.std(apart)) or 1.0, ())
+        scores = sorted(plain.score(*each) for each in found)
+        known = {"passages": count, "spread": plain.spread, "scores": scores}
+        library.catalogue.setting(name, json.dumps(known))
+    return Calibration(background, known["spread"], tuple(known["scores"]))
 
-    found = []
-    queries = search.queries(UNRELATED)
-    for question, query in zip(UNRELATED, queries, strict=True):
-        ranked, similarity = search.ranked(question, query, Filter())
-        best = search.library.catalogue.by_number(ranked[:1])
-        found += [search.evidence(question, similarity, each) for each in best.values()]
-    cosines = [cosine for cosine, _ in found] or [0.0]
-    spread = float(np.std(cosines)) or 1.0
-    count = search.library.catalogue.count()
-    plain = Calibration(count, float(np.median(cosines)), spread, ())
-    scores = tuple(sorted(map(plain.score, found)))
-    return Calibration(count, plain.centre, spread, scores)
+
+def _background(library: Library) -> Vectors:
+    numbers = [number for (number,) in library.catalogue.db.execute("SELECT number FROM passages")]
+    # The same ones each time, so that a question is judged alike.
+    chosen = random.Random(0).sample(numbers, min(_SAMPLE, len(numbers)))  # noqa: S311
+    got = library.collection.get(ids=[str(number) for number in chosen], include=["embeddings"])
+    return np.asarray(got["embeddings"], dtype=np.float32)
+
+
+def _apart(background: Vectors, query: Vectors, best: float) -> float:
+    if len(background) < 2:
+        return 0.0
+    width = background.shape[1]
+    narrow = query[:width] / np.linalg.norm(query[:width])
+    others = background @ narrow
+    return float((best - others.mean()) / max(float(others.std()), 1e-6))

@@ -195,9 +195,7 @@ class Catalogue:
         found = self.passages(f"passages.number IN ({marks})", numbers)
         return {each.number: each for each in found}
 
-    def matching(
-        self, expression: str, filters: Filter, limit: int
-    ) -> list[int]:
+    def matching(self, expression: str, filters: Filter, limit: int) -> list[int]:
         """Search words: numbers of passages, best first (BM25, titles count three times)."""
         where, values = self.condition(filters)
         rows = self.db.execute(

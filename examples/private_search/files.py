@@ -51,7 +51,12 @@ class Folder:
 
     def read(self, unit: Unit) -> Iterator[Document]:
         """Read a file."""
-        found = READERS[unit.path.suffix.lower()](unit.path.read_bytes())
+        try:
+            found = READERS[unit.path.suffix.lower()](unit.path.read_bytes())
+        except (Unreadable, OSError, ImportError):
+            raise
+        except Exception as error:
+            raise Unreadable(f"damaged: {type(error).__name__}") from error
         text = found.text.strip() or found.title
         if not text:
             raise Unreadable("empty", skipped=True)
@@ -169,25 +174,21 @@ def _page(data: bytes) -> Read:
     html, note = decoded(data)
     tree = parsed(html)
     title = page_title(tree)
-    return Read(main_text(html, tree), title, note=note)
+    return Read(main_text(tree), title, note=note)
 
 
 def _pdf(data: bytes) -> Read:
     import logging
 
     from pypdf import PdfReader
-    from pypdf.errors import PyPdfError
 
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)
-    try:
-        reader = PdfReader(io.BytesIO(data))
-        if reader.is_encrypted and not reader.decrypt(""):
-            raise Unreadable("a PDF with a password")
-        texts = [cleaned(page.extract_text()) for page in reader.pages]
-        about = reader.metadata
-        title, made = (about.title, about.creation_date) if about else (None, None)
-    except (PyPdfError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise Unreadable(f"damaged PDF: {type(error).__name__}") from error
+    reader = PdfReader(io.BytesIO(data))
+    if reader.is_encrypted and not reader.decrypt(""):
+        raise Unreadable("a PDF with a password")
+    texts = [cleaned(page.extract_text()) for page in reader.pages]
+    about = reader.metadata
+    title, made = (about.title, about.creation_date) if about else (None, None)
     if not any(texts):
         raise Unreadable("a PDF without text, as of a scan", skipped=True)
     starts, position = [], 0
@@ -200,13 +201,9 @@ def _pdf(data: bytes) -> Read:
 
 def _word(data: bytes) -> Read:
     from docx import Document as Word
-    from docx.opc.exceptions import PackageNotFoundError
     from docx.table import Table
 
-    try:
-        word = Word(io.BytesIO(data))
-    except (PackageNotFoundError, KeyError, ValueError, OSError) as error:
-        raise Unreadable(f"damaged docx: {type(error).__name__}") from error
+    word = Word(io.BytesIO(data))
     parts = []
     for block in word.iter_inner_content():
         if isinstance(block, Table):

@@ -87,7 +87,7 @@ def _saved_page(unit: Unit, visits: dict[str, tuple[str | None, float, int]]) ->
     address, title = plain_address(page_address(html, tree)), page_title(tree)
     if not address.startswith("http"):
         raise Unreadable("a saved page that does not say its address")
-    text = main_text(html, tree)
+    text = main_text(tree)
     if not text:
         raise Unreadable("a page without text", skipped=True)
     visited, time, count = visits.pop(address, (None, unit.path.stat().st_mtime, 0))
@@ -128,6 +128,9 @@ def _copied(path: Path) -> list[tuple[str, str | None, float, int]]:
     """Read from a copy in memory: the browser is never kept waiting."""
     opened = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=1)
     with closing(opened), closing(sqlite3.connect(":memory:")) as copy:
+        # Raises if the browser holds it alone; `backup` would wait for ever.
+        opened.execute("BEGIN")
+        opened.execute("SELECT count(*) FROM sqlite_master").fetchone()
         opened.backup(copy)
         tables = {name for (name,) in copy.execute("SELECT name FROM sqlite_master")}
         for table, query in _QUERIES.items():

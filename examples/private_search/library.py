@@ -138,7 +138,9 @@ class Library:
         rows = self.catalogue.db.execute("SELECT * FROM sources ORDER BY name").fetchall()
         kinds: dict[str, Callable[[Path], Source]] = {"Folder": Folder, "Mail": Mail}
         return [
-            History(Path(path), pages and Path(pages)) if kind == "History" else kinds[kind](Path(path))
+            History(Path(path), pages and Path(pages))
+            if kind == "History"
+            else kinds[kind](Path(path))
             for _, kind, path, pages in rows
         ]
 
@@ -283,9 +285,7 @@ class Library:
                 "AND (state != 'indexed' OR reason != '') ORDER BY state, key",
                 (source.name,),
             )
-            told = [
-                {"unit": key, "state": state, "reason": reason} for key, state, reason in units
-            ]
+            told = [{"unit": key, "state": state, "reason": reason} for key, state, reason in units]
             report.append(
                 Coverage(source.name, dict(states), documents, passages, told if details else [])
             )

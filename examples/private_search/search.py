@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import math
 import re
-import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-
 from gemma_embed import Task
 from gemma_embed.matryoshka import TwoStepSearch
 from gemma_embed.vectors import Vectors, cut
-from private_search.abstention import NEEDED, Calibration, calibrated
+from private_search.abstention import NEEDED, QUESTION_WORDS, Calibration, calibrated
 from private_search.catalogue import Filter, Found
 from private_search.library import Library
+from private_search.text import folded
 
 Mode = Literal["hybrid", "words", "meaning"]
 
 # Cormack, Clarke and Buettcher (2009) found 60 for the fusion, and nothing depends on it much.
 _RANK, _CANDIDATES = 60, 50
-# Words of a question in more than this share of the passages say nothing about them.
+# Words of a question in more than this share of the passages are not searched for.
 _COMMON = 0.2
+# A passage counts by its words if it has this share of the question's, weighted by how rare they
+# are. Otherwise whatever has a word or two of a long question would push what answers it aside.
+_SHARE = 0.5
+# What a sentence gains, in cosine, by having all rare words of the question.
+_WORDS = 0.3
 # Shared words, as a share of all words, from which two passages are the same one twice.
 _ALIKE = 0.7
-_SENTENCE = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])|\n+")  # noqa: RUF001
+_SENTENCE = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])|\n+")
 
 
 @dataclass(frozen=True)
@@ -36,14 +39,12 @@ class Hit:
 
     Attributes:
         found: The passage and its document.
-        score: Of the fusion; it orders hits and means nothing else.
         similarity: Cosine to the question; None if the meaning did not find it.
         sentences: The words of the passage that answer best, one or two sentences.
         also: Passages that say the same, with other places.
     """
 
     found: Found
-    score: float
     similarity: float | None
     sentences: tuple[str, ...]
     also: tuple[Found, ...] = ()
@@ -51,7 +52,9 @@ class Hit:
     @property
     def where(self) -> str:
         """The place to look at: address, and line, page or message."""
-        return f"{self.found.address}, {self.found.place}" if self.found.place else self.found.address
+        return (
+            f"{self.found.address}, {self.found.place}" if self.found.place else self.found.address
+        )
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,20 @@ class Results:
     hits: tuple[Hit, ...]
     answerable: bool
     confidence: float
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Passages, best first; cosines of those found by meaning; the greatest share of words."""
+
+    passages: list[Found]
+    similarity: dict[int, float]
+    share: float
+
+    @property
+    def best(self) -> float:
+        """The highest cosine."""
+        return max(self.similarity.values(), default=0.0)
 
 
 class Search:
@@ -87,6 +104,7 @@ class Search:
         if library.embedder.dimensions < self._full.dimensions:
             self._two_step = TwoStepSearch(library.embedder, _CANDIDATES, 2 * _CANDIDATES)
         self._calibration: Calibration | None = None
+        self._counted = 0
 
     def queries(self, questions: Sequence[str]) -> Vectors:
         """Embed questions, at full width."""
@@ -109,37 +127,55 @@ class Search:
             mode: Both searches, or one.
         """
         query = self.queries([question])[0]
-        ranked, similarity = self.ranked(question, query, filters, mode)
-        found = self.library.catalogue.by_number(ranked)
-        groups = _grouped([found[number] for number in ranked if number in found], limit)
+        ranking = self.ranked(question, query, filters, mode)
+        groups = _grouped(ranking.passages, limit)
+        sentences = self._sentences(question, query, [first for first, *_ in groups])
         hits = tuple(
-            Hit(
-                first,
-                1 / (_RANK + rank),
-                similarity.get(first.number),
-                self._sentences(question, query, first),
-                tuple(others),
-            )
-            for rank, (first, *others) in enumerate(groups, 1)
+            Hit(first, ranking.similarity.get(first.number), best, tuple(others))
+            for (first, *others), best in zip(groups, sentences, strict=True)
         )
         if not hits:
             return Results((), answerable=False, confidence=0.0)
-        if self._calibration is None or self._calibration.passages != self.library.catalogue.count():
-            self._calibration = calibrated(self)
-        confidence = self._calibration.confidence(self.evidence(question, similarity, hits[0].found))
+        count = self.library.catalogue.count()
+        if self._calibration is None or self._counted != count:
+            self._calibration, self._counted = calibrated(self), count
+        confidence = self._calibration.confidence(query, ranking.best, ranking.share)
         return Results(hits, confidence >= NEEDED, confidence)
 
     def ranked(
         self, question: str, query: Vectors, filters: Filter, mode: Mode = "hybrid"
-    ) -> tuple[list[int], dict[int, float]]:
-        """Return passages' numbers, best first, and the similarities of those found by meaning."""
+    ) -> Ranking:
+        """Search in one way or both, and fuse by reciprocal rank.
+
+        Args:
+            question: For the words.
+            query: For the meaning, of full width.
+            filters: What is searched.
+            mode: How.
+        """
         meaning = [] if mode == "words" else self._by_meaning(query, filters)
-        words = [] if mode == "meaning" else self._by_words(question, filters)
+        weights = self.weights(question)
+        words = [] if mode == "meaning" else self._by_words(weights, filters)
+        numbers = [number for number, _ in meaning]
+        found = self.library.catalogue.by_number(list({*numbers, *words}))
+        total = sum(weights.values()) or 1.0
+        shares = {
+            number: sum(weights.get(word, 0.0) for word in folded(f"{each.title} {each.text}"))
+            / total
+            for number, each in found.items()
+        }
+        if mode == "hybrid":
+            words = [number for number in words if shares.get(number, 0.0) >= _SHARE]
         scores: defaultdict[int, float] = defaultdict(float)
-        for numbers in ([number for number, _ in meaning], words):
-            for rank, number in enumerate(numbers, 1):
+        for ranks in (numbers, words):
+            for rank, number in enumerate(ranks, 1):
                 scores[number] += 1 / (_RANK + rank)
-        return sorted(scores, key=lambda number: -scores[number]), dict(meaning)
+        ordered = sorted(scores, key=lambda number: -scores[number])
+        return Ranking(
+            [found[number] for number in ordered if number in found],
+            dict(meaning),
+            max(shares.values(), default=0.0),
+        )
 
     def _by_meaning(self, query: Vectors, filters: Filter) -> list[tuple[int, float]]:
         collection, where = self.library.collection, self._where(filters)
@@ -178,57 +214,46 @@ class Search:
                 parts.append({column: {"$in": chosen}})
         return {"$and": parts} if len(parts) > 1 else (parts[0] if parts else {})
 
-    def _by_words(self, question: str, filters: Filter) -> list[int]:
-        terms = self.terms(question)
-        if not terms:
-            return []
-        expression = " OR ".join(f'"{term}"' for term in terms)
-        return self.library.catalogue.matching(expression, filters, _CANDIDATES)
+    def _by_words(self, weights: dict[str, float], filters: Filter) -> list[int]:
+        common = math.log(1 / _COMMON)
+        terms = [word for word, weight in weights.items() if weight > common]
+        expression = " OR ".join(f'"{term}"' for term in terms or weights)
+        return self.library.catalogue.matching(expression, filters, _CANDIDATES) if weights else []
 
-    def terms(self, question: str) -> dict[str, float]:
-        """Return a question's words that the library has, and how rare they are (BM25's IDF)."""
-        words = folded(question)
-        total = max(self.library.catalogue.count(), 1)
+    def weights(self, question: str) -> dict[str, float]:
+        """Return a question's words but those of any question, with how rare they are here (IDF).
+
+        A word that the library does not have is the rarest of all.
+        """
+        words = [word for word in folded(question) if word not in QUESTION_WORDS]
+        total = self.library.catalogue.count() + 1
         frequency = self.library.catalogue.frequency(words)
-        return {
-            word: math.log((total + 1) / (frequency[word] + 0.5))
-            for word in words
-            if 0 < frequency.get(word, 0) <= max(_COMMON * total, 3)
-        }
+        return {word: max(math.log(total / (frequency.get(word, 0) + 0.5)), 0.0) for word in words}
 
-    def evidence(
-        self, question: str, similarity: dict[int, float], best: Found
-    ) -> tuple[float, float]:
-        """Return what speaks for an answer: the highest cosine, and the share of rare words."""
-        total = math.log(max(self.library.catalogue.count(), 1) + 1)
-        known, there = self.terms(question), set(folded(f"{best.title} {best.text}"))
-        words = folded(question)
-        # A word that the library lacks counts as the rarest.
-        frequency = self.library.catalogue.frequency(words)
-        weights = {word: known.get(word, 0.0 if word in frequency else total) for word in words}
-        share = sum(weight for word, weight in weights.items() if word in there)
-        return max(similarity.values(), default=0.0), share / max(sum(weights.values()), 1e-9)
-
-    def _sentences(self, question: str, query: Vectors, found: Found) -> tuple[str, ...]:
-        """Choose one or two sentences: nearest in meaning, with the question's rare words."""
-        parts = [part.strip() for part in _SENTENCE.split(found.text) if part.strip()]
-        if len(parts) <= 2:
-            return tuple(parts)
-        titles = [found.title] * len(parts) if self._full.takes_titles else None
-        vectors = self._full.embed_documents(parts, titles)
-        rare = self.terms(question)
-        total = sum(rare.values()) or 1.0
-        shared = [sum(rare.get(word, 0.0) for word in set(folded(part))) / total for part in parts]
-        scores = vectors @ query + 0.3 * np.array(shared)
-        best = sorted(np.argsort(-scores)[:2])
-        return tuple(parts[place] for place in best)
-
-
-def folded(text: str) -> list[str]:
-    """Return the words of a text as the index has them: small letters without accents."""
-    plain = unicodedata.normalize("NFKD", text.lower())
-    words = re.findall(r"\w+", "".join(each for each in plain if not unicodedata.combining(each)))
-    return list(dict.fromkeys(words))
+    def _sentences(
+        self, question: str, query: Vectors, passages: Sequence[Found]
+    ) -> list[tuple[str, ...]]:
+        """Choose two sentences of each: nearest in meaning, with the question's rare words."""
+        parts = [
+            (place, sentence.strip())
+            for place, each in enumerate(passages)
+            for sentence in _SENTENCE.split(each.text)
+            if sentence.strip()
+        ]
+        titles = [passages[place].title for place, _ in parts] if self._full.takes_titles else None
+        vectors = self._full.embed_documents([sentence for _, sentence in parts], titles)
+        weights = self.weights(question)
+        total = sum(weights.values()) or 1.0
+        scores = vectors @ query + [
+            _WORDS * sum(weights.get(word, 0.0) for word in folded(sentence)) / total
+            for _, sentence in parts
+        ]
+        chosen: list[tuple[str, ...]] = []
+        for wanted in range(len(passages)):
+            rows = [row for row, (place, _) in enumerate(parts) if place == wanted]
+            best = sorted(sorted(rows, key=lambda row: -scores[row])[:2])
+            chosen.append(tuple(parts[row][1] for row in best))
+        return chosen
 
 
 def _grouped(passages: Sequence[Found], limit: int) -> list[list[Found]]:
@@ -243,4 +268,3 @@ def _grouped(passages: Sequence[Found], limit: int) -> list[list[Found]]:
         else:
             groups.append((words, [passage]))
     return [group for _, group in groups[:limit]]
-

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import re
+import unicodedata
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 TITLE_LENGTH = 200
@@ -20,9 +21,13 @@ _INVISIBLE = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff"
     "\U000e0000-\U000e007f]"
 )
-_ENCODED = re.compile(r"(?:data:[\w/+.;-]+,)?[A-Za-z0-9+/]{64,}(?:\s+[A-Za-z0-9+/]{24,})*={0,2}")
+_ENCODED = re.compile(
+    r"(?:data:[\w/+.;-]+,)?(?=[A-Za-z+/]{0,60}\d)[A-Za-z0-9+/]{64,}(?:\s+[A-Za-z0-9+/]{24,})*={0,2}"
+)
 _ADDRESS = re.compile(r"https?://[^\s<>\"')\]]+")
-_TRACKING = re.compile(r"(utm_\w+|mtm_\w+|pk_\w+|mc_[ce]id|[fg]clid|msclkid|igshid|_hs\w+|ref_?\w*)$")
+_TRACKING = re.compile(
+    r"(utm_\w+|mtm_\w+|pk_\w+|mc_[ce]id|\w{0,4}clid|mkt_tok|igshid|_hs\w+|ref_?\w*)$"
+)
 _BLANK_LINES = re.compile(r"\n[ \t]*(?:\n[ \t]*){2,}")
 _LONGEST_ADDRESS = 160
 
@@ -53,9 +58,10 @@ def visible(text: str) -> str:
 
 def cleaned(text: str) -> str:
     """Return visible text without encoded data, tracking parameters and runs of empty lines."""
-    text = _ENCODED.sub(" ", visible(text).replace("\xa0", " "))
+    text = visible(text).replace("\xa0", " ")
     if "://" in text:
         text = _ADDRESS.sub(lambda found: plain_address(found[0]), text)
+    text = _ENCODED.sub(" ", text)
     return _BLANK_LINES.sub("\n\n", text).strip()
 
 
@@ -87,3 +93,10 @@ def title_from(*candidates: str | None) -> str:
 def on_terminal(text: str) -> str:
     """Return text of others as it may be printed: nothing in it moves the cursor."""
     return _INVISIBLE.sub("", text)
+
+
+def folded(text: str) -> list[str]:
+    """Return the words of a text as FTS5 has them, once each: small letters, no accents."""
+    plain = unicodedata.normalize("NFKD", text.lower())
+    words = re.findall(r"\w+", "".join(each for each in plain if not unicodedata.combining(each)))
+    return list(dict.fromkeys(words))

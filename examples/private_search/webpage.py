@@ -9,9 +9,8 @@ from typing import Any
 from private_search.documents import Unreadable
 from private_search.text import cleaned
 
-_BLOCKS = frozenset(
-    "p div br tr li ul ol table h1 h2 h3 h4 h5 h6 pre blockquote section article header footer "
-    "dt dd hr figcaption".split()
+_BLOCK = re.compile(
+    "p|div|br|tr|li|ul|ol|table|h[1-6]|pre|blockquote|section|article|header|footer|dt|dd|hr"
 )
 _UNSEEN = (
     "//script|//style|//head|//template|//noscript|//svg|//iframe|//object|//*[@hidden]"
@@ -45,7 +44,9 @@ def parsed(html: str) -> Any:
 def page_title(tree: Any) -> str:
     """Return the page's title, or its first heading."""
     found = tree.xpath("//head/title|//meta[@property='og:title']/@content|//h1")
-    return next((str(getattr(each, "text_content", lambda each=each: each)()) for each in found), "")
+    return next(
+        (str(getattr(each, "text_content", lambda each=each: each)()) for each in found), ""
+    )
 
 
 def page_address(html: str, tree: Any) -> str:
@@ -57,7 +58,7 @@ def page_address(html: str, tree: Any) -> str:
     return str(stated[0]) if stated else ""
 
 
-def main_text(html: str, tree: Any) -> str:
+def main_text(tree: Any) -> str:
     """Return a page's main text without menus and advertisements, with headings marked by #."""
     import trafilatura
 
@@ -85,7 +86,7 @@ def seen_text(tree: Any) -> str:
     """Return the text of all elements, a line for a block."""
     parts: list[str] = []
     for element in tree.iter():
-        if element.tag in _BLOCKS:
+        if isinstance(element.tag, str) and _BLOCK.fullmatch(element.tag):
             parts.append("\n\n" if element.tag == "p" else "\n")
         parts.append(" ".join((element.text or "").split(" ")) if element.text else "")
         if element.tail:
