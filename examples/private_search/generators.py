@@ -91,30 +91,24 @@ def _transformers(folder: str) -> Generator:
     try:
         from threading import Thread
 
-        from transformers import AutoModelForCausalLM, AutoTokenizer, TextIteratorStreamer
+        from transformers import TextIteratorStreamer, pipeline
     except ImportError as error:
         raise MissingDependency(
             'a folder needs: pip install "gemma-embed[transformers]"'
         ) from error
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        folder, local_files_only=True, use_safetensors=True
-    )
+    model: Any = pipeline("text-generation", model=folder, model_kwargs={"use_safetensors": True})
 
     def generate(prompt: str) -> Iterator[str]:
-        message = [{"role": "user", "content": prompt}]
-        inputs = tokenizer.apply_chat_template(
-            message, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-        )
-        stopped = []
-        streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        stopped: list[bool] = []
+        streamer = TextIteratorStreamer(model.tokenizer, skip_prompt=True, skip_special_tokens=True)
         options = {
             "max_new_tokens": TOKENS,
             "do_sample": False,
             "streamer": streamer,
             "stopping_criteria": [lambda *_, **__: bool(stopped)],
         }
-        thread = Thread(target=model.generate, kwargs={**inputs, **options}, daemon=True)
+        messages = [{"role": "user", "content": prompt}]
+        thread = Thread(target=model, args=(messages,), kwargs=options, daemon=True)
         thread.start()
         try:
             yield from streamer
