@@ -59,6 +59,8 @@ SHAPES = {
     "narrow": Shape(72, 6, 3, 32, 96, 128, 2000),
     "wide": Shape(192, 7, 4, 64, 320, 256, 4000),
     "deep": Shape(96, 12, 2, 16, 200, 3072, 3000),
+    # As wide as its vectors, which llama.cpp wants.
+    "even": Shape(768, 7, 3, 32, 96, 128, 2000),
 }
 
 Layout = Literal["published", "saved"]
@@ -104,6 +106,37 @@ def tokenizer_json(vocabulary: int) -> str:
     # The byte pieces are ordinary vocabulary in Gemma, not special tokens.
     state = json.loads(tokenizer.to_str())
     state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] < len(SPECIAL)]
+    return json.dumps(state, ensure_ascii=False)
+
+
+@cache
+def scored_tokenizer_json(vocabulary: int) -> str:
+    """Train a tokenizer whose merges are those of its vocabulary, as Gemma's are."""
+    state = json.loads(tokenizer_json(vocabulary))
+    # Runs of blanks are added tokens of Gemma's, and ordinary ones are called <unused0>, <mask>.
+    entries = state["model"]["vocab"]
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    for content in ("▁▁", "▁▁▁", "\n\n", "<unused0>"):
+        entries[content] = len(entries)
+        state["added_tokens"].append({"id": entries[content], "content": content, **plain})
+    for token in state["added_tokens"]:
+        token["special"] &= token["content"] != "<mask>"
+    added = {token["content"] for token in state["added_tokens"]}
+    pairs = [
+        (entry[:place], entry[place:])
+        for entry in entries
+        for place in range(1, len(entry))
+        if entry[:place] in entries and entry[place:] in entries
+    ]
+    # The order of Hugging Face's converter.
+    state["model"]["merges"] = sorted(
+        pairs,
+        key=lambda pair: (
+            entries["".join(pair)] * ("".join(pair) not in added),
+            -len(pair[0]),
+            -len(pair[1]),
+        ),
+    )
     return json.dumps(state, ensure_ascii=False)
 
 

@@ -46,6 +46,14 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def even(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small checkpoint that can be written as GGUF; tests only read it."""
+    shape = checkpoints.SHAPES["even"]
+    tokenizer = checkpoints.scored_tokenizer_json(shape.vocabulary)
+    return checkpoints.build(tmp_path_factory.mktemp("even"), shape, tokenizer=tokenizer)
+
+
+@pytest.fixture(scope="session")
 def local(narrow: Path) -> TransformersRuntime:
     """A runtime on this checkpoint, loaded once."""
     return TransformersRuntime(narrow, device="cpu")

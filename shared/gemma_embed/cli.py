@@ -6,10 +6,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from gemma_embed.commands import compare, evaluate, verify
+from gemma_embed.commands import compare, evaluate, export, verify
 from gemma_embed.errors import ConfigurationError, EmbeddingError
 
-_COMMANDS = (verify, evaluate, compare)
+_COMMANDS = (verify, evaluate, compare, export)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

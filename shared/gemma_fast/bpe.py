@@ -151,7 +151,7 @@ def write_arrays(folder: Path, state: Mapping[str, Any]) -> None:
     """
     model, added = state["model"], state["added_tokens"]
     around = _around(state.get("post_processor"))
-    if around is None or not _is_known(state):
+    if around is None or not is_known(state):
         raise Unsupported("the tokenizer is of another kind than Gemma's")
     vocabulary: dict[str, int] = model["vocab"]
     merges = [
@@ -201,7 +201,7 @@ def _words(crossing: Sequence[str]) -> re.Pattern[str]:
     return re.compile(f"{_BLANK}*[^{_BLANK}]+{more}|{_BLANK}+")
 
 
-def _is_known(state: Mapping[str, Any]) -> bool:
+def is_known(state: Mapping[str, Any]) -> bool:
     model = state["model"]
     plain = ("single_word", "lstrip", "rstrip", "normalized")
     return (

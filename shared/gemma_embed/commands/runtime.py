@@ -12,8 +12,8 @@ from gemma_embed.runtimes.named import RUNTIMES
 _SERVERS = ("ollama", "openai")
 
 HELP = (
-    f"{', '.join(RUNTIMES)}; a server's address (ollama, or openai if it ends in /v1); a folder, "
-    "or 'bundled', which transformers loads. A precision may follow, onnx:int8, or a server's tag, "
+    f"{', '.join(RUNTIMES)}; a server's address (ollama, or openai if it ends in /v1); a "
+    ".gguf file, which llama.cpp loads here; a folder, or 'bundled', which transformers loads. A precision may follow, onnx:int8, or a server's tag, "
     "ollama:TAG"
 )
 
@@ -34,6 +34,8 @@ def opened(named: str, model: str | None = None, precision: str | None = None) -
     if named.startswith(("http://", "https://")):
         kind = "openai" if named.rstrip("/").endswith("/v1") else "ollama"
         settings = {"runtime": kind, "host": named}
+    elif named.endswith(".gguf"):
+        settings = {"runtime": "gguf", "model": named}
     elif name in _SERVERS and detail:
         model, settings = _once(named, "--model", detail, model), {"runtime": name}
     else:
@@ -62,7 +64,7 @@ def _folder(name: str, model: str | None) -> str:
         raise ConfigurationError(f"--model needs one of {', '.join(RUNTIMES)} before it")
     if name != "bundled" and not Path(name).is_dir():
         raise ConfigurationError(
-            f"{name!r} is no runtime, address or folder: name one of {', '.join(RUNTIMES)}, "
+            f"{name!r} is no runtime, address, .gguf file or folder: name one of {', '.join(RUNTIMES)}, "
             "http://..., or a folder with a checkpoint"
         )
     return name

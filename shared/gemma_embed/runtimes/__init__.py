@@ -1,6 +1,7 @@
 """Runtimes: who computes the vectors."""
 
 from gemma_embed.runtimes.base import Batch, Runtime, TooLong
+from gemma_embed.runtimes.gguf import GgufRuntime
 from gemma_embed.runtimes.named import RuntimeName, one_name, open_runtime, runtime_settings
 from gemma_embed.runtimes.ollama import OllamaRuntime
 from gemma_embed.runtimes.onnx import OnnxRuntime
@@ -12,6 +13,7 @@ from gemma_embed.runtimes.unknown_options import reject_unknown
 __all__ = [
     "Batch",
     "EnvironmentVariable",
+    "GgufRuntime",
     "OllamaRuntime",
     "OnnxRuntime",
     "OpenAIRuntime",

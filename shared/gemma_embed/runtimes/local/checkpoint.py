@@ -120,11 +120,18 @@ class Checkpoint:
         return revision_of(self.folder, self.files)
 
 
-def _prompts(folder: Path, model: Model) -> Prompts:
-    path = folder / "config_sentence_transformers.json"
-    if not exists(path):
-        return model.prompts
-    own = read_json(path).get("prompts") or {}
+def own_prompts(own: object, model: Model, path: Path, name: str) -> Prompts:
+    """Return a model's prompts with those that a checkpoint states itself.
+
+    Args:
+        own: For each key of the model's ``prompt_keys`` a prompt; some, or none.
+        model: The row.
+        path: The file that states them.
+        name: What the warning calls the checkpoint.
+
+    Raises:
+        ModelCorrupt: If they are not text.
+    """
     if not isinstance(own, dict) or not all(isinstance(prompt, str) for prompt in own.values()):
         raise ModelCorrupt(f"{path} has prompts that are not text; download the model again")
     empty = sorted(task for task, key in model.prompt_keys.items() if own.get(key) == "")
@@ -137,8 +144,15 @@ def _prompts(folder: Path, model: Model) -> Prompts:
         ("%s states its own prompts for %s; they replace those of %s", changed),
     ):
         if tasks:
-            logger.warning(message, folder.name, ", ".join(tasks), model.name)
+            logger.warning(message, name, ", ".join(tasks), model.name)
     return prompts
+
+
+def _prompts(folder: Path, model: Model) -> Prompts:
+    path = folder / "config_sentence_transformers.json"
+    if not exists(path):
+        return model.prompts
+    return own_prompts(read_json(path).get("prompts") or {}, model, path, folder.name)
 
 
 def _max_tokens(folder: Path, config: Mapping[str, Any], model: Model) -> int:

@@ -99,6 +99,13 @@ class LocalRuntime(Runtime):
     def _open(self, checkpoint: Checkpoint) -> Network:
         """Load a checkpoint."""
 
+    def _read(self) -> Checkpoint:
+        """Find the model, download it if it is not on this disk, and judge it."""
+        # Asked once, since the folder may change while the model is in use.
+        graph = self._graph()
+        folder = model_folder(self._source, self._revision, offline=self._offline, graph=graph)
+        return Checkpoint.read(folder, self._model, graph)
+
     def _graph(self) -> str | None:
         """Return the place in the folder of the finished graph that is loaded; None for weights."""
         return None
@@ -172,12 +179,7 @@ class LocalRuntime(Runtime):
         with loaded.lock:
             if loaded.checkpoint is None:
                 self._require_packages()
-                # Asked once, since the folder may change while the model is in use.
-                graph = self._graph()
-                folder = model_folder(
-                    self._source, self._revision, offline=self._offline, graph=graph
-                )
-                loaded.checkpoint = Checkpoint.read(folder, self._model, graph)
+                loaded.checkpoint = self._read()
             return loaded.checkpoint
 
     def _load(self) -> Network:

@@ -15,10 +15,10 @@ from gemma_embed.runtimes.local.files import check_unchanged
 from gemma_embed.runtimes.local.loading import loading, require
 from gemma_embed.runtimes.local.runtime import LocalRuntime
 from gemma_embed.runtimes.local.tokenizer import Tokenizer
-from gemma_embed.runtimes.onnx.cache import Cache
+from gemma_embed.runtimes.local.cache import Cache
 from gemma_embed.runtimes.onnx.published import GRAPHS, PublishedForward, holds_published_graphs
 from gemma_embed.runtimes.onnx.tokenizer import open_tokenizer
-from gemma_embed.runtimes.onnx.verification import Forward, verify
+from gemma_embed.runtimes.local.loaded import Forward, verify
 from gemma_embed.runtimes.options import FLOAT16, check_choice, check_kind, checked_count
 from gemma_embed.runtimes.unknown_options import reject_unknown
 from gemma_fast.architecture import Architecture
@@ -143,7 +143,7 @@ class OnnxRuntime(LocalRuntime):
                 forward: Forward = PublishedForward(graph, self._threads)
         else:
             forward = self._written(checkpoint, cache)
-        verify(forward, checkpoint)
+        verify(forward, checkpoint, "onnxruntime")
         check_unchanged(checkpoint.files)
         return _Network(tokenize, batches_by_length, forward)
 

@@ -13,7 +13,7 @@ from gemma_embed.runtimes.local.tokenizer import (
     Tokenizer,
     check_special_tokens,
 )
-from gemma_embed.runtimes.onnx.cache import Cache
+from gemma_embed.runtimes.local.cache import Cache
 from gemma_fast.bpe import BpeTokenizer, write_arrays
 from gemma_fast.errors import Unsupported
 

@@ -1,0 +1,77 @@
+"""llama.cpp in this process: token ids in, vectors out. Importing this imports ``xllamacpp``."""
+
+from __future__ import annotations
+
+import base64
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import xllamacpp
+
+from gemma_embed.errors import BadResponse
+from gemma_embed.runtimes.local.tokenizer import Tokenizer
+from gemma_embed.vectors import Vectors
+
+# Texts in one call of llama.cpp, which cannot be interrupted.
+_TEXTS = 16
+
+
+class LlamaNetwork:
+    """A loaded file. llama.cpp computes one text at a time, so no text depends on its neighbours.
+
+    Its server is part of it, and listens on a port of this machine: it answers only to a key that
+    nobody has.
+    """
+
+    def __init__(self, path: Path, tokenize: Tokenizer, limit: int, threads: int | None) -> None:
+        """Load a file.
+
+        Args:
+            path: The file.
+            tokenize: Its tokenizer.
+            limit: Tokens that are read of a text.
+            threads: Threads that compute; None for llama.cpp's choice.
+        """
+        self.tokenize = tokenize
+        options = xllamacpp.CommonParams()
+        options.model.path = str(path)
+        options.embedding = True
+        options.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
+        # A text must fit into one micro-batch, and each slot gets its part of the context.
+        options.n_ctx = options.n_batch = options.n_ubatch = limit
+        options.n_parallel = 1
+        options.cache_ram_mib = 0
+        options.warmup = False
+        if threads is not None:
+            options.cpuparams.n_threads = options.cpuparams_batch.n_threads = threads
+        options.verbosity = -1
+        options.offline = True
+        options.ui = options.endpoint_slots = False
+        options.api_keys = [secrets.token_urlsafe(32)]
+        self._server = xllamacpp.Server(options)
+
+    def batches(self, lengths: Mapping[int, int]) -> Iterator[list[int]]:
+        """Group rows; see ``Network``."""
+        rows = sorted(lengths, key=lambda row: -lengths[row])
+        for start in range(0, len(rows), _TEXTS):
+            yield rows[start : start + _TEXTS]
+
+    def forward(self, tokens: Sequence[Sequence[int]]) -> Vectors:
+        """Compute one batch; see ``Network``.
+
+        Raises:
+            BadResponse: If llama.cpp reports an error, or other than one vector a text.
+        """
+        body = {"input": [list(ids) for ids in tokens], "encoding_format": "base64"}
+        answer = self._server.handle_embeddings(body)
+        if "error" in answer:
+            raise BadResponse(f"llama.cpp computed nothing: {answer['error'].get('message')}")
+        rows = {item["index"]: item["embedding"] for item in answer["data"]}
+        if rows.keys() != set(range(len(tokens))):
+            raise BadResponse(f"llama.cpp gave {len(rows)} vectors for {len(tokens)} texts")
+        return np.array(
+            [np.frombuffer(base64.b64decode(rows[row]), "<f4") for row in range(len(tokens))],
+            dtype=np.float32,
+        )
