@@ -1,4 +1,4 @@
-.PHONY: install test quick lint format types check bench
+.PHONY: install test quick llama-server lint format types check bench
 
 install:
 	python -m pip install torch==2.13.0
@@ -13,6 +13,11 @@ quick:
 		tests/test_models.py tests/test_long_texts.py tests/test_embedder.py tests/test_errors.py \
 		tests/test_store.py tests/runtimes/test_options.py tests/runtimes/test_open_runtime.py \
 		tests/runtimes/remote
+
+# The real llama.cpp on EmbeddingGemma's real weights, in this process and as a server, broken ones
+# too: GEMMA_EMBED_WEIGHTS=<folder> make llama-server, after pip install -e ".[test,gguf]".
+llama-server:
+	python -m pytest -m llama_server tests/live
 
 lint:
 	ruff check .

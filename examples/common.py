@@ -6,6 +6,7 @@ import argparse
 import re
 import secrets
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,10 @@ from gemma_embed.runtimes import OllamaRuntime, OnnxRuntime, Runtime, Transforme
 NOTES = Path(__file__).parent / "notes"
 SUFFIXES = {".md", ".txt", ".rst", ".org"}
 GENERATOR = "gemma3:270m"
+# Some models do not stop by themselves: base models, and small ones that repeat themselves.
+MOST_TOKENS = 256
+MOST_SECONDS = 120.0
+BOUNDED = " ... (cut here: the generator did not stop)"
 RUNTIMES = ("auto", "bundled", "ollama", "onnx", "transformers")
 
 
@@ -151,8 +156,11 @@ def prompt(question: str, passages: Sequence[Passage]) -> str:
     )
 
 
-def open_generator(name: str) -> Callable[[str], str] | None:
-    """Return a function from prompt to answer, or None if the generator is not available."""
+def open_generator(name: str) -> Callable[[str], Iterator[str]] | None:
+    """Return a function from prompt to the pieces of an answer, or None if there is none.
+
+    An answer ends after ``MOST_TOKENS`` and after ``MOST_SECONDS``, and then says so.
+    """
     if name == "none":
         return None
     if Path(name).is_dir():
@@ -160,7 +168,7 @@ def open_generator(name: str) -> Callable[[str], str] | None:
     return _ollama_generator(name)
 
 
-def _ollama_generator(name: str) -> Callable[[str], str] | None:
+def _ollama_generator(name: str) -> Callable[[str], Iterator[str]] | None:
     import httpx
     import ollama
 
@@ -172,7 +180,7 @@ def _ollama_generator(name: str) -> Callable[[str], str] | None:
     # The address as the embedding runtime reads it from OLLAMA_HOST; it refuses cloud models.
     client = ollama.Client(
         OllamaRuntime(name).settings["host"],
-        timeout=httpx.Timeout(300, connect=5),
+        timeout=httpx.Timeout(MOST_SECONDS, connect=5),
         follow_redirects=False,
         trust_env=False,
         auth=without_key,
@@ -184,16 +192,24 @@ def _ollama_generator(name: str) -> Callable[[str], str] | None:
     if name not in names:
         return None
 
-    def generate(text: str) -> str:
-        answer = client.chat(
-            name, [{"role": "user", "content": text}], options={"temperature": 0, "num_ctx": 8192}
-        )
-        return (answer.message.content or "").strip()
+    def generate(text: str) -> Iterator[str]:
+        end = time.monotonic() + MOST_SECONDS
+        messages = [{"role": "user", "content": text}]
+        limits = {"temperature": 0, "num_ctx": 8192, "num_predict": MOST_TOKENS}
+        try:
+            for part in client.chat(name, messages, options=limits, stream=True):
+                yield part.message.content or ""
+                # Hanging up stops the server's work.
+                if part.done_reason == "length" or time.monotonic() > end:
+                    yield BOUNDED
+                    return
+        except (ollama.ResponseError, httpx.HTTPError, ConnectionError) as error:
+            yield f" ... (the generator failed: {type(error).__name__})"
 
     return generate
 
 
-def _transformers_generator(folder: str) -> Callable[[str], str]:
+def _transformers_generator(folder: str) -> Callable[[str], Iterator[str]]:
     try:
         from transformers import pipeline
     except ImportError:
@@ -201,10 +217,16 @@ def _transformers_generator(folder: str) -> Callable[[str], str]:
 
     model = pipeline("text-generation", model=folder, model_kwargs={"use_safetensors": True})
 
-    def generate(text: str) -> str:
+    def generate(text: str) -> Iterator[str]:
         messages = [{"role": "user", "content": text}]
-        output = model(messages, max_new_tokens=128, do_sample=False, return_full_text=False)
-        return str(output[0]["generated_text"]).strip()
+        output = model(
+            messages,
+            max_new_tokens=MOST_TOKENS,
+            max_time=MOST_SECONDS,
+            do_sample=False,
+            return_full_text=False,
+        )
+        yield str(output[0]["generated_text"]).strip()
 
     return generate
 
@@ -232,7 +254,10 @@ def show(question: str, passages: Sequence[Passage], runtime: Runtime, generator
             f"No generator was found (run: ollama pull {GENERATOR}), so no answer was written. "
             "The best passages, and the sentences of each that are nearest:\n"
         )
-    else:
-        print(f"Answer: {generate(prompt(question, passages))}\n\nSources:\n")
     for number, (passage, sentence) in enumerate(zip(passages, sentences, strict=True), 1):
         print(f"{number}. {passage.title} ({passage.source})\n   {sentence}\n")
+    if generate is not None:
+        print("Answer: ", end="", flush=True)
+        for piece in generate(prompt(question, passages)):
+            print(piece, end="", flush=True)
+        print()

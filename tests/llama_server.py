@@ -18,12 +18,15 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 from ollama_faults import Faults
 from ollama_http import HttpServer
 from ollama_model import bag_of_words, count_tokens
 from ollama_wire import Refusal, Reply, Request
 
 BOS, EOS = 2, 1
+# Of a vector that the server was asked not to normalise.
+NORM = 1461.0
 PARAMETERS = 307_581_696
 KEEP_ALIVE = {"Server": "llama.cpp", "Keep-Alive": "timeout=5, max=100"}
 
@@ -121,6 +124,10 @@ class LlamaServer(Faults, HttpServer):
             ("GET", "/props"): self._props,
             ("POST", "/tokenize"): self._tokenize,
             ("POST", "/v1/embeddings"): self._embeddings,
+            ("POST", "/embeddings"): self._own_form,
+            ("POST", "/embedding"): self._own_form,
+            ("POST", "/v1/completions"): self._completions,
+            ("GET", "/metrics"): self._metrics,
         }
         if self.loading is None or self.loading:
             self.loading = self.loading and self.loading - 1
@@ -145,6 +152,19 @@ class LlamaServer(Faults, HttpServer):
             "total_slots": 1,
             "default_generation_settings": {"n_ctx": self.context},
         }
+
+    def _metrics(self, request: Request) -> object:
+        said = "This server does not support metrics endpoint. Start it with `--metrics`"
+        raise LlamaRefusal(501, said, "not_supported_error")
+
+    def _completions(self, request: Request) -> object:
+        said = "the current context does not support logits computation. skipping"
+        raise LlamaRefusal(500, said, "server_error")
+
+    def _own_form(self, request: Request) -> object:
+        """llama.cpp's own answer: nested once more, without usage and model."""
+        rows = self._embeddings(request)["data"]
+        return [{"index": row["index"], "embedding": [row["embedding"]]} for row in rows]
 
     def _tokenize(self, request: Request) -> object:
         ids = self._ids(self._body(request)["content"])
@@ -175,8 +195,10 @@ class LlamaServer(Faults, HttpServer):
         kind = "server_error" if self.unfit == 500 else "invalid_request_error"
         return LlamaRefusal(self.unfit, said, kind)
 
-    def _embeddings(self, request: Request) -> object:
+    def _embeddings(self, request: Request) -> dict[str, Any]:
         body = self._body(request)
+        own = "content" in body and "input" not in body
+        body |= {"input": body["content"]} if own else {}
         if not self.embeddings:
             raise LlamaRefusal(501, NO_EMBEDDINGS, "not_supported_error")
         if self.pooling == "none":
@@ -196,7 +218,13 @@ class LlamaServer(Faults, HttpServer):
             self._check_poison(text)
             with self._computing:
                 self.texts.append(text)
-                vector = self.embed(text)
+                vector = np.asarray(self.embed(text), dtype=float)
+                # Any but the mean is answered without a warning.
+                vector = {"cls": np.roll(vector, 1), "last": np.roll(vector, 2)}.get(
+                    self.pooling, vector
+                )
+                unit = vector / np.linalg.norm(vector)
+                vector = (unit * NORM if body.get("embd_normalize") == -1 else unit).tolist()
             packed = base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
             row = {"embedding": packed, "index": index, "object": "embedding"}
             if encoding == "base64":

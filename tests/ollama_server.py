@@ -89,6 +89,7 @@ class OllamaServer(Faults, HttpServer):
         context_length: ``OLLAMA_CONTEXT_LENGTH`` in its environment; None if unset.
         max_queue: How many requests may wait for a load.
         embed_seconds: How long a text takes; texts are embedded one after the other.
+        offline: Whether it has no network, so that it pulls nothing.
         cut_pulls: How many of the next pulls end early, without "success" and without the model.
         texts: Every text that reached a model, including those of failed requests.
         loads: Names of loaded models, one for each load.
@@ -114,6 +115,7 @@ class OllamaServer(Faults, HttpServer):
         self.load_error = ""
         self.context_length: int | None = None
         self.max_queue = 512
+        self.offline = False
         self.cut_pulls = 0
         self.texts: list[str] = []
         self.loads: list[str] = []
@@ -262,7 +264,12 @@ class OllamaServer(Faults, HttpServer):
         self._check_name(name, Refusal(400, "invalid model name"))
         lines: list[dict[str, Any]] = [{"status": "pulling manifest"}]
         model = self.library.get(full_name(name))
-        if model is None:
+        if self.offline:
+            place, _, tag = full_name(name).partition(":")
+            asked = f"https://registry.ollama.ai/v2/library/{place}/manifests/{tag}"
+            lookup = "dial tcp: lookup registry.ollama.ai: no such host"
+            lines.append({"error": f'pull model manifest: Get "{asked}": {lookup}'})
+        elif model is None:
             lines.append({"error": "pull model manifest: file does not exist"})
         else:
             lines += model.layers()
@@ -288,6 +295,9 @@ class OllamaServer(Faults, HttpServer):
         name = body.get("model") or ""
         self._check_name(name, Refusal(404, f"model '{name}' not found"))
         texts = _texts(body.get("input"))
+        if name.endswith((":cloud", "-cloud")):
+            lookup = "dial tcp: lookup ollama.com: no such host"
+            raise Refusal(502, f'Post "https://ollama.com:443/api/embed?ts=1": {lookup}')
         model = self._runner_for(name, body.get("options") or {}, keep_alive, request)
         loaded = time.perf_counter_ns()
         answer: dict[str, Any] = {"model": name, "embeddings": []}

@@ -42,9 +42,9 @@ from ollama_server import OllamaServer
 from gemma_embed import Embedder
 from gemma_embed.errors import InputTooLong, InvalidInput
 from gemma_embed.runtimes import Batch, OllamaRuntime, OnnxRuntime, Runtime, TransformersRuntime
+from gemma_embed.runtimes.local.cache import Cache
 from gemma_embed.runtimes.local.checkpoint import Checkpoint
 from gemma_embed.runtimes.local.tokenizer import Tokenizer
-from gemma_embed.runtimes.local.cache import Cache
 from gemma_embed.runtimes.onnx.tokenizer import open_tokenizer
 from langchain_gemma_embed import GemmaEmbeddings
 from llamaindex_gemma_embed import GemmaEmbedding, GemmaTitles

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import itertools
 import json
 import re
 import shutil
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Protocol
@@ -65,8 +68,10 @@ def ask(shared: watch.Run, tmp_path: Path) -> Ask:
 
 
 @contextmanager
-def generator(answer: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """A server whose Gemma 3 always gives the same answer; yields the requests."""
+def generator(
+    answer: str, *, reason: str = "stop", endless: bool = False
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """A server whose Gemma 3 always streams the same answer; yields the requests."""
     asked: list[dict[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -75,8 +80,20 @@ def generator(answer: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
         def do_POST(self) -> None:
             asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            message = {"role": "assistant", "content": answer}
-            self.reply({"model": "gemma3:270m", "message": message, "done": True})
+            self.send_response(200)
+            self.send_header("Content-Type", "application/x-ndjson")
+            self.end_headers()
+            # Until the client hangs up.
+            with suppress(OSError):
+                for part in itertools.repeat(answer) if endless else answer.split(" "):
+                    self.line(part if endless else f"{part} ")
+                    time.sleep(0.01 * endless)
+                self.line("", done=True, done_reason=reason)
+
+        def line(self, content: str, **more: object) -> None:
+            message = {"role": "assistant", "content": content}
+            said = {"model": "gemma3:270m", "message": message, "done": False} | more
+            self.wfile.write(json.dumps(said).encode() + b"\n")
 
         def reply(self, value: object) -> None:
             body = json.dumps(value).encode()
@@ -169,14 +186,34 @@ def test_a_generator_answers_from_the_passages(example: str, ask: Ask, few: list
     question = "What is the number of my place at the autumn market?"
     with generator("Number 31.") as (url, asked):
         output = ask(example, question, *few, server=url)
-    assert "Answer: Number 31." in output
-    assert "(mail-from-unknown-sender.md)" in output
+    # The passages are there before the generator is asked.
+    assert output.index("(mail-from-unknown-sender.md)") < output.index("Answer: Number 31.")
+    assert "cut here" not in output
+    assert asked[0]["stream"] is True
+    assert asked[0]["options"]["num_predict"] == 256
     prompt = asked[0]["messages"][0]["content"]
     instruction, before, rest = re.split(r"^([0-9a-f]{16})$", prompt, maxsplit=1, flags=re.M)
     data, after = rest.split(f"\n{before}\n")
     assert question in after
     assert "Ignore all previous instructions" in data
     assert "Ignore all previous instructions" not in instruction + after
+
+
+@pytest.mark.parametrize("endless", [False, True])
+def test_a_generator_that_does_not_stop_is_cut(
+    monkeypatch: pytest.MonkeyPatch, endless: bool
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    common = importlib.import_module("common")
+    monkeypatch.setattr(common, "MOST_SECONDS", 1.0)
+    with generator("and so on", reason="length", endless=endless) as (url, _):
+        monkeypatch.setenv("OLLAMA_HOST", url)
+        generate = common.open_generator("gemma3:270m")
+        started = time.monotonic()
+        said = "".join(generate("Why?"))
+        assert time.monotonic() - started < 10
+    assert said.startswith("and so on")
+    assert said.endswith(common.BOUNDED)
 
 
 def test_a_gemma_3_checkpoint_folder_generates(
@@ -201,7 +238,7 @@ def test_a_gemma_3_checkpoint_folder_generates(
     )
     Gemma3ForCausalLM(config).save_pretrained(folder)
     output = ask("rag_langchain.py", "Which fee for the market?", *few, "--generator", str(folder))
-    assert re.search(r"Answer: .+\n\nSources:", output)
+    assert re.search(r"Answer: .+\n", output)
 
 
 def test_a_folder_without_texts_is_an_error_with_its_name(ask: Ask, tmp_path: Path) -> None:

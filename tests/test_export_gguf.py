@@ -24,7 +24,8 @@ gguf = pytest.importorskip("gguf", reason='needs gguf: pip install ".[gguf]"')
 
 # What llama.cpp's convert_hf_to_gguf.py --sentence-transformers-dense-modules writes for
 # EmbeddingGemma's real weights, but for basename, tags and the sampling of a generator.
-CONVERTER_KEYS = """
+CONVERTER_KEYS = set(
+    """
 general.architecture general.type general.name general.size_label general.license
 gemma-embedding.block_count gemma-embedding.context_length gemma-embedding.embedding_length
 gemma-embedding.feed_forward_length gemma-embedding.attention.head_count
@@ -38,7 +39,8 @@ tokenizer.ggml.tokens tokenizer.ggml.scores tokenizer.ggml.token_type tokenizer.
 tokenizer.ggml.eos_token_id tokenizer.ggml.unknown_token_id tokenizer.ggml.padding_token_id
 tokenizer.ggml.add_bos_token tokenizer.ggml.add_eos_token tokenizer.ggml.add_sep_token
 tokenizer.ggml.add_space_prefix
-""".split()
+""".split()  # noqa: SIM905
+)
 # The names that llama.cpp gives to a layer's tensors (src/llama-arch.cpp).
 LAYER = {
     "attn_norm": "input_layernorm",
@@ -87,7 +89,11 @@ def test_tensors_are_the_checkpoint_s(even: Path, tmp_path: Path, precision: str
     for name, tensor in wanted.items():
         assert tuple(reversed(found[name].shape)) == tuple(tensor.shape), name
         kind = "f32" if tensor.ndim == 1 else precision
-        if precision == "q4_0" and name in ("token_embd.weight", "dense_2.weight", "dense_3.weight"):
+        if precision == "q4_0" and name in (
+            "token_embd.weight",
+            "dense_2.weight",
+            "dense_3.weight",
+        ):
             kind = "q8_0"
         assert found[name].tensor_type.name == kind.upper(), name
         numbers = gguf.quants.dequantize(found[name].data, found[name].tensor_type)
@@ -114,7 +120,7 @@ def test_keys_are_those_of_llama_cpp_s_converter(even: Path, tmp_path: Path) -> 
         for name, field in reader.fields.items()
         if not name.startswith("GGUF.")
     }
-    assert sorted(found) == sorted(CONVERTER_KEYS)
+    assert found.keys() == CONVERTER_KEYS
     config = json.loads((even / "config.json").read_text())
     prefix = "gemma-embedding."
     assert found["general.architecture"] == "gemma-embedding"
@@ -259,7 +265,11 @@ def test_narrow_models_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "precision", "message"),
-    [("a.bin", "bf16", "end in .gguf"), ("a.gguf", "f16", "precision"), ("no/a.gguf", "bf16", "")],
+    [
+        ("a.bin", "bf16", "end in .gguf"),
+        ("a.gguf", "f16", "precision"),
+        ("no/a.gguf", "bf16", "cannot be written"),
+    ],
 )
 def test_wrong_calls(even: Path, tmp_path: Path, name: str, precision: str, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):

@@ -24,7 +24,7 @@ from gemma_fast.architecture import Architecture
 from gemma_fast.errors import Damaged, Unsupported
 from gemma_fast.gguf_file import PROMPTS, GgufPrecision, check_writable, write_gguf
 from gemma_fast.gguf_vocabulary import Vocabulary
-from gemma_fast.weights import Weights, dense_matrix
+from gemma_fast.weights import dense_matrix
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def export_gguf(
     try:
         sizes = Architecture.of(checkpoint.config, checkpoint.max_tokens)
         check_writable(sizes, row.width)
-        weights = Weights(checkpoint.weights)
+        weights = checkpoint.tensors()
         weights.check(sizes.shapes())
         dense = [dense_matrix(file) for file in checkpoint.dense]
         with loading(str(checkpoint.tokenizer)):

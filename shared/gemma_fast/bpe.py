@@ -202,6 +202,7 @@ def _words(crossing: Sequence[str]) -> re.Pattern[str]:
 
 
 def is_known(state: Mapping[str, Any]) -> bool:
+    """Tell whether a parsed ``tokenizer.json`` is of Gemma's kind."""
     model = state["model"]
     plain = ("single_word", "lstrip", "rstrip", "normalized")
     return (

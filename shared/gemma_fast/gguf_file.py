@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gemma_fast.architecture import LAYER_TENSORS, Architecture
+from gemma_fast.architecture import Architecture
 from gemma_fast.errors import Damaged, Unsupported
 from gemma_fast.gguf_vocabulary import Vocabulary
 from gemma_fast.weights import Floats, Weights
@@ -277,6 +277,3 @@ def _name(name: str) -> str:
         return {"embed_tokens.weight": "token_embd.weight"}.get(name, "output_norm.weight")
     _, number, part = name.removesuffix(".weight").split(".", 2)
     return f"blk.{number}.{_NAMES[part]}.weight"
-
-
-assert _NAMES.keys() == LAYER_TENSORS.keys()

@@ -137,9 +137,7 @@ def _pairs(entries: Mapping[str, int]) -> Iterable[tuple[str, str]]:
 def _check_merges(
     merges: Sequence[Any], entries: Mapping[str, int], added: Mapping[str, object]
 ) -> None:
-    listed = [
-        tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges
-    ]
+    listed = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
     results = [left + right for left, right in listed]
     # Added tokens are cut out of a text before anything is merged.
     numbers = [entries[result] for result in results if result not in added]

@@ -13,8 +13,8 @@ _SERVERS = ("ollama", "openai")
 
 HELP = (
     f"{', '.join(RUNTIMES)}; a server's address (ollama, or openai if it ends in /v1); a "
-    ".gguf file, which llama.cpp loads here; a folder, or 'bundled', which transformers loads. A precision may follow, onnx:int8, or a server's tag, "
-    "ollama:TAG"
+    ".gguf file, which llama.cpp loads; a folder, or 'bundled', which transformers loads. A "
+    "precision may follow, onnx:int8, or a server's tag, ollama:TAG"
 )
 
 
@@ -64,7 +64,7 @@ def _folder(name: str, model: str | None) -> str:
         raise ConfigurationError(f"--model needs one of {', '.join(RUNTIMES)} before it")
     if name != "bundled" and not Path(name).is_dir():
         raise ConfigurationError(
-            f"{name!r} is no runtime, address, .gguf file or folder: name one of {', '.join(RUNTIMES)}, "
-            "http://..., or a folder with a checkpoint"
+            f"{name!r} is no runtime, address, .gguf file or folder: name one of "
+            f"{', '.join(RUNTIMES)}, http://..., or a folder with a checkpoint"
         )
     return name

@@ -13,7 +13,10 @@ _POOLING = (
     "pool the mean of all tokens, prompt, BOS and EOS included (llama-server: --pooling mean; "
     "1_Pooling/config.json: pooling_mode_mean_tokens)"
 )
-_CONVERT = "convert the model again with both Dense layers, or take a GGUF that has them"
+_CONVERT = (
+    "write the model again with both Dense layers (gemma-embed export gguf), or take a GGUF that "
+    "has them"
+)
 _TOKENS = (
     "have the tokenizer add one BOS and one EOS (GGUF: tokenizer.ggml.add_bos_token and "
     "add_eos_token, both true); send text, not tokens of your own"

@@ -308,7 +308,7 @@ def test_transformers_sees_only_checked_files(
 
 def test_a_gguf_folder_gets_its_own_error(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").touch()
-    with pytest.raises(ModelNotFound, match=r"GGUF.*ollama create"):
+    with pytest.raises(ModelNotFound, match=r"GGUF.*GgufRuntime"):
         read(tmp_path)
 
 

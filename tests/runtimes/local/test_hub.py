@@ -342,8 +342,8 @@ def test_the_error_says_why_the_hub_was_not_asked(
         ("embeddinggemma:300m", "a model of an Ollama server, use runtime='ollama'"),
         ("hf.co/x/y-GGUF:Q8_0", "use runtime='ollama'"),
         ("embeddinggemma", "use runtime='ollama'"),
-        ("x/model.gguf", r"a GGUF file.*ollama create"),
-        ("Model.GGUF", r"a GGUF file.*ollama create"),
+        ("x/model.gguf", r"a GGUF file.*GgufRuntime"),
+        ("Model.GGUF", r"a GGUF file.*GgufRuntime"),
         ("x/model.safetensors", r"is a file; name the model's folder, 'x'"),
     ],
 )

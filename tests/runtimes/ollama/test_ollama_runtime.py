@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,7 +34,7 @@ from gemma_embed.errors import (
 )
 from gemma_embed.gate import checked_outcomes
 from gemma_embed.identity import Identity
-from gemma_embed.models import EMBEDDINGGEMMA_300M
+from gemma_embed.models import EMBEDDINGGEMMA_300M, window
 from gemma_embed.runtimes import Batch, OllamaRuntime, TooLong
 from gemma_embed.runtimes.remote.loop import LOOP
 from gemma_embed.vectors import Vectors
@@ -285,6 +285,43 @@ class TestIdentity:
         assert all("0.30" in message and "257 tokens" in message for message in warned)
 
     @pytest.mark.parametrize(
+        ("kind", "era"), [(0, "bidirectional"), (1, "windowless"), (None, "unknown")]
+    )
+    def test_a_server_that_does_not_tell_its_version_is_asked_for_the_window(
+        self, kind: int | None, era: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        # Rounded as 4 bits do, whose error is larger than the window's share.
+        noise = np.random.default_rng(0).standard_normal(768)
+        vector = noise / np.linalg.norm(noise)
+        if kind is not None:
+            golden = window.golden()[kind]
+            vector[: len(golden)] = golden + 0.4 * vector[: len(golden)]
+
+        def embed(text: str) -> Sequence[float]:
+            return vector if text == window.TEXT else bag_of_words(text)
+
+        model = replace(MODEL, embed=embed, tokens=lambda text: 2 + len(text) // 4)
+        with OllamaServer([model], version="0.0.0") as server:
+            for _ in range(2):
+                runtime = OllamaRuntime(host=server.url)
+                list(runtime.embed(["a"]))
+                assert runtime.identity.runtime == f"ollama/era-{era}"
+            assert server.texts.count(window.TEXT) == 1
+            # Other weights under the tag are asked again.
+            server.install(replace(model, digest="0" * 64))
+            list(OllamaRuntime(host=server.url).embed(["a"]))
+            assert server.texts.count(window.TEXT) == 2
+        warned = [record.getMessage() for record in caplog.records]
+        assert bool(warned) == (era == "windowless")
+        assert all("does not tell" in each and "257 tokens" in each for each in warned)
+
+    def test_a_context_too_short_for_that_text(self) -> None:
+        with OllamaServer([replace(MODEL, context=64)], version="0.0.0") as server:
+            runtime = OllamaRuntime(host=server.url)
+            list(runtime.embed(["a"]))
+            assert runtime.identity.runtime == "ollama/era-unknown"
+
+    @pytest.mark.parametrize(
         ("version", "reason"),
         [
             ("0.11.9", "too old"),
@@ -333,7 +370,7 @@ class TestIdentity:
             ({"width": 1024}, "1024 numbers, not 768"),
             ({"tensors": ("token_embd.weight", "output_norm.weight")}, "Dense layers \\(0 of 2\\)"),
             ({"tensors": ("token_embd.weight", "dense_2.weight")}, "Dense layers \\(1 of 2\\)"),
-            ({"quantization": "F16"}, "overflows"),
+            ({"quantization": "F16"}, "ollama create writes.*blank before every text"),
         ],
     )
     def test_another_model_with_the_name_is_refused(

@@ -137,6 +137,12 @@ UNKNOWN = '{"status":"pulling manifest"}\n{"error":"pull model manifest: file do
 INVALID_V1 = (
     '{"error":{"message":"invalid input","type":"invalid_request_error","param":null,"code":null}}'
 )
+NO_LOOKUP = (
+    'pull model manifest: Get "https://registry.ollama.ai/v2/library/embeddinggemma/manifests/300m"'
+    ": dial tcp: lookup registry.ollama.ai: no such host"
+)
+OFFLINE = '{"status":"pulling manifest"}\n' + error(NO_LOOKUP.replace('"', r"\"")) + "\n"
+CLOUD = r"Post \"https://ollama.com:443/api/embed?ts=1\": dial tcp: lookup ollama.com: no such host"
 UNPARSED = "json: cannot unmarshal string into Go struct field EmbedRequest.dimensions of type int"
 
 
@@ -150,6 +156,7 @@ ROWS = [
     Row(2, "{bad", 400, error("invalid character 'b' looking for beginning of object key string")),
     Row(2, '{"model":"m"', 400, error("unexpected EOF")),
     Row(3, embed(dimensions="x"), 400, error(UNPARSED)),
+    Row(3, embed(dimensions=256.0), 400, error(UNPARSED.replace("string", "number 256.0"))),
     Row(4, embed(keep_alive="abc"), 400, error(r"time: invalid duration \"abc\"")),
     Row(4, embed(keep_alive="300"), 400, error(r"time: missing unit in duration \"300\"")),
     Row(5, {"input": "a"}, 404, error("model '' not found")),
@@ -308,6 +315,23 @@ ROWS = [
         error("pull model manifest: file does not exist"),
         "/api/pull",
     ),
+    Row(
+        34,
+        {"model": NAME},
+        200,
+        OFFLINE,
+        "/api/pull",
+        media="application/x-ndjson",
+        script=lambda server: setattr(server, "offline", True),
+    ),
+    Row(
+        34,
+        {"model": NAME, "stream": False},
+        500,
+        error(NO_LOOKUP.replace('"', r"\"")),
+        "/api/pull",
+        script=lambda server: setattr(server, "offline", True),
+    ),
     Row(35, {"model": NAME}, 200, pulled, "/api/pull", media="application/x-ndjson"),
     Row(
         35,
@@ -324,6 +348,9 @@ ROWS = [
     Row(38, {"prompt": "a"}, 400, error("model is required"), "/api/embeddings"),
     Row(39, {"model": NAME, "prompt": LONG}, 500, TOO_LONG, "/api/embeddings"),
     Row(40, embed(input=[]), 400, INVALID_V1, "/v1/embeddings"),
+    # The server sends such texts to its maker's, without asking.
+    Row(41, {"model": "x:cloud", "input": "a"}, 502, error(CLOUD)),
+    Row(41, {"model": "x:1b-cloud", "input": "a"}, 502, error(CLOUD)),
 ]
 
 
@@ -355,7 +382,7 @@ def test_row(row: Row) -> None:
 def test_the_table_is_complete_and_in_order() -> None:
     numbers = [row.number for row in ROWS]
     assert numbers == sorted(numbers)
-    assert set(numbers) == set(range(1, 41)) - {28}
+    assert set(numbers) == set(range(1, 42)) - {28}
 
 
 # Behaviour beyond one status and one body.

@@ -17,10 +17,10 @@ from transformers import AutoTokenizer
 
 from gemma_embed.errors import ModelCorrupt
 from gemma_embed.models import BUNDLED, EMBEDDINGGEMMA_300M, Model
+from gemma_embed.runtimes.local.cache import Cache
 from gemma_embed.runtimes.local.checkpoint import Checkpoint
 from gemma_embed.runtimes.local.hub import model_folder
 from gemma_embed.runtimes.onnx import tokenizer as tokenizers
-from gemma_embed.runtimes.local.cache import Cache
 from gemma_embed.runtimes.onnx.tokenizer import HuggingFaceTokenizer, Tokenizer
 from gemma_fast.bpe import BpeTokenizer
 

@@ -128,11 +128,13 @@ def test_more_than_a_slot_s_context() -> None:
         ({"key": "K"}, PATH, 401, "Invalid API Key"),
         ({"key": "K"}, MODELS, 401, "Invalid API Key"),
         ({}, "/v1/embedding", 404, "File Not Found"),
+        ({}, "/v1/completions", 500, "the current context does not support logits"),
+        ({}, "/metrics", 501, "This server does not support metrics"),
     ],
 )
 def test_states(options: dict[str, Any], path: str, status: int, said: str) -> None:
     with LlamaServer(**options) as server:
-        get = path in ("/health", MODELS)
+        get = path in ("/health", MODELS, "/metrics")
         response = httpx.get(server.url + path) if get else post(server, {"input": "a"}, path)
     assert response.status_code == status
     assert response.json()["error"]["message"].startswith(said)
@@ -146,6 +148,29 @@ def test_methods_and_keys(server: LlamaServer) -> None:
     assert httpx.get(server.url + "/health").status_code == 200
     for headers in ({"Authorization": "Bearer K"}, {"Authorization": "K"}, {"X-Api-Key": "K"}):
         assert httpx.get(server.url + MODELS, headers=headers).status_code == 200
+
+
+def test_its_own_form(server: LlamaServer) -> None:
+    plain = post(server, {"input": "a b"}).json()["data"][0]["embedding"]
+    for path in ("/embedding", "/embeddings"):
+        for body in ({"input": "a b"}, {"content": "a b"}):
+            assert post(server, body, path).json() == [{"index": 0, "embedding": [plain]}]
+    # The content type is not looked at.
+    raw = httpx.post(server.url + PATH, content=b'{"input": "a b"}')
+    assert raw.json()["data"][0]["embedding"] == plain
+    longer = post(server, {"input": "a b", "embd_normalize": -1}).json()["data"][0]["embedding"]
+    assert longer == pytest.approx([1461 * number for number in plain])
+    assert sum(number**2 for number in plain) == pytest.approx(1)
+
+
+def test_a_wrong_pooling_is_answered_without_a_warning(server: LlamaServer) -> None:
+    found = set()
+    for pooling in ("mean", "cls", "last"):
+        server.pooling = pooling
+        response = post(server, {"input": "a b"})
+        assert response.status_code == 200
+        found.add(tuple(response.json()["data"][0]["embedding"]))
+    assert len(found) == 3
 
 
 def test_what_it_tells(server: LlamaServer) -> None:

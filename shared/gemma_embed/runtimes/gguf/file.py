@@ -45,7 +45,8 @@ def read_model(path: Path, model: Model) -> Checkpoint:
     _check(header, model, path)
     keys = _of_architecture(header.keys)
     return Checkpoint(
-        folder=path.parent,
+        # So that another name of the file is no other revision.
+        folder=path,
         model=model,
         prompts=own_prompts(_prompts(header, path), model, path, path.name),
         max_tokens=min(int(keys["context_length"]), model.context),
@@ -53,6 +54,7 @@ def read_model(path: Path, model: Model) -> Checkpoint:
         weights=(path,),
         dense=(),
         tokenizer=path,
+        prefix="",
         files=(before,),
     )
 

@@ -29,7 +29,7 @@ class GgufRuntime(LocalRuntime):
     """EmbeddingGemma, or a fine-tune of it, on llama.cpp (``xllamacpp``); see ``LocalRuntime``.
 
     Texts are split into tokens here and not by llama.cpp, so that ``<bos>`` in a text is text. On
-    first use the tokenizer's arrays are written into the user's cache folder, 20 MB.
+    first use the tokenizer's arrays are written into the user's cache folder, 8 MB.
     """
 
     _name = "gguf"
@@ -59,8 +59,9 @@ class GgufRuntime(LocalRuntime):
         check_kind("model", model, str, Path, None)
         if model is None:
             raise ConfigurationError(
-                "runtime 'gguf' needs a file: GgufRuntime('embeddinggemma.gguf'), or runtime='gguf' "
-                f"with model=. Get {EMBEDDINGGEMMA_300M.gguf}, or write one: gemma-embed export"
+                "runtime 'gguf' needs a file: GgufRuntime('embeddinggemma.gguf'), or "
+                f"runtime='gguf' with model=. Get {EMBEDDINGGEMMA_300M.gguf}, or write one: "
+                "gemma-embed export"
             )
         check_kind("cache_dir", cache_dir, str, Path, None)
         self._threads = None if threads is None else checked_count("threads", threads, 1)

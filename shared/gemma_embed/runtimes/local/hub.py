@@ -119,8 +119,8 @@ def _not_a_model(model: str, folder: Path) -> str:
     what = f"{model!r} is neither an existing folder nor a hub id like owner/name"
     if folder.suffix.lower() == ".gguf":
         return (
-            f"{model!r} is a GGUF file, which this runtime does not read; import it into Ollama "
-            "(ollama create) and use OllamaRuntime, or name a folder of safetensors files"
+            f"{model!r} is a GGUF file, which this runtime does not read: "
+            f"GgufRuntime({model!r}) does; or name a folder of safetensors files"
         )
     if _is_file(folder):
         return f"{model!r} is a file; name the model's folder, {str(Path(model).parent)!r}"

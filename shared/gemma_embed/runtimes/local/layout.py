@@ -44,8 +44,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         )
     if any(folder.glob("*.gguf")):
         raise ModelNotFound(
-            f"{folder} holds a GGUF file, which these runtimes do not read; import it into Ollama "
-            "(ollama create) and use OllamaRuntime, or get the safetensors files"
+            f"{folder} holds a GGUF file, which this runtime does not read: GgufRuntime takes the "
+            "file, or get the safetensors files"
         )
     for path in folder.glob("*_Transformer/config.json"):
         raise ModelNotFound(_misplaced(folder, path.parent.name))

@@ -6,8 +6,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from gemma_embed.errors import ModelNotFound, WrongModel
-from gemma_embed.models import Model
+from gemma_embed.models import Model, window
 
 if TYPE_CHECKING:
     from gemma_embed.runtimes.ollama.runtime import OllamaSettings
@@ -51,6 +53,32 @@ def era_of(version: object, model: Model, server: str) -> tuple[str, str]:
     if deviation:
         deviation = f"Ollama {known} ({server}) {deviation}; {update}, and embed again what it made"
     return eras[-1], deviation
+
+
+def probed_era(vector: Any, model: Model, server: str) -> tuple[str, str]:
+    """Return what ``era_of`` does, for a server that does not tell its version.
+
+    Args:
+        vector: Its vector of ``window.TEXT``, as it came; None without one.
+        model: The row of the model table.
+        server: Its URL, for messages.
+    """
+    support = model.family.ollama
+    try:
+        numbers = np.asarray(vector, dtype=np.float32)
+    except (TypeError, ValueError):
+        numbers = np.empty(0, np.float32)
+    # Of another form, it is reported with the texts that are asked for.
+    found = window.has_window(numbers) if numbers.shape == (model.width,) else None
+    if found is None:
+        return UNKNOWN, ""
+    if found:
+        return support.eras[-1][1], ""
+    era = "windowless"
+    return era, (
+        f"Ollama ({server}), of a version that it does not tell, {support.deviations[era]}; update "
+        "it, and embed again what it made"
+    )
 
 
 def full_name(tag: str) -> str:
@@ -131,15 +159,16 @@ def checked_model(
     if dense is not None and dense < model.dense_layers:
         raise wrong(
             f"lacks Dense layers ({dense} of {model.dense_layers}) and gives other vectors",
-            f"{pull}; or convert the checkpoint again with convert_hf_to_gguf.py "
-            "--sentence-transformers-dense-modules",
+            f"{pull}; or write the checkpoint again: gemma-embed export gguf",
         )
     reported = _object(answer.get("details")).get("quantization_level")
     quantization = str(listed_quantization or reported or UNKNOWN)
     if quantization.upper() == "F16":
         raise wrong(
-            "is stored as F16, in which this model overflows and gives NaN or zeros",
-            f"use BF16, F32, Q8_0 or Q4_0; {model.ollama_tag} is one of them",
+            "is stored as F16, as ollama create writes a checkpoint's folder, with a blank before "
+            "every text that the model was not trained with (cosine down to 0.993)",
+            f"{pull}, or write the folder with gemma-embed export gguf and create it from that "
+            "file",
         )
     context = facts.get(f"{architecture}.context_length")
     if isinstance(context, bool) or not isinstance(context, int) or context <= 0:

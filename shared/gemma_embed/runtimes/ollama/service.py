@@ -18,6 +18,7 @@ from ollama import ListResponse, ProgressResponse
 
 from gemma_embed.errors import EmbeddingError, ModelNotFound, ServerFailed
 from gemma_embed.identity import Identity
+from gemma_embed.models import EMBEDDINGGEMMA_300M, window
 from gemma_embed.runtimes.ollama.model import (
     UNKNOWN,
     checked_model,
@@ -25,6 +26,7 @@ from gemma_embed.runtimes.ollama.model import (
     full_name,
     loaded_context,
     not_found,
+    probed_era,
 )
 from gemma_embed.runtimes.ollama.runtime import OllamaSettings
 from gemma_embed.runtimes.ollama.words import DIALECT
@@ -44,6 +46,8 @@ _LOADED_JUST_NOW = 100_000_000
 
 # What was found out of a model: a verbose /api/show takes a second or two and some megabytes.
 CHECKED: dict[tuple[str, str, str, bool], tuple[str, int]] = {}
+# The era of servers that do not tell their version.
+PROBED: dict[tuple[str, str, str], tuple[str, str]] = {}
 
 logger = logging.getLogger("gemma_embed")
 
@@ -67,9 +71,7 @@ class OllamaService(Service):
         Only a loaded model tells how many tokens the server reads.
         """
         settings = self.settings
-        runtime, deviation = await self._version()
-        if deviation:
-            logger.warning("%s", deviation)
+        era, deviation = await self._version()
         entry = await self._entry()
         key = settings.host, settings.model, entry.digest or UNKNOWN, settings.allow_cloud
         if entry.digest is None or key not in CHECKED:
@@ -88,12 +90,16 @@ class OllamaService(Service):
                 settings.origin,
             )
         await self.load()
+        if era == UNKNOWN:
+            era, deviation = await self._probed(entry)
+        if deviation:
+            logger.warning("%s", deviation)
         max_tokens = min(max_tokens, await self._context() or max_tokens)
         return Identity(
             model=settings.row.name,
             source=settings.model,
             revision=entry.digest or UNKNOWN,
-            runtime=runtime,
+            runtime=f"ollama/era-{era}",
             precision=precision,
             max_tokens=max_tokens,
         )
@@ -160,9 +166,37 @@ class OllamaService(Service):
         return body if keep_alive is None else {**body, "keep_alive": keep_alive}
 
     async def revision(self) -> tuple[str, str]:
-        """Ask for the version and the digest: two small requests that need no model."""
-        runtime, _ = await self._version()
-        return runtime, (await self._entry()).digest or UNKNOWN
+        """Ask for the version and the digest: two small requests that need no model.
+
+        For a server that does not tell its version, a text is embedded, once per digest.
+        """
+        era, _ = await self._version()
+        entry = await self._entry()
+        if era == UNKNOWN:
+            era, _ = await self._probed(entry)
+        return f"ollama/era-{era}", entry.digest or UNKNOWN
+
+    async def _probed(self, entry: ListResponse.Model) -> tuple[str, str]:
+        """Find by a text whether the server computes the sliding window; see ``era_of``."""
+        settings = self.settings
+        if settings.row != EMBEDDINGGEMMA_300M:
+            return UNKNOWN, ""
+        key = settings.host, settings.model, entry.digest or UNKNOWN
+        if key not in PROBED:
+            text, vector = window.TEXT, None
+            try:
+                body = self._body([text], truncate=False)
+                answer = await self.question(
+                    "POST", "/api/embed", body, seconds=settings.load_timeout, texts=[text]
+                )
+                vectors = answer.get("embeddings")
+                vector = vectors[0] if isinstance(vectors, list) and vectors else None
+            except EmbeddingError as error:
+                failure = error.__cause__
+                if not isinstance(failure, Failure) or failure.kind is not Kind.TOO_LONG:
+                    raise
+            PROBED[key] = probed_era(vector, settings.row, settings.origin)
+        return PROBED[key]
 
     async def _context(self) -> int | None:
         """Return the context with which the model is loaded; None where it is not told.
@@ -178,7 +212,7 @@ class OllamaService(Service):
             return None
 
     async def _version(self) -> tuple[str, str]:
-        """Return the runtime's part of the identity, and a warning where vectors deviate."""
+        """Return the era, and a warning where vectors deviate."""
         version: object = None
         try:
             version = (await self.question("GET", "/api/version")).get("version")
@@ -187,7 +221,7 @@ class OllamaService(Service):
             if getattr(error.__cause__, "status", None) not in (404, 405):
                 raise
         era, deviation = era_of(version, self.settings.row, self.settings.origin)
-        return f"ollama/era-{era}", deviation
+        return era, deviation
 
     async def _entry(self) -> ListResponse.Model:
         """Return what the server lists under the tag."""

@@ -10,15 +10,15 @@ from typing import Any, Literal, Never, get_args
 from gemma_embed.errors import ConfigurationError, WrongModel
 from gemma_embed.files import expanded
 from gemma_embed.identity import Identity
+from gemma_embed.runtimes.local.cache import Cache
 from gemma_embed.runtimes.local.checkpoint import Checkpoint
 from gemma_embed.runtimes.local.files import check_unchanged
+from gemma_embed.runtimes.local.loaded import Forward, verify
 from gemma_embed.runtimes.local.loading import loading, require
 from gemma_embed.runtimes.local.runtime import LocalRuntime
 from gemma_embed.runtimes.local.tokenizer import Tokenizer
-from gemma_embed.runtimes.local.cache import Cache
 from gemma_embed.runtimes.onnx.published import GRAPHS, PublishedForward, holds_published_graphs
 from gemma_embed.runtimes.onnx.tokenizer import open_tokenizer
-from gemma_embed.runtimes.local.loaded import Forward, verify
 from gemma_embed.runtimes.options import FLOAT16, check_choice, check_kind, checked_count
 from gemma_embed.runtimes.unknown_options import reject_unknown
 from gemma_fast.architecture import Architecture

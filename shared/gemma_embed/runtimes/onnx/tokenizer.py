@@ -6,6 +6,7 @@ import json
 import random
 from pathlib import Path
 
+from gemma_embed.runtimes.local.cache import Cache
 from gemma_embed.runtimes.local.checkpoint import Checkpoint
 from gemma_embed.runtimes.local.loading import loading
 from gemma_embed.runtimes.local.tokenizer import (
@@ -13,7 +14,6 @@ from gemma_embed.runtimes.local.tokenizer import (
     Tokenizer,
     check_special_tokens,
 )
-from gemma_embed.runtimes.local.cache import Cache
 from gemma_fast.bpe import BpeTokenizer, write_arrays
 from gemma_fast.errors import Unsupported
 

@@ -231,8 +231,7 @@ class OpenAIService(Service):
         row, model, origin = self.settings.row, self.settings.model, self.settings.origin
         return WrongModel(
             f"{model!r} on the server is not {row.name}: it {reason} ({origin}); take {row.gguf}, "
-            "or convert the checkpoint again with convert_hf_to_gguf.py "
-            "--sentence-transformers-dense-modules"
+            "or write the checkpoint again: gemma-embed export gguf"
         )
 
 
