@@ -43,8 +43,13 @@ def main() -> None:
             timed=0,
         )
         print(f"\n{name}\n{report}")
-        found[name] = report.as_dict()
-    save("quality", {"machine": machine(), "sets": found})
+        found[name] = {
+            report.name(row): {
+                metric: round(each.mean, 4) for metric, each in row.intervals.items()
+            }
+            for row in report.rows
+        }
+    save("quality", {"machine": machine(), "scores": found})
 
 
 if __name__ == "__main__":

@@ -190,6 +190,16 @@ def test_what_the_model_reads_is_as_the_setting_says() -> None:
     }
 
 
+def test_a_symmetric_task_is_that_of_both_sides() -> None:
+    fake = FakeRuntime()
+    options: dict[str, Any] = {"widths": [768], "task": "sentence similarity", "timed": 0}
+    report = evaluate(PASSAGES[:1], QUESTIONS[:1], {"fake": fake}, **options)
+    prompt = "task: sentence similarity | query: "
+    assert set(fake.texts) == {f"{prompt}question 0", f"{prompt}text 0"}
+    # Its prompt has no place for a title.
+    assert report.name(report.rows[0]) == "fake, 768, no titles"
+
+
 def test_policies_for_long_texts_are_compared() -> None:
     passages = [*PASSAGES, Passage("long " * 20, "long")]
     questions = [Question("q", ("long",))]
@@ -274,7 +284,7 @@ def test_files_are_read_with_titles_and_in_parts(tmp_path: Path) -> None:
 def test_jsonl_is_read(tmp_path: Path) -> None:
     file = tmp_path / "p.jsonl"
     file.write_text(
-        '{"text": "one", "id": "1", "title": "T", "document": "d"}\n\n{"text": "a\u2028b"}\n'
+        '{"text": "one", "id": 1, "title": "T", "document": "d"}\n\n{"text": "a\u2028b"}\n'
     )
     first, second = read_passages(file)
     assert first == Passage("one", "1", "d", {"title": "T"})
@@ -335,6 +345,7 @@ def test_an_answer_that_is_unknown_is_named(tmp_path: Path) -> None:
         ({"widths": [768], "overlong": ("error", "cut")}, "overlong='cut'"),
         ({"timed": -1}, "at least one"),
         ({"task": "searching"}, "unknown task"),
+        ({"task": "document"}, "as documents"),
     ],
 )
 def test_a_wrong_setting_is_refused_before_any_work(options: dict[str, Any], said: str) -> None:
@@ -342,6 +353,13 @@ def test_a_wrong_setting_is_refused_before_any_work(options: dict[str, Any], sai
     with pytest.raises(ConfigurationError, match=said):
         evaluate(PASSAGES, QUESTIONS, fake, **options)
     assert fake.calls == 0
+
+
+def test_what_is_no_runtime_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="unknown runtime 'torch'"):
+        evaluate(PASSAGES, QUESTIONS, "torch")  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="runtime is a list, not a runtime"):
+        evaluate(PASSAGES, QUESTIONS, [FakeRuntime()])  # type: ignore[arg-type]
 
 
 def test_documents_of_a_framework_are_translated(runtime: Runtime) -> None:

@@ -28,7 +28,7 @@ from gemma_embed.long_texts import Overlong
 from gemma_embed.passages import Passage, checked_passage, title_of
 from gemma_embed.progress import ProgressCallback
 from gemma_embed.prompts import Task
-from gemma_embed.runtimes.base import Runtime
+from gemma_embed.runtimes import Runtime, RuntimeName, open_runtime
 from gemma_embed.store import EmbeddingStore
 
 
@@ -58,7 +58,7 @@ class _Corpus:
 def evaluate(
     passages: Iterable[Passage | Mapping[str, Any]],
     questions: Iterable[Question],
-    runtimes: Runtime | Mapping[str, Runtime],
+    runtimes: RuntimeName | Runtime | Mapping[str, RuntimeName | Runtime],
     *,
     widths: Sequence[int] | None = None,
     prompts: Sequence[bool] = (True,),
@@ -79,7 +79,8 @@ def evaluate(
         passages: What is searched: ``read_passages``, or a framework's documents through
             ``langchain_gemma_embed.passages`` or ``llamaindex_gemma_embed.passages``.
         questions: ``read_questions``, or the second result of ``draw_questions``.
-        runtimes: One, or several by the name that the report gives them. The first one, at its
+        runtimes: One, or several by the name that the report gives them; objects, or names as
+            ``Embedder`` takes them. The first one, at its
             first settings, is what the others are compared with.
         widths: Widths of the index; None for all that the model was trained for.
         prompts: Whether texts get the model's prompts; ``(True, False)`` compares.
@@ -88,7 +89,7 @@ def evaluate(
         two_step: Widths of an index whose candidates are put in order at full width.
         candidates: How many.
         words: Whether BM25 is a row, as a yardstick.
-        task: Of the questions.
+        task: Of the questions; of the passages too, where the model embeds both sides alike.
         title_key: The metadata key of titles.
         store: Where vectors, those of questions too, are looked up and stored; each is computed
             once at full width.
@@ -109,7 +110,8 @@ def evaluate(
     for package in ("ir_measures", *(["bm25s"] if words else [])):
         required(package)
     corpus, drawn = _corpus(passages, list(questions), title_key)
-    named = dict(runtimes) if isinstance(runtimes, Mapping) else {"": runtimes}
+    given = runtimes if isinstance(runtimes, Mapping) else {"": runtimes}
+    named = {name: open_runtime(each) for name, each in given.items()}
     jobs = []
     for name, runtime in named.items():
         model = runtime.model
@@ -117,9 +119,9 @@ def evaluate(
         steps = [(model.checked_dimensions(width), 0) for width in chosen]
         steps += [(model.checked_dimensions(width), candidates) for width in two_step]
         for prompted, policy in product(dict.fromkeys(prompts), dict.fromkeys(overlong)):
-            options: dict[str, Any] = {"overlong": policy, "query_task": task, "store": store}
             asked = runtime if prompted else WithoutPrompts(runtime)
-            jobs.append((name, prompted, steps, Embedder(asked, progress=progress, **options)))
+            embedder = Embedder(asked, overlong=policy, store=store, progress=progress)
+            jobs.append((name, prompted, steps, embedder.for_task(task)))
     if not (jobs and titles and jobs[0][2]) or timed < 0:
         raise ConfigurationError("name at least one runtime, width, and value of each setting")
     full = any(runtime.model.width in two_step for runtime in named.values())
@@ -131,11 +133,12 @@ def evaluate(
     has_titles = any(corpus.titles)
     rows = []
     for name, prompted, steps, embedder in jobs:
-        vectors = embedder.embed(corpus.questions, task)
+        vectors = embedder.embed(corpus.questions, embedder.query_task)
         query = milliseconds(embedder.embed_query, corpus.questions[:timed]) if timed else None
-        takes = has_titles and (embedder.takes_titles or not prompted)
+        takes = has_titles and embedder.takes_titles
         for with_titles in dict.fromkeys(each and takes for each in titles):
-            searched = _embedded(embedder, corpus, prompted, with_titles)
+            heads = corpus.titles if with_titles else None
+            searched = embedder.embed_documents(corpus.texts, heads)
             for width, second in steps:
                 setting = Setting(name, width, second, prompted, with_titles, embedder.overlong)
                 search = vector_search(searched, width, second)
@@ -193,13 +196,6 @@ def _corpus(
     texts = [item.text for item in items]
     corpus = _Corpus(texts, titles, [each.text for each in questions], names, right)
     return corpus, any(each.drawn for each in questions)
-
-
-def _embedded(embedder: Embedder, corpus: _Corpus, prompted: bool, with_titles: bool) -> Any:
-    if prompted:
-        return embedder.embed_documents(corpus.texts, corpus.titles if with_titles else None)
-    texts = titled(corpus.texts, corpus.titles) if with_titles else corpus.texts
-    return embedder.embed_documents(texts)
 
 
 def _row(

@@ -153,6 +153,8 @@ def _parts(folder: Path, file: Path) -> Iterator[Passage]:
 
 def _passage(where: str, record: Mapping[str, Any]) -> Passage:
     fields = {name: record[name] for name in ("text", "id", "document") if name in record}
+    if isinstance(fields.get("id"), int):
+        fields["id"] = str(fields["id"])
     metadata = record.get("metadata", {})
     if "title" in record and isinstance(metadata, Mapping):
         metadata = {**metadata, "title": record["title"]}

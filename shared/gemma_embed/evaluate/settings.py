@@ -72,8 +72,8 @@ class WithoutPrompts(Runtime):
 
     @property
     def prompts(self) -> Prompts:
-        """Empty ones."""
-        return Prompts(dict.fromkeys(TASKS, ""), "", None, "")
+        """Empty ones; a title is the first line of the text."""
+        return Prompts(dict.fromkeys(TASKS, ""), "", "{title}\n", "")
 
     @property
     def description(self) -> str:
