@@ -1,6 +1,6 @@
 """How often the advice of ``gemma_embed.evaluate`` is wrong: half of the questions on the others.
 
-The questions of the three sets together are halved 200 times. What one half says of a setting is
+The questions of the three sets together are halved 100 times. What one half says of a setting is
 compared with what the other half shows: "loses" is wrong if it loses nothing there, "gains" if it
 gains nothing there, and "loses nothing, or less than" if it loses more there. The other half errs
 as well, so some of what counts as wrong is not.
@@ -23,7 +23,7 @@ from gemma_embed.evaluate import Report, Row, evaluate
 from gemma_embed.evaluate.report import ADVISED, TOLERATED
 from gemma_embed.runtimes import OnnxRuntime
 
-TRIALS = 200
+TRIALS = 100
 
 
 def together(reports: list[Report]) -> Report:
