@@ -9,7 +9,7 @@ are named as in ``gemma-embed verify``; a server works in another process, so it
 Rows that were measured before are kept.
 
 Run: python benchmarks/agreement.py --model FOLDER
-     python benchmarks/agreement.py --model FOLDER ollama http://127.0.0.1:8080/v1
+     python benchmarks/agreement.py --model FOLDER ollama http://127.0.0.1:8080/v1 model-q8_0.gguf
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def engine(name: str, model: str) -> Any:
     from gemma_embed.commands.runtime import opened
     from gemma_embed.evaluate.settings import WithoutPrompts
 
-    runtime = opened(name, None if name.startswith(SERVERS) else model)
+    runtime = opened(name, model if name in LOCAL else None)
     return Embedder(WithoutPrompts(runtime)).embed
 
 

@@ -17,7 +17,7 @@ from ollama_server import OllamaServer, ServedModel
 
 from gemma_embed import cli
 from gemma_embed.commands import runtime as named
-from gemma_embed.errors import ConnectionFailed
+from gemma_embed.errors import ConfigurationError, ConnectionFailed
 from gemma_embed.identity import Identity
 from gemma_embed.models import BUNDLED, Model
 from gemma_embed.runtimes import (
@@ -259,13 +259,14 @@ def test_the_command_names_cause_and_remedy_and_exits_with_1(
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["./nowhere"], 2, "no runtime, address or folder"),
+        (["./nowhere"], 2, "no runtime, address, .gguf file or folder"),
         (["bundled", "--model", "x"], 2, "--model needs"),
         (["onnx", "--precision", "float16"], 2, "float16"),
         (["onnx:float16"], 2, "float16"),
-        (["./nowhere:int8"], 2, "no runtime, address or folder"),
+        (["./nowhere:int8"], 2, "no runtime, address, .gguf file or folder"),
         (["onnx:int8", "--precision", "int4"], 2, "are one setting"),
         (["ollama:a-tag", "--model", "another"], 2, "are one setting"),
+        (["a.gguf", "--model", "b.gguf"], 2, "are one setting"),
         (["bundled", "--collection", "x"], 2, "--chroma"),
         (["http://127.0.0.1:1"], 1, "cannot connect to the Ollama server"),
         (["http://127.0.0.1:1/v1"], 1, "ConnectionFailed"),
@@ -326,3 +327,14 @@ def test_a_runtime_is_named_with_its_precision_or_tag(tmp_path: Path) -> None:
     folder.mkdir()
     assert named.opened(str(folder)).settings["model"] == str(folder)
     assert named.opened(f"{folder}:bfloat16").settings["dtype"] == "bfloat16"
+
+
+def test_the_model_of_several_runtimes_is_for_those_in_this_process(tmp_path: Path) -> None:
+    names = ["onnx", "onnx:int8", "ollama", str(tmp_path), "http://127.0.0.1:1", "bundled"]
+    opened = named.opened_all(names, "bundled")
+    assert list(opened) == names
+    assert opened["onnx"].settings["model"] == opened["onnx:int8"].settings["model"] == "bundled"
+    assert opened["ollama"].settings["model"] != "bundled"
+    assert opened[str(tmp_path)].settings["model"] == str(tmp_path)
+    with pytest.raises(ConfigurationError, match="--model is for a runtime in this process"):
+        named.opened_all(["bundled", "ollama"], "./folder")

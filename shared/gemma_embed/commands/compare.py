@@ -16,7 +16,7 @@ def add(commands: Any) -> None:
         "compare", help="say how far two runtimes agree on your texts, and whether searches notice"
     )
     parser.add_argument("runtimes", nargs=2, metavar="RUNTIME", help=runtimes.HELP)
-    parser.add_argument("--model", help="folder, hub id or server tag; for runtimes' names")
+    parser.add_argument("--model", help="folder or hub id, for names such as onnx")
     parser.add_argument("--texts", type=Path, required=True, help="a folder, JSONL, or lines")
     parser.add_argument("--questions", type=Path, help="JSONL: compare recall, too")
     parser.add_argument("--overlong", default="error", help="error, truncate or split")
@@ -27,13 +27,14 @@ def add(commands: Any) -> None:
 def _run(options: argparse.Namespace) -> int:
     from gemma_embed.evaluate import compare, read_passages, read_questions
 
-    first, second = (runtimes.opened(name, options.model) for name in options.runtimes)
+    first, second = options.runtimes
+    opened = runtimes.opened_all(options.runtimes, options.model)
     found = compare(
-        first,
-        second,
+        opened[first],
+        opened[second],
         read_passages(options.texts),
         read_questions(options.questions) if options.questions else (),
-        names=(options.runtimes[0], options.runtimes[1]),
+        names=(first, second),
         overlong=options.overlong,
         store=store_of(options),
     )

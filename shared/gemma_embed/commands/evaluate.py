@@ -19,7 +19,7 @@ def add(commands: Any) -> None:
         "evaluate", help="say which runtime, width, prompts and titles find what in your texts"
     )
     parser.add_argument("runtimes", nargs="+", metavar="RUNTIME", help=runtimes.HELP)
-    parser.add_argument("--model", help="folder, hub id or server tag; for runtimes' names")
+    parser.add_argument("--model", help="folder or hub id, for names such as onnx")
     parser.add_argument("--passages", type=Path, required=True, help="a folder, or a JSONL file")
     parser.add_argument("--questions", type=Path, help="JSONL; without it questions are drawn")
     parser.add_argument("--widths", type=int, nargs="+", help="of the index; all of the model's")
@@ -65,7 +65,7 @@ def show(found: Any, options: argparse.Namespace) -> None:
 def _run(options: argparse.Namespace) -> int:
     from gemma_embed.evaluate import draw_questions, evaluate, read_passages, read_questions
 
-    opened = {name: runtimes.opened(name, options.model) for name in options.runtimes}
+    opened = runtimes.opened_all(options.runtimes, options.model)
     passages = read_passages(options.passages)
     if options.questions is None:
         passages, questions = draw_questions(passages)

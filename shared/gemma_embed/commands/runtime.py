@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ def opened(named: str, model: str | None = None, precision: str | None = None) -
         kind = "openai" if named.rstrip("/").endswith("/v1") else "ollama"
         settings = {"runtime": kind, "host": named}
     elif named.endswith(".gguf"):
+        _once(named, "--model", named, model)
         settings = {"runtime": "gguf", "model": named}
     elif name in _SERVERS and detail:
         model, settings = _once(named, "--model", detail, model), {"runtime": name}
@@ -51,6 +53,25 @@ def opened(named: str, model: str | None = None, precision: str | None = None) -
     if precision is not None:
         settings["dtype" if settings["runtime"] == "transformers" else "precision"] = precision
     return open_runtime(settings)
+
+
+def opened_all(names: Sequence[str], model: str | None) -> dict[str, Runtime]:
+    """Return several runtimes by what the command line calls them; nothing is loaded.
+
+    Args:
+        names: Each as in ``HELP``.
+        model: Folder or hub id, for the names of runtimes in this process.
+
+    Raises:
+        ConfigurationError: If one names no runtime, or none takes the model.
+    """
+    kinds = {name: name.partition(":")[0] for name in names}
+    take = {name for name, kind in kinds.items() if kind in RUNTIMES and kind not in _SERVERS}
+    if model is not None and not take:
+        raise ConfigurationError(
+            "--model is for a runtime in this process: name onnx, or another one"
+        )
+    return {name: opened(name, model if name in take else None) for name in kinds}
 
 
 def _once(named: str, option: str, detail: str, given: str | None) -> str:
