@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import checkpoints
+import httpx
 import numpy as np
 import pytest
 from gguf_files import Keys, rewritten
@@ -61,6 +62,8 @@ def test_options() -> None:
 
 pytest.importorskip("gguf", reason='needs gguf: pip install ".[gguf]"')
 pytest.importorskip("xllamacpp", reason='needs xllamacpp: pip install ".[gguf]"')
+
+from gemma_embed.runtimes.gguf.engine import LlamaNetwork  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +152,19 @@ def test_copies_pickles_and_close(runtime: GgufRuntime, file: Path) -> None:
     again.close()
     again.close()
     np.testing.assert_array_equal(Embedder(again).embed(["a"]), expected)
+
+
+def test_its_port_answers_nobody(runtime: GgufRuntime) -> None:
+    network = runtime._load()
+    assert isinstance(network, LlamaNetwork)
+    address = network._server.listening_address
+    assert address.startswith("http://127.0.0.1:")
+    assert httpx.get(f"{address}/health").json() == {"status": "ok"}
+    for path in ("/v1/models", "/props", "/slots", "/metrics"):
+        assert httpx.get(address + path).status_code == 401
+    for path in ("/v1/embeddings", "/tokenize", "/completion"):
+        answer = httpx.post(address + path, json={"input": "a", "content": "a", "prompt": "a"})
+        assert answer.status_code == 401
 
 
 def test_the_fingerprint_is_of_the_content(file: Path, even: Path, tmp_path: Path) -> None:
