@@ -14,8 +14,8 @@ from gemma_embed.errors import BadResponse
 from gemma_embed.runtimes.local.tokenizer import Tokenizer
 from gemma_embed.vectors import Vectors
 
-# Texts in one call of llama.cpp, which cannot be interrupted.
-_TEXTS = 16
+# Tokens in one call of llama.cpp, which cannot be interrupted.
+_TOKENS = 2048
 
 
 class LlamaNetwork:
@@ -54,9 +54,16 @@ class LlamaNetwork:
 
     def batches(self, lengths: Mapping[int, int]) -> Iterator[list[int]]:
         """Group rows; see ``Network``."""
-        rows = sorted(lengths, key=lambda row: -lengths[row])
-        for start in range(0, len(rows), _TEXTS):
-            yield rows[start : start + _TEXTS]
+        batch: list[int] = []
+        total = 0
+        for row in sorted(lengths, key=lambda row: -lengths[row]):
+            if batch and total + lengths[row] > _TOKENS:
+                yield batch
+                batch, total = [], 0
+            batch.append(row)
+            total += lengths[row]
+        if batch:
+            yield batch
 
     def forward(self, tokens: Sequence[Sequence[int]]) -> Vectors:
         """Compute one batch; see ``Network``.
