@@ -422,6 +422,11 @@ def test_the_command_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert len(json.loads(capsys.readouterr().out)["rows"]) == 3
     assert cli.main([*call, "--widths", "9"]) == 2
     assert "dimensions=9" in capsys.readouterr().err
+    # What was found is printed, although the picture cannot be written.
+    assert cli.main([*call, "--timed", "0", "--plot", str(tmp_path / "p.nothing")]) == 2
+    printed = capsys.readouterr()
+    assert "onnx:int8, 256" in printed.out
+    assert "p.nothing cannot be written" in printed.err
     (tmp_path / "q.jsonl").write_text('{"question": "?", "passage": "x"}')
     assert cli.main(call) == 1
     assert "q.jsonl, line 1: there is no passage 'x'" in capsys.readouterr().err

@@ -57,9 +57,9 @@ def store_of(options: argparse.Namespace) -> Path:
 
 def show(found: Any, options: argparse.Namespace) -> None:
     """Print a result, and draw it."""
+    sys.stdout.write((json.dumps(found.as_dict(), indent=1) if options.json else str(found)) + "\n")
     if options.plot is not None:
         found.plot(options.plot)
-    sys.stdout.write((json.dumps(found.as_dict(), indent=1) if options.json else str(found)) + "\n")
 
 
 def _run(options: argparse.Namespace) -> int:
