@@ -99,14 +99,15 @@ def _background(library: Library) -> Vectors:
     numbers = [number for (number,) in library.catalogue.db.execute("SELECT number FROM passages")]
     # The same ones each time, so that a question is judged alike.
     chosen = random.Random(0).sample(numbers, min(_SAMPLE, len(numbers)))  # noqa: S311
-    got = library.collection.get(ids=[str(number) for number in chosen], include=["embeddings"])
-    return np.asarray(got["embeddings"], dtype=np.float32)
+    passages = library.catalogue.by_number(chosen).values()
+    full = library.embedder.replaced(dimensions=None)
+    titles = [each.title for each in passages] if full.takes_titles else None
+    # The store has them.
+    return full.embed_documents([each.text for each in passages], titles)
 
 
 def _apart(background: Vectors, query: Vectors, best: float) -> float:
     if len(background) < 2:
         return 0.0
-    width = background.shape[1]
-    narrow = query[:width] / np.linalg.norm(query[:width])
-    others = background @ narrow
+    others = background @ query
     return float((best - others.mean()) / max(float(others.std()), 1e-6))

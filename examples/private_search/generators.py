@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from queue import Queue
+from threading import Event, Thread
 from typing import Any
 
 from gemma_embed.errors import ConfigurationError, MissingDependency
@@ -72,25 +74,59 @@ def _llama_cpp(path: Path) -> Generator:
     if not path.is_file():
         raise ConfigurationError(f"--generator {path}: there is no such file")
     try:
-        from llama_cpp import Llama
+        import xllamacpp
     except ImportError as error:
-        raise MissingDependency("a .gguf file needs: pip install llama-cpp-python") from error
-    model = Llama(str(path), n_ctx=CONTEXT, verbose=False)
+        raise MissingDependency("a .gguf file needs: pip install xllamacpp") from error
+    params = xllamacpp.CommonParams()
+    params.model.path, params.n_ctx = str(path), CONTEXT
+    server = xllamacpp.Server(params)
 
     def generate(prompt: str) -> Iterator[str]:
-        message: Any = {"role": "user", "content": prompt}
-        for part in model.create_chat_completion(
-            [message], stream=True, max_tokens=TOKENS, temperature=0
-        ):
-            yield part["choices"][0]["delta"].get("content") or ""
+        request = {
+            "messages": [{"role": "user", "content": prompt}],
+            "stream": True,
+            "max_tokens": TOKENS,
+            "temperature": 0,
+        }
+
+        def work(say: Callable[[str], bool]) -> None:
+            def chunk(part: Any) -> bool:
+                choices = part.get("choices") if isinstance(part, dict) else None
+                return say((choices[0].get("delta", {}).get("content") or "") if choices else "")
+
+            server.handle_chat_completions(request, chunk)
+
+        yield from _from_thread(work)
 
     return generate
 
 
+def _from_thread(work: Callable[[Callable[[str], bool]], None]) -> Iterator[str]:
+    """Yield what ``work`` says, in a thread; ``say`` returns True once nobody listens any more."""
+    pieces: Queue[str | None] = Queue()
+    ended = Event()
+
+    def say(piece: str) -> bool:
+        pieces.put(piece)
+        return ended.is_set()
+
+    def run() -> None:
+        try:
+            work(say)
+        finally:
+            pieces.put(None)
+
+    thread = Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield from iter(pieces.get, None)
+    finally:
+        ended.set()
+        thread.join()
+
+
 def _transformers(folder: str) -> Generator:
     try:
-        from threading import Thread
-
         from transformers import TextIteratorStreamer, pipeline
     except ImportError as error:
         raise MissingDependency(

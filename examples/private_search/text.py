@@ -29,6 +29,7 @@ _TRACKING = re.compile(
     r"(utm_\w+|mtm_\w+|pk_\w+|mc_[ce]id|\w{0,4}clid|mkt_tok|igshid|_hs\w+|ref_?\w*)$"
 )
 _BLANK_LINES = re.compile(r"\n[ \t]*(?:\n[ \t]*){2,}")
+_ACCENTS, _WORD = re.compile("[\u0300-\u036f]"), re.compile(r"\w+")
 _LONGEST_ADDRESS = 160
 
 
@@ -97,6 +98,7 @@ def on_terminal(text: str) -> str:
 
 def folded(text: str) -> list[str]:
     """Return the words of a text as FTS5 has them, once each: small letters, no accents."""
-    plain = unicodedata.normalize("NFKD", text.lower())
-    words = re.findall(r"\w+", "".join(each for each in plain if not unicodedata.combining(each)))
-    return list(dict.fromkeys(words))
+    plain = text.lower()
+    if not plain.isascii():
+        plain = _ACCENTS.sub("", unicodedata.normalize("NFKD", plain))
+    return list(dict.fromkeys(_WORD.findall(plain)))

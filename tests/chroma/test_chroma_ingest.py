@@ -993,3 +993,31 @@ def test_failed_passages_are_warned_about(
     assert (report.added, len(report.failed)) == (1, 2)
     (record,) = caplog.records
     assert record.message.startswith("2 of 3 passages did not become rows; passage 1: the text is")
+
+
+# Removal
+
+
+def test_documents_are_removed_by_their_ids(index: ChromaIndex) -> None:
+    index.ingest([*documents(3), Passage("more of 1", document="1"), Passage("of nothing")])
+    before = index.open().count()
+    assert index.remove(["1.md", "1", "not there"]) == before - index.open().count()
+    assert "more of 1" not in texts_of(index)
+    assert "of nothing" in texts_of(index)
+    assert index.remove([]) == 0
+
+
+def test_removal_from_nothing_creates_nothing(index: ChromaIndex) -> None:
+    assert index.remove(["a"]) == 0
+    assert index.generations() == []
+    with pytest.raises(InvalidInput, match="list of documents"):
+        index.remove("a")
+
+
+def test_removed_passages_come_back_without_the_model(
+    index: ChromaIndex, fake: FakeRuntime
+) -> None:
+    index.ingest([Passage("text", document="a")])
+    assert index.remove(["a"]) == 1
+    assert index.ingest([Passage("text", document="a")]).added == 1
+    assert len([text for text in fake.texts if text.endswith("text: text")]) == 1
