@@ -195,6 +195,10 @@ def _ask(library: Library, options: argparse.Namespace) -> int:
         _print_hit(number, hit)
     generator = open_generator(options.generator)
     if generator is None:
+        if options.generator != "none":
+            print(
+                f"No answer is written: for one, ollama pull {options.generator}", file=sys.stderr
+            )
         return 0
     print("Answer:", flush=True)
     for sentence in answered(generator, options.question, results.hits):

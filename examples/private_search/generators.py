@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from queue import Queue
+from queue import Empty, Queue
 from threading import Event, Thread
 from typing import Any
 
-from gemma_embed.errors import ConfigurationError, MissingDependency
+from gemma_embed.errors import ConfigurationError, MissingDependency, ServerFailed
 
 # From a prompt to pieces of an answer of at most TOKENS tokens.
 Generator = Callable[[str], Iterator[str]]
 
 TOKENS, CONTEXT = 256, 8192
 # Nothing for so many seconds, from a server, is an error.
-_SILENCE = 120
+_SILENCE = 60
 
 
 def open_generator(name: str) -> Generator | None:
@@ -64,8 +65,11 @@ def _ollama(name: str) -> Generator | None:
     def generate(prompt: str) -> Iterator[str]:
         options = {"temperature": 0, "num_ctx": CONTEXT, "num_predict": TOKENS}
         message = {"role": "user", "content": prompt}
-        for part in client.chat(name, [message], stream=True, options=options):
-            yield part.message.content or ""
+        try:
+            for part in client.chat(name, [message], stream=True, options=options):
+                yield part.message.content or ""
+        except (ollama.ResponseError, httpx.HTTPError) as error:
+            raise ServerFailed(f"Ollama stopped while {name} was writing: {error!r}") from error
 
     return generate
 
@@ -79,6 +83,10 @@ def _llama_cpp(path: Path) -> Generator:
         raise MissingDependency("a .gguf file needs: pip install xllamacpp") from error
     params = xllamacpp.CommonParams()
     params.model.path, params.n_ctx = str(path), CONTEXT
+    params.verbosity, params.offline, params.warmup = -1, True, False
+    # It listens on a port of its own, which nobody may use.
+    params.ui = params.endpoint_slots = False
+    params.api_keys = [secrets.token_urlsafe(32)]
     server = xllamacpp.Server(params)
 
     def generate(prompt: str) -> Iterator[str]:
@@ -119,10 +127,19 @@ def _from_thread(work: Callable[[Callable[[str], bool]], None]) -> Iterator[str]
     thread = Thread(target=run, daemon=True)
     thread.start()
     try:
-        yield from iter(pieces.get, None)
+        while True:
+            try:
+                piece = pieces.get(timeout=1)
+            except Empty:
+                # Whoever listens may have had enough of waiting.
+                piece = ""
+            if piece is None:
+                return
+            yield piece
     finally:
         ended.set()
-        thread.join()
+        # While it reads the prompt it cannot be stopped.
+        thread.join(timeout=5)
 
 
 def _transformers(folder: str) -> Generator:

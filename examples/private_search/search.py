@@ -30,7 +30,8 @@ _SHARE = 0.5
 _WORDS = 0.3
 # Shared words, as a share of all words, from which two passages are the same one twice.
 _ALIKE = 0.7
-_SENTENCE = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])|\n+")
+# Ends of sentences, empty lines, and items of lists; mail programs wrap lines anywhere.
+_SENTENCE = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])|\n\s*\n|\n(?=\s*(?:[-*#|•]|\d+[.)]\s))")
 
 
 @dataclass(frozen=True)
@@ -235,7 +236,7 @@ class Search:
     ) -> list[tuple[str, ...]]:
         """Choose two sentences of each: nearest in meaning, with the question's rare words."""
         parts = [
-            (place, sentence.strip())
+            (place, " ".join(sentence.split()))
             for place, each in enumerate(passages)
             for sentence in _SENTENCE.split(each.text)
             if sentence.strip()
