@@ -58,8 +58,8 @@ class Embedder:
         """Check the options; nothing is loaded.
 
         Args:
-            runtime: ``"transformers"``, ``"onnx"``, ``"ollama"`` or ``"openai"`` with their
-                defaults, or a runtime object, whose constructor takes everything else.
+            runtime: ``"transformers"``, ``"onnx"``, ``"mlx"``, ``"ollama"`` or ``"openai"`` with
+                their defaults, or a runtime object, whose constructor takes everything else.
             model: What a runtime given by name loads: a hub id, a folder, or a server's tag.
             dimensions: One of the model's widths; None for the full one.
             query_task: A ``Task``, or what ``custom_task`` returns.

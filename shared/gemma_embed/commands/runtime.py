@@ -51,7 +51,8 @@ def opened(named: str, model: str | None = None, precision: str | None = None) -
     if model is not None:
         settings["model"] = model
     if precision is not None:
-        settings["dtype" if settings["runtime"] == "transformers" else "precision"] = precision
+        option = "dtype" if settings["runtime"] in ("transformers", "mlx") else "precision"
+        settings[option] = precision
     return open_runtime(settings)
 
 

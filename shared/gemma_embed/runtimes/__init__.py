@@ -2,6 +2,7 @@
 
 from gemma_embed.runtimes.base import Batch, Runtime, TooLong
 from gemma_embed.runtimes.gguf import GgufRuntime
+from gemma_embed.runtimes.mlx import MlxRuntime
 from gemma_embed.runtimes.named import RuntimeName, one_name, open_runtime, runtime_settings
 from gemma_embed.runtimes.ollama import OllamaRuntime
 from gemma_embed.runtimes.onnx import OnnxRuntime
@@ -14,6 +15,7 @@ __all__ = [
     "Batch",
     "EnvironmentVariable",
     "GgufRuntime",
+    "MlxRuntime",
     "OllamaRuntime",
     "OnnxRuntime",
     "OpenAIRuntime",

@@ -10,13 +10,14 @@ from gemma_embed.errors import ConfigurationError
 from gemma_embed.models import is_ollama_tag, model_of_repository
 from gemma_embed.runtimes.base import Runtime
 from gemma_embed.runtimes.gguf import GgufRuntime
+from gemma_embed.runtimes.mlx import MlxRuntime
 from gemma_embed.runtimes.ollama import OllamaRuntime
 from gemma_embed.runtimes.onnx import OnnxRuntime
 from gemma_embed.runtimes.openai import OpenAIRuntime
 from gemma_embed.runtimes.transformers import TransformersRuntime
 from gemma_embed.runtimes.unknown_options import options_of, reject_unknown
 
-RuntimeName = Literal["transformers", "onnx", "gguf", "ollama", "openai"]
+RuntimeName = Literal["transformers", "onnx", "gguf", "ollama", "openai", "mlx"]
 
 RUNTIMES: dict[str, type[Any]] = {
     "transformers": TransformersRuntime,
@@ -24,6 +25,7 @@ RUNTIMES: dict[str, type[Any]] = {
     "gguf": GgufRuntime,
     "ollama": OllamaRuntime,
     "openai": OpenAIRuntime,
+    "mlx": MlxRuntime,
 }
 
 _NEEDED = ("model", "identity", "prompts", "settings", "embed")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 
-from gemma_embed.errors import EmbeddingError, MissingDependency, ModelCorrupt
+from gemma_embed.errors import EmbeddingError, MissingDependency, ModelCorrupt, WrongModel
 from gemma_embed.runtimes.local.memory import is_out_of_memory
 from gemma_fast.errors import Damaged, Unsupported
 
@@ -30,6 +30,24 @@ def loading(what: str, advice: str = "download the model again") -> Iterator[Non
         if is_out_of_memory(error):
             raise
         raise ModelCorrupt(f"{what} cannot be loaded; {advice}") from error
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Give errors of ``gemma_fast`` their kind here.
+
+    Raises:
+        ModelCorrupt: For damaged files.
+        WrongModel: For a network that it does not compute.
+    """
+    try:
+        yield
+    except Damaged as error:
+        raise ModelCorrupt(str(error)) from error
+    except Unsupported as error:
+        raise WrongModel(
+            f"{error}, which runtime='onnx' does not compute; use runtime='transformers'"
+        ) from error
 
 
 def require(*packages: str, runtime: str) -> None:

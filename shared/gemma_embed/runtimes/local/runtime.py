@@ -25,12 +25,12 @@ from gemma_embed.runtimes.base import Batch, Runtime, TooLong
 from gemma_embed.runtimes.local.checkpoint import Checkpoint
 from gemma_embed.runtimes.local.files import check_unchanged, read_json
 from gemma_embed.runtimes.local.hub import model_folder
+from gemma_embed.runtimes.local.loading import explained
 from gemma_embed.runtimes.local.memory import is_out_of_memory, within_memory
 from gemma_embed.runtimes.local.pages import token_pages
 from gemma_embed.runtimes.options import check_kind
 from gemma_embed.runtimes.per_process import PerProcess
 from gemma_embed.vectors import Vectors
-from gemma_fast.errors import Damaged, Unsupported
 
 
 class Network(Protocol):
@@ -188,14 +188,8 @@ class LocalRuntime(Runtime):
             if loaded.network is None:
                 checkpoint = self._checkpoint()
                 try:
-                    loaded.network = self._open(checkpoint)
-                except Damaged as error:
-                    raise ModelCorrupt(str(error)) from error
-                except Unsupported as error:
-                    raise WrongModel(
-                        f"{error}, which runtime='onnx' does not compute; "
-                        "use runtime='transformers'"
-                    ) from error
+                    with explained():
+                        loaded.network = self._open(checkpoint)
                 except Exception as error:  # Libraries raise any.
                     if not is_out_of_memory(error):
                         raise

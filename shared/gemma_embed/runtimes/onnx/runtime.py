@@ -14,9 +14,10 @@ from gemma_embed.runtimes.local.cache import Cache
 from gemma_embed.runtimes.local.checkpoint import Checkpoint
 from gemma_embed.runtimes.local.files import check_unchanged
 from gemma_embed.runtimes.local.loaded import Forward, verify
-from gemma_embed.runtimes.local.loading import loading, require
+from gemma_embed.runtimes.local.loading import explained, loading, require
 from gemma_embed.runtimes.local.runtime import LocalRuntime
 from gemma_embed.runtimes.local.tokenizer import Tokenizer
+from gemma_embed.runtimes.onnx.export import export_onnx
 from gemma_embed.runtimes.onnx.published import GRAPHS, PublishedForward, holds_published_graphs
 from gemma_embed.runtimes.onnx.tokenizer import open_tokenizer
 from gemma_embed.runtimes.options import FLOAT16, check_choice, check_kind, checked_count
@@ -114,6 +115,26 @@ class OnnxRuntime(LocalRuntime):
             return identity
         # Whoever writes the graph decides how matrices are rounded.
         return replace(identity, precision=f"{self._precision} v{VERSION}")
+
+    def export(self, folder: str | Path) -> Path:
+        """Write the model as one graph, which Transformers.js and others load; see ``export_onnx``.
+
+        In this runtime's precision, in the published layout.
+
+        Args:
+            folder: Created if missing.
+
+        Returns:
+            The graph's file.
+
+        Raises:
+            ConfigurationError: If the model is such a graph already.
+            ModelError: If the model is missing, damaged, or not the one that it should be.
+        """
+        require("onnx", runtime="onnx")
+        checkpoint = self._checkpoint()
+        with explained():
+            return export_onnx(checkpoint, expanded(folder), self._precision)
 
     def _require_packages(self) -> None:
         require("onnxruntime", runtime="onnx")
