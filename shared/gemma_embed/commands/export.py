@@ -7,6 +7,7 @@ import sys
 from typing import Any, get_args
 
 from gemma_fast.gguf_file import GgufPrecision
+from gemma_fast.quantization import Precision
 
 
 def add(commands: Any) -> None:
@@ -18,6 +19,11 @@ def add(commands: Any) -> None:
     gguf.add_argument("path", metavar="OUT", help="the file, ending in .gguf")
     gguf.add_argument("--precision", choices=get_args(GgufPrecision), default="bf16")
     gguf.set_defaults(run=_gguf)
+    onnx = formats.add_parser("onnx", help="one graph for Transformers.js and ONNX Runtime")
+    onnx.add_argument("model", metavar="FOLDER", help="a checkpoint; or a hub id on this disk")
+    onnx.add_argument("path", metavar="OUT", help="the folder to write")
+    onnx.add_argument("--precision", choices=get_args(Precision), default="float32")
+    onnx.set_defaults(run=_onnx)
 
 
 def _gguf(options: argparse.Namespace) -> int:
@@ -25,4 +31,13 @@ def _gguf(options: argparse.Namespace) -> int:
 
     done = export_gguf(options.model, options.path, precision=options.precision)
     sys.stdout.write(f"{done}\n")
+    return 0
+
+
+def _onnx(options: argparse.Namespace) -> int:
+    from gemma_embed.runtimes import OnnxRuntime
+
+    runtime = OnnxRuntime(options.model, precision=options.precision, offline=True)
+    graph = runtime.export(options.path)
+    sys.stdout.write(f"{graph}, and its numbers beside it\n")
     return 0

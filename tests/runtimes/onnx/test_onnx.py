@@ -21,6 +21,7 @@ from sentence_transformers import SentenceTransformer
 from test_transformers_runtime import REFUSED
 
 from gemma_embed import Embedder
+from gemma_embed.cli import main
 from gemma_embed.errors import (
     BadResponse,
     ConfigurationError,
@@ -37,7 +38,7 @@ from gemma_embed.runtimes.onnx.published import PublishedForward
 from gemma_embed.runtimes.onnx.runtime import batches_by_length
 from gemma_fast.graph import VERSION
 from gemma_fast.onnx_forward import OnnxForward
-from gemma_fast.quantization import BLOCK, bits, to_int4, to_int8
+from gemma_fast.quantization import BLOCK, Precision, bits, to_int4, to_int8
 
 WORDS = " ".join(path.read_text() for path in sorted(checkpoints.NOTES.glob("*.md"))).split()
 SHORT = [
@@ -329,6 +330,24 @@ def test_a_published_graph(narrow: Path, tmp_path: Path) -> None:
     assert runtime.identity.revision.startswith("sha256:")
     assert runtime.identity.max_tokens == 2048
     assert vectors_of(open_runtime(runtime_settings(runtime)), ["a"]).shape == (1, 768)
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_an_exported_graph_is_as_close_as_its_precision(
+    narrow: Path, tmp_path: Path, precision: Precision
+) -> None:
+    folder = tmp_path / "out"
+    assert main(["export", "onnx", str(narrow), str(folder), "--precision", precision]) == 0
+    texts = [*SHORT, " ".join(WORDS[:330])]
+    # Its table has 8 bits a number, that of the other is read from the checkpoint.
+    exact = vectors_of(TransformersRuntime(narrow, device="cpu"), texts)
+    other, vectors = (
+        np.linalg.norm(vectors_of(OnnxRuntime(model, precision=precision), texts) - exact, axis=1)
+        for model in (narrow, folder)
+    )
+    assert 0 < vectors.mean() <= 1.5 * other.mean()
+    with pytest.raises(ConfigurationError, match="is exported already"):
+        OnnxRuntime(folder, precision=precision).export(tmp_path / "again")
 
 
 def test_a_missing_published_graph_is_named(narrow: Path, tmp_path: Path) -> None:
