@@ -66,7 +66,7 @@ def test_bfloat16_is_close(computes: None) -> None:
 )
 def test_real_weights(computes: None) -> None:
     weights = os.environ["GEMMA_EMBED_WEIGHTS"]
-    texts = [*TEXTS, LONG[:3000]]
+    texts = [*TEXTS[:3], LONG[:2600]]
     reference = Embedder(TransformersRuntime(weights, device="cpu")).embed_documents(texts)
     cosines = (Embedder(MlxRuntime(weights)).embed_documents(texts) * reference).sum(1)
     assert cosines.min() >= 0.99999
