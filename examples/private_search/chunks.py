@@ -23,7 +23,8 @@ _PROMPT = 8
 _LEAST = 128
 # A word of up to four letters, a digit, a sign, a character of Chinese, Japanese or Korean.
 _PIECE = re.compile(r"[\u2e80-\u9fff\uac00-\ud7af\uff00-\uffef]|[^\W\d_]{1,4}|\d|[^\w\s]|_|\n\n")
-_HEADING = re.compile(r"^#{1,6}[ \t]+(\S.*)$", re.MULTILINE)
+# A line that begins with # in a block of code is a comment.
+_HEADING = re.compile(r"^```.*?^[ \t]*```|^#{1,6}[ \t]+(\S[^\n]*)$", re.MULTILINE | re.DOTALL)
 _SEPARATORS = [
     r"\n(?=#{1,6}[ \t])",
     r"\n\n",
@@ -57,14 +58,14 @@ def estimated_tokens(text: str) -> int:
 def chunks_of(document: Document) -> Iterator[Chunk]:
     """Cut a document. Every character of it but white space is in some passage."""
     text, position, line, counted, heading = document.text, -1, document.line, 0, ""
-    headings = list(_HEADING.finditer(text))
+    headings = [found for found in _HEADING.finditer(text) if found[1]]
     most = max(_LEAST, TOKENS - _PROMPT - estimated_tokens(document.title))
     parts = [text] if estimated_tokens(text) <= most else _splitter(most).split_text(text)
     for part in parts:
         # Passages overlap, so each begins after the one before it began.
         position = max(text.find(part, position + 1), 0)
         while headings and headings[0].start() <= position:
-            heading = headings.pop(0)[1].strip()
+            heading = headings.pop(0)[1].strip(" ¶#")
         if line is not None:
             line += text.count("\n", counted, position)
             counted = position

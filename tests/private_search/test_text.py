@@ -61,6 +61,12 @@ def test_lines_are_the_files(tmp_path: Path) -> None:
     assert any(chunk.title == "Title › The hundredth" for chunk in chunks)
 
 
+def test_comments_in_code_are_no_headings() -> None:
+    code = "```python\n# not a heading\nx = 1\n```"
+    text = f"## Real\n\n{code}\n\n" + "More words. " * 400
+    assert {chunk.title for chunk in chunks_of(document(text))} == {"Title › Real"}
+
+
 def test_pages_of_a_pdf() -> None:
     pages = [f"Page {number}. " + "Words on it. " * 200 for number in (1, 2, 3)]
     starts, text = [], ""
