@@ -18,6 +18,8 @@ from gemma_embed.chroma import IngestReport
 from gemma_embed.errors import EmbeddingError
 from gemma_embed.models import EMBEDDINGGEMMA_300M
 from gemma_embed.runtimes import OllamaRuntime, OnnxRuntime, Runtime, TransformersRuntime
+from private_search.documents import Unit, Unreadable
+from private_search.files import Folder, shown_path
 
 NOTES = Path(__file__).parent / "notes"
 SUFFIXES = {".md", ".txt", ".rst", ".org"}
@@ -75,19 +77,24 @@ def run(main: Callable[[], None]) -> None:
 
 def read_passages(folder: Path) -> Iterator[Passage]:
     """Yield the passages of every text file of a folder, in a fixed order."""
-    files = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES and path.is_file())
-    if not files:
+    source = Folder(folder)
+    found = [unit for unit in source.units() if isinstance(unit, Unit)]
+    units = [unit for unit in found if unit.path.suffix.lower() in SUFFIXES]
+    if not units:
         sys.exit(f"{folder} contains no {', '.join(sorted(SUFFIXES))} file; choose a --folder")
     print(
-        f"Reading {len(files)} files; what is new is embedded, which takes longest the first time."
+        f"Reading {len(units)} files; what is new is embedded, which takes longest the first time."
     )
-    for path in files:
-        text = path.read_text(encoding="utf-8", errors="replace").strip()
-        heading, _, rest = text.partition("\n")
-        title = heading.removeprefix("# ") if heading.startswith("# ") else path.stem
-        body = rest if heading.startswith("# ") else text
-        for part in _parts(body.strip()):
-            yield Passage(path.relative_to(folder).as_posix(), title, part)
+    for unit in sorted(units, key=lambda unit: unit.key):
+        try:
+            (document,) = source.read(unit)
+        except (Unreadable, OSError) as error:
+            print(f"{unit.key}: {error}")
+            continue
+        if document.note:
+            print(f"{unit.key}: {document.note}")
+        for part in _parts(document.text):
+            yield Passage(shown_path(unit.path.relative_to(folder)), document.title, part)
 
 
 def _parts(text: str, most: int = 2000) -> Iterator[str]:
@@ -233,7 +240,7 @@ def _transformers_generator(folder: str) -> Callable[[str], Iterator[str]]:
 
 def best_sentences(embedder: Embedder, question: str, passages: Sequence[Passage]) -> list[str]:
     """Return the two sentences of each passage nearest to the question, in their order there."""
-    query = embedder.embed_query(question)
+    query = embedder.embed_query(question, "question answering")
     best = []
     for passage in passages:
         parts = re.split(r"(?<=[.!?。])\s+|(?<=。)|\n+", passage.text)

@@ -251,9 +251,14 @@ def test_what_is_not_a_file_is_skipped(ask: Ask, tmp_path: Path) -> None:
     notes = tmp_path / "notes"
     (notes / "folder.md").mkdir(parents=True)
     (notes / "dangling.md").symlink_to("nowhere.md")
+    (notes / ".trash").mkdir()
+    (notes / ".trash" / "deleted.md").write_text("# Tea\n\nBoil it for an hour.")
+    (notes / "B.MD").write_bytes("# Kaffee\n\nHeiß, aber nicht kochend.".encode("utf-16"))
     (notes / "a.md").write_text("# Tea\n\nSteep green tea at 75 degrees.")
     options = ("--folder", str(notes), "--runtime", "bundled")
-    assert "1 passages added" in ask("rag_langchain.py", "tea?", *options)
+    output = ask("rag_langchain.py", "tea?", *options)
+    assert "2 passages added" in output
+    assert "Kaffee (B.MD)\n   Heiß, aber nicht kochend." in output
 
 
 def test_a_missing_folder_is_an_error_with_its_name(ask: Ask) -> None:
