@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -204,13 +205,15 @@ def general_set(path: Path) -> Set:
     return passages, asked
 
 
-def compare(sets: dict[str, Set], before: Path, after: Path, picture: Path) -> None:
+def compare(sets: dict[str, Set], before: Path, after: Path, store: Path, picture: Path) -> None:
     """Print and draw recall@1 before and after, with prompts, at every width."""
     runtimes = {"before": OnnxRuntime(before), "after": OnnxRuntime(after)}
     figure, axes = new_figure(1, len(sets), (3.4 * len(sets), 3.4))
     print("\nrecall@1         before  after  difference")
+    # Vectors are kept: two sets have the same passages.
+    options: dict[str, Any] = {"widths": WIDTHS, "words": False, "timed": 0, "store": store}
     for axis, (name, (passages, asked)) in zip(axes[0], sets.items(), strict=True):
-        report = evaluate(passages, asked, runtimes, widths=WIDTHS, words=False, timed=0)
+        report = evaluate(passages, asked, runtimes, **options)
         scores = {(row.setting.runtime, row.setting.width): row for row in report.rows}
         print(f"{name}: {len(asked)} questions, {len(passages)} passages")
         for width in WIDTHS:
@@ -220,9 +223,9 @@ def compare(sets: dict[str, Set], before: Path, after: Path, picture: Path) -> N
         for which in runtimes:
             found = [scores[which, width].intervals["recall@1"] for width in WIDTHS]
             means = np.array([each.mean for each in found])
-            low, high = means - [each.low for each in found], [each.high for each in found] - means
+            ends = [means - [each.low for each in found], [each.high for each in found] - means]
             places = np.arange(len(WIDTHS)) + (0.06 if which == "after" else -0.06)
-            axis.errorbar(places, means, [low, high], fmt="o-", capsize=3, label=which)
+            axis.errorbar(places, means, np.maximum(ends, 0), fmt="o-", capsize=3, label=which)
         axis.set(title=f"{name}\n({len(asked)} questions)", ylim=(0, 1), xlabel="width")
         axis.set_xticks(range(len(WIDTHS)), WIDTHS)
     axes[0, 0].set_ylabel("recall@1, with prompts")
@@ -277,7 +280,8 @@ def main() -> None:
     check_saved(model, before, options.out)
     sets = own_sets(train_pairs, held_out)
     sets |= {f"general, {path.stem}": general_set(path) for path in options.general}
-    compare(sets, before, options.out, options.picture)
+    with tempfile.TemporaryDirectory() as folder:
+        compare(sets, before, options.out, Path(folder) / "vectors.sqlite", options.picture)
 
 
 if __name__ == "__main__":

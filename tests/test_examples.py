@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -287,6 +288,12 @@ def is_picture(path: Path) -> bool:
     return path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000
 
 
+needs_pictures = pytest.mark.skipif(
+    find_spec("matplotlib") is None, reason="run: pip install 'gemma-embed[evaluate]'"
+)
+
+
+@needs_pictures
 def test_classification_is_compared_with_words(shared: watch.Run, tmp_path: Path) -> None:
     program = [str(ROOT / "examples" / "classify.py"), "--runtime", "bundled", "--language", "en"]
     code, output = shared(program, tmp_path, XDG_CACHE_HOME=str(tmp_path.parent / "cache"))
@@ -299,6 +306,7 @@ def test_classification_is_compared_with_words(shared: watch.Run, tmp_path: Path
     assert is_picture(tmp_path / "classify.png")
 
 
+@needs_pictures
 @pytest.mark.parametrize("method", ["kmeans", "hdbscan"])
 def test_clusters_have_names_and_a_map(method: str, shared: watch.Run, tmp_path: Path) -> None:
     notes = tmp_path / "notes"
@@ -322,8 +330,8 @@ def test_clusters_have_names_and_a_map(method: str, shared: watch.Run, tmp_path:
 def test_a_fine_tune_loads_everywhere(
     rank: int, shared: watch.Run, narrow: Path, tmp_path: Path
 ) -> None:
-    for extra in ("datasets", "accelerate", "peft"):
-        pytest.importorskip(extra, reason="run: pip install 'gemma-embed[finetune]'")
+    for extra in ("datasets", "accelerate", "peft", "ir_measures", "matplotlib"):
+        pytest.importorskip(extra, reason="run: pip install 'gemma-embed[evaluate,finetune]'")
     for name in ("train", "held-out"):
         lines = (ROOT / "examples" / "data" / f"handbook-{name}.jsonl").read_text().splitlines()
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines[:12]))
