@@ -341,7 +341,7 @@ def test_a_fine_tune_loads_everywhere(
     code, output = shared(program, tmp_path, XDG_CACHE_HOME=str(tmp_path.parent / "cache"))
     assert code == 0, output
     assert "window, prompts, tokenizer and vectors are the trained model's" in output
-    assert re.search(r"own field, new passages: \d+ questions, \d+ passages\n +768 ", output)
+    assert re.search(r"own field, new passages: \d+ questions, \d+ passages\n  recall@1 ", output)
     assert is_picture(tmp_path / "finetune.png")
     tuned = str(tmp_path / "tuned")
     chain = GemmaEmbeddings("onnx", tuned).embed_query("Who has the lamp?")
