@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 from gemma_embed import Embedder
 from gemma_embed.chroma import ChromaIndex
-from gemma_embed.errors import CollectionDamaged
+from gemma_embed.errors import CollectionDamaged, MissingDependency
 from gemma_embed.passages import Passage
 from gemma_embed.runtimes import Runtime
 from private_search.catalogue import Catalogue, Found
@@ -194,10 +194,12 @@ class Library:
             self.catalogue.note(source.name, unit, now, unit.reason)
 
     def _read(self, source: Source, unit: Unit, changes: Changes) -> None:
-        catalogue, ids, notes = self.catalogue, set[str](), []
+        catalogue, ids = self.catalogue, set[str]()
+        notes: list[str] = []
         number = catalogue.note(source.name, unit, "reading")
         catalogue.db.execute("DELETE FROM units WHERE parent = ?", (number,))
         state = "indexed"
+        read: Unit | Skipped = unit
         try:
             for count, item in enumerate(source.read(unit), 1):
                 if isinstance(item, Skipped):
@@ -209,13 +211,17 @@ class Library:
                 changes.changed += catalogue.put(number, item, chunks_of(item))
                 if count % _COMMIT == 0:
                     catalogue.db.commit()
-        except (Unreadable, OSError) as error:
-            state = "skipped" if isinstance(error, Unreadable) and error.skipped else "failed"
-            notes = [str(error)]
+        except Unreadable as error:
+            state, notes = "skipped" if error.skipped else "failed", [str(error)]
+        except OSError as error:
+            # Without a stamp: it is tried again at each scan, since rights may change.
+            state, notes, read = "failed", [str(error.strerror)], Skipped(unit.key, "")
+        except ImportError as error:
+            raise MissingDependency(f'{error}: pip install "gemma-embed[search]"') from error
         if not ids and state == "indexed":
             state, notes = "skipped", ["nothing in it"]
         changes.removed += catalogue.keep(number, ids)
-        catalogue.note(source.name, unit, state, notes[0] if len(notes) == 1 else "")
+        catalogue.note(source.name, read, state, notes[0] if len(notes) == 1 else "")
 
     def _embed(self, changes: Changes, progress: Callable[[Progress], None]) -> None:
         catalogue, space = self.catalogue, self.embedder.fingerprint

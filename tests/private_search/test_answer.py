@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import pytest
 
 from private_search.answer import answered, checked, plain, prompt
 from private_search.catalogue import Filter
+from private_search.generators import TOKENS, open_generator
 from private_search.library import Library
 from private_search.search import Hit, Search
 
@@ -151,3 +156,65 @@ def test_a_generator_that_does_not_stop_is_stopped(hits: tuple[Hit, ...]) -> Non
     assert len(list(answered(lambda _: endless(silent), "a", hits, seconds=0.3))) <= 1
     assert time.monotonic() - started < 3
     assert len(closed) == 3
+
+
+@pytest.fixture
+def ollama(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
+    """A server whose Gemma 3 never stops by itself; gives what it was asked."""
+    asked: list[dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.begin()
+            self.say({"models": [{"model": "gemma3:270m"}]})
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            asked.append({**json.loads(body), "headers": dict(self.headers)})
+            self.begin()
+            try:
+                for number in itertools.count():
+                    content = f"The roof needs {number} square metres. "
+                    self.say({"message": {"role": "assistant", "content": content}})
+            except OSError:
+                asked.append({"closed": True})
+
+        def begin(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "application/x-ndjson")
+            self.end_headers()
+
+        def say(self, value: object) -> None:
+            self.wfile.write(json.dumps(value).encode() + b"\n")
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("OLLAMA_HOST", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("OLLAMA_API_KEY", "a secret")
+    yield asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_ollama_streams_within_bounds(hits: tuple[Hit, ...], ollama: list[dict[str, Any]]) -> None:
+    generator = open_generator("gemma3:270m")
+    assert generator is not None
+    sentences = list(answered(generator, "How many square metres?", hits))
+    assert len(sentences) == 6
+    request = ollama[0]
+    assert request["options"]["num_predict"] == TOKENS
+    assert "84 square metres" in request["messages"][0]["content"]
+    assert "a secret" not in str(request)
+    for _ in range(100):
+        if ollama[-1] == {"closed": True}:
+            break
+        time.sleep(0.05)
+    assert ollama[-1] == {"closed": True}
+
+
+def test_no_server_or_no_such_model_is_no_generator(ollama: list[dict[str, Any]]) -> None:
+    assert open_generator("gemma3:4b") is None
+    assert open_generator("none") is None

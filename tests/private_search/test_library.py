@@ -102,6 +102,25 @@ def test_coverage_names_what_is_left_out_and_why(opened, notes: Path) -> None:
     assert library.coverage()[0].states["indexed"] == 4
 
 
+def test_a_file_that_cannot_be_opened_is_tried_again(
+    opened, notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library, read = opened(Folder(notes)), Path.read_bytes
+
+    def refused(path: Path) -> bytes:
+        if path.name == "cat.md":
+            raise PermissionError(13, "Permission denied")
+        return read(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", refused)
+        library.update()
+    assert library.coverage()[0].states == {"indexed": 2, "failed": 1}
+    assert library.coverage()[0].units[0]["reason"] == "Permission denied"
+    assert library.update().changed == 1
+    assert library.coverage()[0].states == {"indexed": 3}
+
+
 def test_progress_counts_to_the_end(opened, notes: Path) -> None:
     seen: list[Progress] = []
     opened(Folder(notes)).update(seen.append)
