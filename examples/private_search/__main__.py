@@ -230,8 +230,8 @@ def _status(library: Library, options: argparse.Namespace) -> int:
 def _print_status(library: Library, *, units: bool) -> None:
     for each in library.coverage():
         states = ", ".join(f"{count} {state}" for state, count in sorted(each.states.items()))
-        print(f"{each.source}: {states or 'not read yet'}; {each.documents} documents, "
-              f"{each.passages} passages")  # fmt: skip
+        print(on_terminal(f"{each.source}: {states or 'not read yet'}; {each.documents} documents, "
+                          f"{each.passages} passages"))  # fmt: skip
         for unit in each.units if units else ():
             print(on_terminal(f"  {unit['state']}: {unit['unit']}: {unit['reason']}"))
 
