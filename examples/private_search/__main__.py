@@ -3,6 +3,8 @@
 index   remember sources, read what is new, forget what is gone
 ask     do that first, then answer a question from it
 status  say what is indexed, what is not, and why
+serve   the same as a page in the browser
+mcp     the same as tools for an assistant
 """
 
 from __future__ import annotations
@@ -94,6 +96,15 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("--generator", default=GENERATOR,
                      help="Ollama tag, folder, .gguf file, or 'none'")  # fmt: skip
     ask.set_defaults(run=_ask)
+
+    serve = commands.add_parser("serve", parents=[shared], help="a page, for this machine only")
+    serve.add_argument("--port", type=int, default=8765)
+    serve.add_argument("--generator", default=GENERATOR,
+                       help="Ollama tag, folder, .gguf file, or 'none'")  # fmt: skip
+    serve.set_defaults(run=_serve)
+
+    mcp = commands.add_parser("mcp", parents=[shared], help="tools for an assistant, over stdio")
+    mcp.set_defaults(run=_mcp)
 
     status = commands.add_parser("status", parents=[shared], help="say what is indexed")
     status.add_argument("--units", action="store_true", help="name what was left out, and why")
@@ -217,6 +228,28 @@ def _print_hit(number: int, hit: Hit) -> None:
     for other in hit.also:
         print(on_terminal(f"    the same: {other.address} {other.place}"))
     print(flush=True)
+
+
+def _serve(library: Library, options: argparse.Namespace) -> int:
+    from private_search.server import serve
+
+    if options.sample:
+        library.add(*sample())
+
+    def opened() -> Library:
+        return Library(library.folder, library.embedder.runtime, dimensions=options.dimensions)
+
+    serve(opened, open_generator(options.generator), options.port)
+    return 0
+
+
+def _mcp(library: Library, options: argparse.Namespace) -> int:
+    from private_search.mcp_server import server
+
+    if options.sample:
+        library.add(*sample())
+    server(library).run()
+    return 0
 
 
 def _status(library: Library, options: argparse.Namespace) -> int:

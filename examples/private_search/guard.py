@@ -1,0 +1,105 @@
+"""Who may talk to the page's server, and what the browser may do with what it sends.
+
+The page listens on the loopback address, where every web site that is open in the browser, and
+every user of the machine, can reach it as well. So each request needs the server's own name (a site
+that points its name at 127.0.0.1 sends its own), comes from the page itself, and has the secret
+that stood in the printed address.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qs
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+# Scripts, styles and data come from this server only, nothing goes anywhere else, and text never
+# becomes markup.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'"
+)
+_HEADERS = {
+    "content-security-policy": POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "x-dns-prefetch-control": "off",
+    "cache-control": "no-store",
+}
+
+
+class Guard:
+    """ASGI middleware: Host, Origin and secret of each request; headers of each answer."""
+
+    def __init__(self, app: ASGIApp, port: int, secret: str) -> None:
+        """Guard an application.
+
+        Args:
+            app: The application.
+            port: It listens on.
+            secret: Given once in the address, then kept in a cookie that no script can read.
+        """
+        self._app = app
+        self._hosts = {f"{name}:{port}" for name in ("127.0.0.1", "localhost")}
+        # Cookies do not tell ports apart: two libraries would take each other's.
+        self._cookie = f"private-search-{port}"
+        self._secret = secret
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer it with the reason why not."""
+        from starlette.responses import PlainTextResponse, RedirectResponse, Response
+
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            return
+        headers = {name.decode("latin-1"): value.decode("latin-1")
+                   for name, value in scope["headers"]}  # fmt: skip
+        given = parse_qs(scope["query_string"].decode("latin-1")).get("secret", [""])[0]
+        refusal = self._refusal(scope["method"], headers)
+        answer: ASGIApp = self._app
+        if refusal:
+            answer = PlainTextResponse(refusal, 403)
+        elif scope["path"] == "/" and self._is_secret(given):
+            # Out of the address, so that it is in no history and on no screenshot.
+            redirect: Response = RedirectResponse("/", 303)
+            redirect.set_cookie(self._cookie, self._secret, httponly=True, samesite="strict")
+            answer = redirect
+        elif not self._is_secret(_cookies(headers).get(self._cookie, "")):
+            answer = PlainTextResponse("Open the address that the terminal shows.", 401)
+
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                own = {name for name, _ in message["headers"]}
+                message["headers"] = [*message["headers"], *(
+                    (name.encode(), value.encode()) for name, value in _HEADERS.items()
+                    if name.encode() not in own
+                )]  # fmt: skip
+            await send(message)
+
+        await answer(scope, receive, guarded)
+
+    def _refusal(self, method: str, headers: Mapping[str, str]) -> str:
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if host not in self._hosts:
+            return "This server has another name."
+        if origin not in (None, f"http://{host}") or (origin is None and method == "POST"):
+            return "Only the page itself may ask."
+        if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+            return "Only the page itself may ask."
+        return ""
+
+    def _is_secret(self, given: str) -> bool:
+        return secrets.compare_digest(given.encode(), self._secret.encode())
+
+
+def _cookies(headers: Mapping[str, str]) -> dict[str, str]:
+    pairs = (part.strip().partition("=") for part in headers.get("cookie", "").split(";"))
+    return {name: value for name, _, value in pairs}
