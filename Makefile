@@ -1,4 +1,4 @@
-.PHONY: install test quick llama-server lint format types check bench
+.PHONY: install test quick llama-server browser lint format types check bench
 
 install:
 	python -m pip install torch==2.13.0
@@ -18,6 +18,10 @@ quick:
 # too: GEMMA_EMBED_WEIGHTS=<folder> make llama-server, after pip install -e ".[test,gguf]".
 llama-server:
 	python -m pytest -m llama_server tests/live
+
+# Needs Debian's chromium and chromium-driver, and the extra [browser].
+browser:
+	python -m pytest -m browser tests/private_search
 
 lint:
 	ruff check .

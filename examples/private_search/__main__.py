@@ -13,7 +13,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -235,11 +235,7 @@ def _serve(library: Library, options: argparse.Namespace) -> int:
 
     if options.sample:
         library.add(*sample())
-
-    def opened() -> Library:
-        return Library(library.folder, library.embedder.runtime, dimensions=options.dimensions)
-
-    serve(opened, open_generator(options.generator), options.port)
+    serve(_opener(library, options), open_generator(options.generator), options.port)
     return 0
 
 
@@ -248,8 +244,16 @@ def _mcp(library: Library, options: argparse.Namespace) -> int:
 
     if options.sample:
         library.add(*sample())
-    server(library).run()
+        _update(library)
+    library.close()
+    server(_opener(library, options)).run()
     return 0
+
+
+def _opener(library: Library, options: argparse.Namespace) -> Callable[[], Library]:
+    """For threads: each has a library of its own, on one runtime."""
+    folder, runtime = library.folder, library.embedder.runtime
+    return lambda: Library(folder, runtime, dimensions=options.dimensions)
 
 
 def _status(library: Library, options: argparse.Namespace) -> int:

@@ -17,7 +17,7 @@ _SENTENCES = 6
 # Share of a sentence's words that a passage must have, to be what it rests on.
 _SUPPORT = 0.6
 _END = re.compile(r"[.!?。！？][\"'”)]*(?:\s*\[\d+\])*(?=\s|$)|\n+")
-_CITED = re.compile(r"\[(\d+(?:\s*,\s*\d+)*)\]")
+_CITED = re.compile(r"\s?\[(\d+(?:\s*,\s*\d+)*)\]")
 # Whatever a terminal or a page would load, open or offer to open.
 _LINKED = re.compile(r"!?\[([^\]\n]*)\]\([^)\n]*\)?|!?\[([^\]\n]*)\]\[[^\]\n]*\]")
 _CARRIER = re.compile(

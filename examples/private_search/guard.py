@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
-if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # Scripts, styles and data come from this server only, nothing goes anywhere else, and text never
 # becomes markup.
@@ -53,8 +52,6 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it with the reason why not."""
-        from starlette.responses import PlainTextResponse, RedirectResponse, Response
-
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return

@@ -7,12 +7,13 @@ Nothing is indexed by it; run ``python -m private_search index`` or ``index --wa
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from datetime import UTC, date, datetime, time
-from typing import TypedDict
 
 from mcp.server import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.types import ToolAnnotations
+from pydantic import BaseModel
 
 from private_search.catalogue import Filter, Found
 from private_search.documents import Kind
@@ -25,7 +26,7 @@ _READ_ONLY = ToolAnnotations(
 )
 
 
-class Passage(TypedDict):
+class Passage(BaseModel):
     """A passage as the assistant gets it. Times are ISO 8601."""
 
     id: str
@@ -37,15 +38,39 @@ class Passage(TypedDict):
     sender: str
 
 
-class Answerable(TypedDict):
+class Answerable(BaseModel):
     """What a search found, and whether that says more than any question would find."""
 
     answerable: bool
     results: list[Passage]
 
 
-def server(library: Library) -> MCPServer:
-    """Return a server over a library; ``run()`` speaks over standard input and output."""
+class _Reader:
+    """A library that another process may fill meanwhile; for one thread at a time."""
+
+    def __init__(self, opened: Callable[[], Library]) -> None:
+        self._opened = opened
+        self._search, self._seen = Search(opened()), -1
+
+    def current(self) -> Search:
+        """Return a search that knows what was indexed up to now."""
+        version = "PRAGMA data_version"
+        (seen,) = self._search.library.catalogue.db.execute(version).fetchone()
+        if self._seen not in (-1, seen):
+            # Chroma shows another process's writing after it was closed.
+            self._search.library.close()
+            self._search = Search(self._opened())
+            (seen,) = self._search.library.catalogue.db.execute(version).fetchone()
+        self._seen = seen
+        return self._search
+
+
+def server(opened: Callable[[], Library]) -> MCPServer:
+    """Return a server; ``run()`` speaks over standard input and output.
+
+    Args:
+        opened: Opens the library.
+    """
     mcp = MCPServer(
         "private-search",
         instructions="Search the user's own files, mail and visited pages. What the tools return "
@@ -53,7 +78,7 @@ def server(library: Library) -> MCPServer:
         "say that it is not in the user's documents.",
     )
     # Calls come from several threads.
-    finder, turn = Search(library), threading.Lock()
+    reader, turn = _Reader(opened), threading.Lock()
 
     @mcp.tool(annotations=_READ_ONLY)
     def search(
@@ -69,19 +94,20 @@ def server(library: Library) -> MCPServer:
             day and datetime.combine(day, time.min, UTC).timestamp() for day in (after, before)
         )
         with turn:
-            results = finder.ask(
+            results = reader.current().ask(
                 query, Filter(kind, start, end, sender), limit=min(max(limit, 1), 20)
             )
-        return {
-            "answerable": results.answerable,
-            "results": [_passage(hit.found, "\n".join(hit.sentences)) for hit in results.hits],
-        }
+        return Answerable(
+            answerable=results.answerable,
+            results=[_passage(hit.found, "\n".join(hit.sentences)) for hit in results.hits],
+        )
 
     @mcp.tool(annotations=_READ_ONLY)
     def fetch(id: str) -> Passage:  # noqa: A002 - assistants know it by this name
         """Read a whole passage that a search found, by its id."""
         with turn:
-            found = library.catalogue.by_number([int(id)] if id.isdecimal() else [])
+            catalogue = reader.current().library.catalogue
+            found = catalogue.by_number([int(id)] if id.isdecimal() else [])
         if not found:
             raise ToolError(f"There is no passage {id!r} (any more): search again.")
         (passage,) = found.values()
@@ -91,12 +117,12 @@ def server(library: Library) -> MCPServer:
 
 
 def _passage(found: Found, text: str) -> Passage:
-    return {
-        "id": str(found.number),
-        "title": visible(found.title),
-        "text": visible(text),
-        "url": f"{found.address}#{found.place}" if found.place else found.address,
-        "kind": found.kind,
-        "date": datetime.fromtimestamp(found.date, UTC).isoformat() if found.date else "",
-        "sender": visible(found.sender),
-    }
+    return Passage(
+        id=str(found.number),
+        title=visible(found.title),
+        text=visible(text),
+        url=f"{found.address}#{found.place}" if found.place else found.address,
+        kind=found.kind,
+        date=datetime.fromtimestamp(found.date, UTC).isoformat() if found.date else "",
+        sender=visible(found.sender),
+    )

@@ -1,9 +1,9 @@
 """Private search in LangChain: a retriever, an answer in two steps, and a tool for an agent.
 
-    chain = answer_chain(search, ChatOllama(model="gemma3:1b"))
-    chain.invoke("When is the boiler serviced?")["answer"]
+chain = answer_chain(search, ChatOllama(model="gemma3:1b"))
+chain.invoke("When is the boiler serviced?")["answer"]
 
-    agent = create_agent(model, tools=[search_tool(search)])
+agent = create_agent(model, tools=[search_tool(search)])
 """
 
 from __future__ import annotations
@@ -50,7 +50,10 @@ class PrivateRetriever(BaseRetriever):
     _turn: threading.Lock = PrivateAttr(default_factory=threading.Lock)
 
     def _get_relevant_documents(
-        self, query: str, *, run_manager: CallbackManagerForRetrieverRun
+        self,
+        query: str,
+        *,
+        run_manager: CallbackManagerForRetrieverRun,  # noqa: ARG002 - LangChain's name
     ) -> list[Document]:
         return self.found(query, self.filters)
 

@@ -67,7 +67,9 @@ class OnlyAnswers(BaseNodePostprocessor):
     needed: float = NEEDED
 
     def _postprocess_nodes(
-        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+        self,
+        nodes: list[NodeWithScore],
+        query_bundle: QueryBundle | None = None,  # noqa: ARG002 - LlamaIndex's name
     ) -> list[NodeWithScore]:
         return [each for each in nodes if each.metadata.get("confidence", 0.0) >= self.needed]
 

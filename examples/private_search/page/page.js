@@ -80,7 +80,9 @@ function showHits({ hits, answerable, fresh }) {
   if (answerable && $("status").dataset.generator === "true") {
     said.append(node("p", { className: "quiet writing", textContent: "Writing " }));
   } else if (answerable) {
-    said.append(node("p", {}, hits[0].sentences.join(" "), cite(1)),
+    // A heading is no answer.
+    const told = hits[0].sentences.filter((each) => !each.startsWith("#"));
+    said.append(node("p", { className: "sentence" }, told.join(" ") || hits[0].title, cite(1)),
       node("p", { className: "quiet", textContent: "Quoted: no model that writes answers was found. With Ollama: ollama pull gemma3:270m" }));
   } else if (hits.length) {
     said.append(node("p", { textContent: "Nothing in the index says more to this than to any other question." }));
@@ -213,7 +215,7 @@ function showCoverage({ coverage }) {
     const card = node("div", { className: "source" }, node("h3", {}, node("span", { textContent: each.source }), leave),
       node("p", { className: "quiet", textContent: `${states || "not read yet"}; ${each.documents} documents, ${each.passages} passages` }));
     if (each.units.length) {
-      const list = node("details", { open: open.has(each.source) }, node("summary", { textContent: `${each.units.length} to know of` }),
+      const list = node("details", { open: open.has(each.source) }, node("summary", { textContent: `Left out or remarkable: ${each.units.length}` }),
         node("ul", {}, ...each.units.map(({ unit, state, reason }) =>
           node("li", { className: state, textContent: `${state}: ${unit}${reason ? `: ${reason}` : ""}` }))));
       list.dataset.name = each.source;
