@@ -142,14 +142,15 @@ class Desk:
             if self._projection is None:
                 self._projection = Projection.of(library)
             projection = self._projection
-            found = {each.number: each for each in library.catalogue.passages()}
+            found = library.catalogue.by_number(projection.numbers)
+            passages = library.catalogue.count()
             place = projection.place(search.queries([question])[0]) if question else None
         points = [
             [number, float(x), float(y), found[number].kind, found[number].title]
             for number, (x, y) in zip(projection.numbers, projection.points, strict=True)
             if number in found
         ]
-        return {"points": points, "share": projection.share, "passages": len(found),
+        return {"points": points, "share": projection.share, "passages": passages,
                 "question": None if place is None else place.tolist()}  # fmt: skip
 
     def passage(self, number: int) -> Found | None:
@@ -161,16 +162,15 @@ class Desk:
         """Read a document again, as the index has it."""
         with self._lock:
             library = self._searching().library
-            name, key = library.catalogue.db.execute(
+            row = library.catalogue.db.execute(
                 "SELECT source, key FROM units JOIN documents ON documents.unit = units.number "
                 "WHERE documents.id = ?", (found.document,),
             ).fetchone()  # fmt: skip
-            sources = [source for source in library.sources() if source.name == name]
-        for source in sources:
-            for unit in source.units():
-                for document in (
-                    source.read(unit) if isinstance(unit, Unit) and unit.key == key else ()
-                ):
+            sources = {source.name: source for source in library.sources()}
+        name, key = row or ("", "")
+        for unit in sources[name].units() if name in sources else ():
+            if isinstance(unit, Unit) and unit.key == key:
+                for document in sources[name].read(unit):
                     if isinstance(document, Document) and document.id == found.document:
                         return document.text
         return found.text
