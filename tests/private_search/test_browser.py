@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import socket
 import threading
@@ -43,10 +45,10 @@ go_on = threading.Event()
 
 
 def write(prompt: str) -> Iterator[str]:
-    yield "The night ferry leaves at 20:45 [1]. "
+    yield "The night ferry leaves at 20:45 [1]. See "
     # The passages and the first sentence are on the page before the last one is written.
     assert go_on.wait(20)
-    yield f"See [more](http://127.0.0.1:1/?q=secret) {POISON} [9]. "
+    yield f"[more](http://127.0.0.1:1/?q=secret) {POISON} [9]. "
 
 
 @pytest.fixture
@@ -122,7 +124,8 @@ def test_a_person_uses_it(address: str, browser: webdriver.Chrome, tmp_path: Pat
     one("#tab-search").click()
     one("#question").send_keys("When does the night ferry leave?", Keys.ENTER)
     until(lambda: "The night ferry leaves at 20:45." in text("#answer"))
-    assert "20:45" in text("#hits mark")
+    marks = browser.find_elements(By.CSS_SELECTOR, "#hit-1 mark")
+    assert any("20:45" in mark.text for mark in marks)
     assert "Writing" in text("#answer")
     go_on.set()
     until(lambda: "Writing" not in text("#answer"))
@@ -165,20 +168,26 @@ def test_a_person_uses_it(address: str, browser: webdriver.Chrome, tmp_path: Pat
     until(lambda: one("#passage").is_displayed())
     assert text("#passage-title") == named
 
+    # The policy refused nothing, nothing failed but the path that was wrong on purpose.
+    severe = [entry["message"] for entry in browser.get_log("browser")]
+    assert all("400 (Bad Request)" in message for message in severe), severe
+
     # The original opens in a tab of its own, as text.
     one("#passage-original").click()
     until(lambda: len(browser.window_handles) == 2)
     browser.switch_to.window(browser.window_handles[1])
     until(lambda: browser.execute_script("return document.contentType") == "text/plain")
 
-    # Nothing went elsewhere, nothing was refused by the policy, nothing failed.
-    asked = [entry["message"] for entry in browser.get_log("performance")
-             if '"Network.requestWillBeSent"' in entry["message"]]  # fmt: skip
-    assert asked
-    port = address.split(":")[2].split("/")[0]
-    assert all(f'"url":"http://127.0.0.1:{port}/' in message for message in asked)
-    severe = [entry["message"] for entry in browser.get_log("browser")]
-    assert all("400 (Bad Request)" in message for message in severe), severe
+    # Nothing went elsewhere.
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = {event["params"]["request"]["url"] for event in events
+             if event["method"] == "Network.requestWillBeSent"}  # fmt: skip
+    home = address.partition("?")[0]
+    assert f"{home}api/ask" in asked
+    # The browser's own new tab is made of data: and chrome: addresses.
+    assert [
+        url for url in asked if re.match("(http|ws)s?:", url) and not url.startswith(home)
+    ] == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
