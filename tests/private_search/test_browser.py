@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import socket
@@ -21,7 +22,8 @@ from private_search.library import Library
 HOW = "needs Chromium and its driver: apt-get install chromium chromium-driver; then make browser"
 pytest.importorskip("selenium", reason=HOW)
 pytest.importorskip("starlette", reason=HOW)
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
+DRIVER = shutil.which("chromedriver")
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(not (CHROMIUM and DRIVER), reason=HOW),
