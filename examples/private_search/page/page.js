@@ -114,7 +114,8 @@ function meta(hit) {
   const parts = [node("span", { className: `kind ${hit.kind}`, textContent: KINDS[hit.kind] })];
   const when = hit.date && new Date(hit.date * 1000).toISOString().slice(0, 10);
   const where = hit.kind === "mail" ? hit.folder : `${hit.folder || hit.site}${hit.place ? `, ${hit.place}` : ""}`;
-  for (const text of [when, hit.sender, where]) if (text) parts.push(node("span", { textContent: text }));
+  if (when) parts.push(node("span", { className: "date", textContent: when }));
+  for (const text of [hit.sender, where]) if (text) parts.push(node("span", { textContent: text }));
   return node("p", { className: "meta" }, ...parts);
 }
 
