@@ -38,11 +38,7 @@ types:
 check: lint types test
 
 bench:
-	PYTHONPATH=tests python benchmarks/local.py --texts 64
-	PYTHONPATH=tests python benchmarks/local.py --texts 64 --dtype bfloat16
-	PYTHONPATH=tests python benchmarks/without_torch.py --texts 64
-	PYTHONPATH=tests python benchmarks/memory.py
-	python benchmarks/summary.py
+	PYTHONPATH=tests python benchmarks/engines.py --model "$${GEMMA_EMBED_WEIGHTS:-.full-size}"
 	PYTHONPATH=tests python benchmarks/adapters.py
 	PYTHONPATH=tests python benchmarks/growth.py
 	PYTHONPATH=tests python benchmarks/server.py

@@ -78,9 +78,10 @@ def beyond(framework: str, texts: list[str], size: int, rounds: int) -> float:
 
 
 def model_microseconds() -> float:
-    """Microseconds a text of the full-size model here, as ``local.py`` measured."""
-    local = json.loads((RESULTS / "local-float32.json").read_text())
-    return statistics.median(local["seconds"]["gemma-embed"]) / local["texts"] * 1e6
+    """Microseconds a text of the full-size model here, as ``engines.py`` measured."""
+    found = json.loads((RESULTS / "engines.json").read_text())
+    times = found["engines"]["TransformersRuntime float32"]["seconds"]["0"]
+    return statistics.median(times) / found["texts"] * 1e6
 
 
 def show(found: dict[str, dict[int, float]]) -> None:
