@@ -30,6 +30,10 @@ class FakeRuntime(Runtime):
         self.texts: list[str] = []
         self.calls = 0
 
+    def __repr__(self) -> str:
+        # Without its address: scikit-learn names tests after it, the same in every process.
+        return f"{type(self).__name__}()"
+
     @property
     def model(self) -> Model:
         return EMBEDDINGGEMMA_300M
