@@ -23,6 +23,7 @@ from notes import current, documents, everything
 from gemma_embed import Embedder, EmbeddingStore
 from gemma_embed.chroma import ChromaIndex, Passage, embedded_parts
 from gemma_embed.chroma import ingestion as ingestion_module
+from gemma_embed.chroma import stored as stored_module
 from gemma_embed.errors import (
     BadResponse,
     CollectionDamaged,
@@ -302,7 +303,8 @@ def test_an_id_of_ones_own_keeps_its_row(index: ChromaIndex) -> None:
 def test_many_documents_are_replaced_together(
     index: ChromaIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ingestion_module, "_DOCUMENTS", 7)
+    monkeypatch.setattr(stored_module, "_DOCUMENTS", 7)
+    monkeypatch.setattr(stored_module, "PAGE", 5)
     monkeypatch.setattr(ingestion_module, "PAGE", 5)
     names = [f"{n}.md" for n in range(30)]
     index.ingest([row for name in names for row in file(name, f"old {name}", f"same {name}")])

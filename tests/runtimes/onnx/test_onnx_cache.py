@@ -30,7 +30,8 @@ from gemma_embed.errors import (
     ModelCorrupt,
 )
 from gemma_embed.runtimes import OnnxRuntime, open_runtime, runtime_settings
-from gemma_embed.runtimes.local import cache, runtime
+from gemma_embed.runtimes.local import cache
+from gemma_embed.runtimes.onnx import runtime
 from gemma_fast.bpe import BpeTokenizer
 from gemma_fast.graph import VERSION
 
