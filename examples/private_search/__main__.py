@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sqlite3
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -41,8 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with Library(_place(options), _runtime(options), dimensions=options.dimensions) as library:
             return int(options.run(library, options))
-    except EmbeddingError as error:
-        print(" ".join(f"{type(error).__name__}: {error}".split()), file=sys.stderr)
+    except (EmbeddingError, sqlite3.Error, OSError) as error:
+        print(on_terminal(f"{type(error).__name__}: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nStopped. What was done is kept; the next run goes on from there.", file=sys.stderr)
@@ -90,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("--sender", default="", help="part of a name or address")
     ask.add_argument("--folder", default="")
     ask.add_argument("--site", default="")
-    ask.add_argument("--limit", type=int, default=5)
+    ask.add_argument("--limit", type=int, default=5, choices=range(1, 51), metavar="N")
     ask.add_argument("--mode", choices=["hybrid", "words", "meaning"], default="hybrid")
     ask.add_argument("--weak", action="store_true", help="show passages that hardly fit, too")
     ask.add_argument("--generator", default=GENERATOR,
@@ -176,13 +177,29 @@ def _index(library: Library, options: argparse.Namespace) -> int:
     _update(library)
     _print_status(library, units=False)
     if options.watch:
-        from watchfiles import watch
-
-        places = [str(getattr(source, "root", None) or source.database.parent)  # type: ignore[attr-defined]
-                  for source in library.sources()]  # fmt: skip
-        for _ in watch(*places, debounce=3000, step=500, raise_interrupt=True):
-            _update(library)
+        _watch(library)
     return 0
+
+
+def _watch(library: Library) -> None:
+    from watchfiles import watch
+
+    places: list[Path] = []
+    for source in library.sources():
+        if isinstance(source, History):
+            # Not its folder, where a browser writes all the time.
+            journal = source.database.with_name(f"{source.database.name}-wal")
+            places += [source.database, journal, source.pages or source.database]
+        else:
+            places.append(source.root)  # type: ignore[attr-defined]
+    there = [place for place in places if place.exists()]
+    for place in set(places) - set(there):
+        print(on_terminal(f"Not watched, since it is not there: {place}"), file=sys.stderr)
+    for _ in watch(*there, debounce=3000, step=500, raise_interrupt=True) if there else ():
+        try:
+            _update(library)
+        except CollectionLocked:
+            print("Another process is indexing.", file=sys.stderr)
 
 
 def _ask(library: Library, options: argparse.Namespace) -> int:

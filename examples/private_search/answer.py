@@ -17,12 +17,12 @@ _SENTENCES = 6
 # Share of a sentence's words that a passage must have, to be what it rests on.
 _SUPPORT = 0.6
 _END = re.compile(r"[.!?。！？][\"'”)]*(?:\s*\[\d+\])*(?=\s|$)|\n+")
-_CITED = re.compile(r"\s?\[(\d+(?:\s*,\s*\d+)*)\]")
+_CITED = re.compile(r"\s?\[(\d{1,4}(?:\s*,\s*\d{1,4})*)\]")
 # Whatever a terminal or a page would load, open or offer to open.
 _LINKED = re.compile(r"!?\[([^\]\n]*)\]\([^)\n]*\)?|!?\[([^\]\n]*)\]\[[^\]\n]*\]")
 _CARRIER = re.compile(
     r"<[^>\n]*>?|\b[a-z][a-z0-9+.-]*://\S*|\b(?:www\.|mailto:|javascript:|data:)\S*"
-    r"|\b[\w-]+(?:\.[\w-]+)+/\S*|\b[\w-]+(?:\.[\w-]+)+\?\S*",
+    r"|\b[\w-]+(?:\.[\w-]+)+(?::\d+)?[/?]\S*",
     re.IGNORECASE,
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -191,8 +192,8 @@ class Catalogue:
 
     def by_number(self, numbers: Sequence[int]) -> dict[int, Found]:
         """Return passages by their numbers; those that have gone are missing."""
-        marks = ", ".join("?" * len(numbers))
-        found = self.passages(f"passages.number IN ({marks})", numbers)
+        wanted = json.dumps([number for number in numbers if number < 2**63])
+        found = self.passages("passages.number IN (SELECT value FROM json_each(?))", (wanted,))
         return {each.number: each for each in found}
 
     def matching(self, expression: str, filters: Filter, limit: int) -> list[int]:
@@ -219,9 +220,9 @@ class Catalogue:
                 values.append(value)
         for column in ("sender", "folder", "site"):
             if getattr(filters, column):
-                chosen = self.chosen(column, filters)
-                parts.append(f"{column} IN ({', '.join('?' * len(chosen))})")
-                values += chosen
+                # One value, since SQLite takes 32,766 and a mailbox may have more senders.
+                parts.append(f"{column} IN (SELECT value FROM json_each(?))")  # noqa: S608
+                values.append(json.dumps(self.chosen(column, filters)))
         return " AND ".join(parts), values
 
     def chosen(self, column: str, filters: Filter) -> list[str]:
@@ -238,8 +239,8 @@ class Catalogue:
     def frequency(self, terms: Sequence[str]) -> dict[str, int]:
         """Return in how many passages terms occur, as the index has them: small, no accents."""
         rows = self.db.execute(
-            f"SELECT term, doc FROM vocabulary WHERE term IN ({', '.join('?' * len(terms))})",  # noqa: S608
-            terms,
+            "SELECT term, doc FROM vocabulary WHERE term IN (SELECT value FROM json_each(?))",
+            (json.dumps(terms),),
         )
         return dict(rows.fetchall())
 

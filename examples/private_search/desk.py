@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, date, datetime, time
 from pathlib import Path
@@ -13,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from private_search.answer import answered
 from private_search.catalogue import Filter, Found
-from private_search.documents import Document, Kind, Source, Unit
+from private_search.documents import Document, Kind, Source, Unit, Unreadable
 from private_search.files import Folder
 from private_search.generators import Generator
 from private_search.history import History
@@ -51,6 +52,18 @@ class Ask(_Body):
             for day, at in ((self.after, time.min), (self.before, time.max))
         )
         return Filter(self.kind, after, before, self.sender, self.folder, self.site)
+
+
+class Point(_Body):
+    """A question for the map, or none."""
+
+    question: str = Field("", max_length=2000)
+
+
+class Name(_Body):
+    """A source."""
+
+    name: str
 
 
 class NewSource(_Body):
@@ -170,9 +183,10 @@ class Desk:
         name, key = row or ("", "")
         for unit in sources[name].units() if name in sources else ():
             if isinstance(unit, Unit) and unit.key == key:
-                for document in sources[name].read(unit):
-                    if isinstance(document, Document) and document.id == found.document:
-                        return document.text
+                with suppress(Unreadable, OSError):
+                    for document in sources[name].read(unit):
+                        if isinstance(document, Document) and document.id == found.document:
+                            return document.text
         return found.text
 
 

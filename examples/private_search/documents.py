@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -20,6 +22,17 @@ class Unreadable(Exception):
     def __init__(self, reason: str, *, skipped: bool = False) -> None:
         super().__init__(reason)
         self.skipped = skipped
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """Make any failure of a parser `Unreadable`: one hostile file must not stop all others."""
+    try:
+        yield
+    except (Unreadable, OSError, ImportError):
+        raise
+    except Exception as error:
+        raise Unreadable(f"damaged: {type(error).__name__}") from error
 
 
 @dataclass(frozen=True)
@@ -62,7 +75,7 @@ class Document:
         title: Never empty.
         text: Clean; never empty.
         address: What opens it: a path, or a page's address.
-        date: Seconds since 1970, or None.
+        date: Seconds since 1970, or None; also for one that no calendar has.
         place: Where in the address, for a mail: its message id.
         sender: Name and address.
         recipients: Names and addresses.
@@ -90,6 +103,11 @@ class Document:
     pages: tuple[int, ...] = ()
     note: str = ""
 
+    def __post_init__(self) -> None:
+        """Drop a date before 1900 or after 9000: programs write such ones for "unknown"."""
+        if self.date is not None and not -2.2e9 < self.date < 2.2e11:
+            object.__setattr__(self, "date", None)
+
 
 class Source(Protocol):
     """Where documents come from."""
@@ -114,8 +132,12 @@ def stamp_of(*paths: Path) -> str:
     parts = []
     for path in paths:
         try:
-            stat = path.stat()
-            parts.append(f"{stat.st_mtime_ns:x}-{stat.st_size:x}")
-        except FileNotFoundError:
+            parts.append(stamp(path.stat()))
+        except OSError:
             parts.append("-")
     return " ".join(parts)
+
+
+def stamp(stat: os.stat_result) -> str:
+    """Return times and size; the time of change is the system's, which no copy sets back."""
+    return f"{stat.st_mtime_ns:x}-{stat.st_ctime_ns:x}-{stat.st_size:x}"

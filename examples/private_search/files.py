@@ -11,11 +11,12 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
-from private_search.documents import Document, Skipped, Unit, Unreadable
+from private_search.documents import Document, Skipped, Unit, Unreadable, guarded, stamp
 from private_search.text import cleaned, decoded, title_from, visible
 from private_search.webpage import main_text, page_title, parsed
 
 LARGEST = 50_000_000
+_LONGEST_FRONT = 20_000
 _FRONT = re.compile(r"\A---[ \t]*\n(.*?)\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
 _HEADING = re.compile(r"#{1,6}[ \t]+(\S.*)")
 _NEVER = {"node_modules", "__pycache__", "lost+found"}
@@ -51,18 +52,14 @@ class Folder:
 
     def read(self, unit: Unit) -> Iterator[Document]:
         """Read a file."""
-        try:
+        with guarded():
             found = READERS[unit.path.suffix.lower()](unit.path.read_bytes())
-        except (Unreadable, OSError, ImportError):
-            raise
-        except Exception as error:
-            raise Unreadable(f"damaged: {type(error).__name__}") from error
         text = found.text.strip() or found.title
         if not text:
             raise Unreadable("empty", skipped=True)
         inside = unit.path.relative_to(self.root).parent.as_posix()
         yield Document(
-            id=f"file:{unit.key}",
+            id=f"file:{self.name}:{unit.key}",
             kind="file",
             title=title_from(found.title, unit.path.stem.encode(errors="replace").decode()),
             text=text,
@@ -81,9 +78,11 @@ def shown_path(path: Path) -> str:
     return os.fsencode(path).decode(errors="backslashreplace")
 
 
-def walked(root: Path, wanted: Callable[[Path], bool]) -> Iterator[Unit | Skipped]:
+def walked(
+    root: Path, wanted: Callable[[Path], bool], largest: float = LARGEST
+) -> Iterator[Unit | Skipped]:
     """List files below a folder, in a fixed order, and say what is left out."""
-    folders = [root]
+    folders, real = [root], root.resolve()
     while folders:
         folder = folders.pop()
         try:
@@ -103,12 +102,15 @@ def walked(root: Path, wanted: Callable[[Path], bool]) -> Iterator[Unit | Skippe
                     yield Skipped(key, "a link to a folder")
                 elif not entry.is_file():
                     yield Skipped(key, "a broken link" if entry.is_symlink() else "not a file")
+                elif entry.is_symlink() and not path.resolve().is_relative_to(real):
+                    # Somebody's archive may point at a person's keys.
+                    yield Skipped(key, "a link out of the folder")
                 elif not wanted(path):
                     yield Skipped(key, f"no reader for {path.suffix or 'this kind of file'}")
-                elif (stat := entry.stat()).st_size > LARGEST:
-                    yield Skipped(key, f"larger than {LARGEST // 10**6} MB")
+                elif (stat := entry.stat()).st_size > largest:
+                    yield Skipped(key, f"larger than {largest // 10**6} MB")
                 else:
-                    yield Unit(key, path, f"{stat.st_mtime_ns:x}-{stat.st_size:x}")
+                    yield Unit(key, path, stamp(stat))
             except OSError as error:
                 yield Skipped(key, str(error.strerror), failed=True)
 
@@ -131,7 +133,7 @@ def _markdown(data: bytes) -> Read:
     line += _leading_lines(text)
     text = text.strip()
     first, _, rest = text.partition("\n")
-    title = str(front.get("title") or "")
+    title = _scalar(front.get("title"))
     heading = _HEADING.match(first)
     # A heading without a text under it is the text.
     if heading and rest.strip() and (not title or title.strip() == heading[1].strip()):
@@ -139,8 +141,13 @@ def _markdown(data: bytes) -> Read:
         line += 1 + _leading_lines(rest)
         text = rest.strip()
     tags = front.get("tags") or front.get("keywords") or ""
-    labels = ", ".join(map(str, tags)) if isinstance(tags, list) else str(tags)
+    labels = ", ".join(filter(None, map(_scalar, tags if isinstance(tags, list) else [tags])))
     return Read(text, title, _date(front.get("date")), labels, line, note=found.note)
+
+
+def _scalar(value: object) -> str:
+    """Return what is no list: a few lines of YAML can refer to each other a billion times."""
+    return str(value) if isinstance(value, str | int | float | date) else ""
 
 
 def _leading_lines(text: str) -> int:
@@ -150,6 +157,9 @@ def _leading_lines(text: str) -> int:
 def _front_matter(block: str) -> dict[str, Any]:
     import yaml
 
+    # A megabyte would take it half a minute.
+    if len(block) > _LONGEST_FRONT:
+        return {}
     try:
         found = yaml.safe_load(block)
     except (yaml.YAMLError, ValueError):

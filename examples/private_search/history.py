@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from private_search.documents import Document, Skipped, Unit, Unreadable, stamp_of
+from private_search.documents import Document, Skipped, Unit, Unreadable, guarded, stamp_of
 from private_search.files import shown_path, walked
 from private_search.text import decoded, plain_address, title_from
 from private_search.webpage import main_text, page_address, page_title, parsed
@@ -20,10 +20,13 @@ from private_search.webpage import main_text, page_address, page_title, parsed
 # Chrome counts microseconds from 1601, Firefox from 1970.
 _CHROME_EPOCH = 11_644_473_600
 _QUERIES = {
-    "urls": "SELECT url, title, last_visit_time / 1e6 - ?, visit_count FROM urls WHERE NOT hidden",
+    "urls": "SELECT url, title, last_visit_time / 1e6 - ?, visit_count FROM urls WHERE NOT hidden "
+    "ORDER BY last_visit_time",
     "moz_places": "SELECT url, title, last_visit_date / 1e6 - ?, visit_count FROM moz_places "
-    "WHERE visit_count > 0 AND NOT hidden",
+    "WHERE visit_count > 0 AND NOT hidden ORDER BY last_visit_date",
 }
+# Of an address: some sites keep all of a document in it.
+_LONGEST = 8000
 _PAGES = (".html", ".htm", ".xhtml", ".mhtml")
 
 
@@ -58,8 +61,8 @@ class History:
         visits = {}
         left_out = 0
         for address, title, time, count in _visits(unit.path):
-            if urlsplit(address).scheme in ("http", "https"):
-                visits[plain_address(address)] = (title, time, count)
+            if _is_web(address):
+                visits[plain_address(address, _LONGEST)] = (title, time, count)
             else:
                 left_out += 1
         if left_out:
@@ -69,34 +72,50 @@ class History:
                 yield saved
                 continue
             try:
-                yield _saved_page(saved, visits)
+                with guarded():
+                    page = _saved_page(unit, saved, visits)
+                yield page
+            except OSError as error:
+                yield Skipped(saved.key, str(error.strerror), failed=True)
             except Unreadable as error:
                 yield Skipped(saved.key, str(error), failed=not error.skipped)
         for address, (title, time, count) in visits.items():
-            yield _document(address, title_from(title, address), "", time, f"{count} visits")
+            yield _document(unit, address, title_from(title, address), "", time, f"{count} visits")
 
     def _saved(self) -> Iterator[Unit | Skipped]:
         if self.pages is not None:
             yield from walked(self.pages, lambda path: path.suffix.lower() in _PAGES)
 
 
-def _saved_page(unit: Unit, visits: dict[str, tuple[str | None, float, int]]) -> Document:
+def _is_web(address: object) -> bool:
+    try:
+        parts = urlsplit(str(address))
+        return parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        return False
+
+
+def _saved_page(
+    unit: Unit, saved: Unit, visits: dict[str, tuple[str | None, float, int]]
+) -> Document:
     """Read a saved page, and take its visit out of those that are left."""
-    html, _ = decoded(unit.path.read_bytes())
+    html, _ = decoded(saved.path.read_bytes())
     tree = parsed(html)
-    address, title = plain_address(page_address(html, tree)), page_title(tree)
-    if not address.startswith("http"):
+    address, title = plain_address(page_address(html, tree), _LONGEST), page_title(tree)
+    if not _is_web(address):
         raise Unreadable("a saved page that does not say its address")
     text = main_text(tree)
     if not text:
         raise Unreadable("a page without text", skipped=True)
-    visited, time, count = visits.pop(address, (None, unit.path.stat().st_mtime, 0))
-    return _document(address, title_from(title, visited, address), text, time, f"{count} visits")
+    visited, time, count = visits.pop(address, (None, saved.path.stat().st_mtime, 0))
+    return _document(
+        unit, address, title_from(title, visited, address), text, time, f"{count} visits"
+    )
 
 
-def _document(address: str, title: str, text: str, time: float, note: str) -> Document:
+def _document(unit: Unit, address: str, title: str, text: str, time: float, note: str) -> Document:
     return Document(
-        id=f"page:{address}",
+        id=f"page:{unit.key}#{address}",
         kind="page",
         title=title,
         text=text or f"{title}\n{address}",
@@ -132,6 +151,7 @@ def _copied(path: Path) -> list[tuple[str, str | None, float, int]]:
         opened.execute("BEGIN")
         opened.execute("SELECT count(*) FROM sqlite_master").fetchone()
         opened.backup(copy)
+        copy.text_factory = lambda data: data.decode(errors="replace")
         tables = {name for (name,) in copy.execute("SELECT name FROM sqlite_master")}
         for table, query in _QUERIES.items():
             if table in tables:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 from gemma_embed import Embedder
 from gemma_embed.chroma import ChromaIndex
+from gemma_embed.chroma.lock import locked
 from gemma_embed.errors import CollectionDamaged, MissingDependency
 from gemma_embed.passages import Passage
 from gemma_embed.runtimes import Runtime
@@ -23,8 +24,8 @@ from private_search.mail import Mail
 if TYPE_CHECKING:
     from chromadb import Collection
 
-# Passages that are embedded before their documents are noted as done, and documents read between
-# two commits: what a kill costs.
+# Passages that are embedded before their documents are noted as done, and documents of one unit
+# between two commits: what a kill costs.
 _PAGE, _COMMIT = 1024, 200
 
 
@@ -152,8 +153,10 @@ class Library:
             EmbeddingError: If embedding fails; what was done before is kept.
         """
         changes = Changes()
-        self._scan(changes, progress)
-        self._embed(changes, progress)
+        # Two scans at once would each undo what the other one notes.
+        with locked(self.folder, 0):
+            self._scan(changes, progress)
+            self._embed(changes, progress)
         return changes
 
     def _scan(self, changes: Changes, progress: Callable[[Progress], None]) -> None:
@@ -179,8 +182,6 @@ class Library:
         db.commit()
         for done, (source, unit) in enumerate(work, 1):
             self._read(source, unit, changes)
-            if done % _COMMIT == 0:
-                db.commit()
             progress(Progress("reading", done, len(work), time.monotonic() - started))
         db.commit()
 
@@ -198,6 +199,8 @@ class Library:
         notes: list[str] = []
         number = catalogue.note(source.name, unit, "reading")
         catalogue.db.execute("DELETE FROM units WHERE parent = ?", (number,))
+        # A parser may take minutes, and questions write their calibration.
+        catalogue.db.commit()
         state = "indexed"
         read: Unit | Skipped = unit
         try:
@@ -255,6 +258,9 @@ class Library:
             catalogue.embedded(space, (number for (number,) in rows))
             changes.embedded = len(everything)
         catalogue.db.execute("DELETE FROM gone")
+        if gone:
+            # Otherwise their words stay in the file until FTS5 merges its segments.
+            catalogue.db.execute("INSERT INTO words (words) VALUES ('optimize')")
         catalogue.db.commit()
         # What was deleted must not stay in the collection of another model.
         for generation in self.vectors.generations():

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import mailbox
+import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from email import message_from_bytes
+from email.errors import HeaderParseError
 from email.header import decode_header, make_header
 from email.message import Message
 from email.utils import getaddresses, parsedate_to_datetime
 from pathlib import Path
 
-from private_search.documents import Document, Skipped, Unit, Unreadable
+from private_search.documents import Document, Skipped, Unit, Unreadable, guarded, stamp_of
 from private_search.files import shown_path, walked
-from private_search.text import cleaned, title_from, visible
+from private_search.text import cleaned, decoded, title_from, visible
 from private_search.webpage import mail_text
 
 # The signature's mark (RFC 3676, 4.3), and what telephones add.
@@ -42,6 +45,8 @@ _ORIGINAL = re.compile(
 _FORWARD = re.compile(r"^\s*(fwd?|wg|tr|rv|doorst)\s*:", re.IGNORECASE)
 _REPLY = re.compile(r"^((re|aw|sv|antw|rép|rif|vs)(\[\d+\])?\s*:\s*)+", re.IGNORECASE)
 _MARK = re.compile(rb"^From ")
+_DELETED = re.compile(r"[\da-f]{3}[89a-f]", re.IGNORECASE)
+_LONGEST_HEADER = 10_000
 
 
 @dataclass(frozen=True)
@@ -58,10 +63,10 @@ class Mail:
     def units(self) -> Iterator[Unit | Skipped]:
         """List mailboxes, and the messages that are files of their own."""
         if self.root.is_file():
-            stat = self.root.stat()
-            yield Unit(self.name, self.root, f"{stat.st_mtime_ns:x}-{stat.st_size:x}")
+            yield Unit(self.name, self.root, stamp_of(self.root))
             return
-        for unit in walked(self.root, lambda path: _in_maildir(path) or _is_mail(path)):
+        # A mailbox of any size is read message by message.
+        for unit in walked(self.root, lambda path: _in_maildir(path) or _is_mail(path), math.inf):
             if isinstance(unit, Unit) and _in_maildir(unit.path):
                 # A message that is read gets another name: `new/1` becomes `cur/1:2,S`.
                 folder = unit.path.parent.parent
@@ -78,8 +83,11 @@ class Mail:
         seen: set[str] = set()
         for number, raw in enumerate(_messages(unit.path), 1):
             try:
-                message = message_from_bytes(raw)
-                document = _document(message, raw, unit, folder)
+                with guarded():
+                    document = _document(message_from_bytes(raw), raw, self.name, unit, folder)
+                if document.id in seen:
+                    # Another message may have its id, by mistake or to hide behind it.
+                    document = replace(document, id=f"{document.id}#{_digest(raw)}")
                 if document.id not in seen:
                     seen.add(document.id)
                     yield document
@@ -99,16 +107,23 @@ def _messages(path: Path) -> Iterator[bytes]:
         box.close()
 
 
-def _document(message: Message, raw: bytes, unit: Unit, folder: str) -> Document:
+def _digest(raw: bytes) -> str:
+    return hashlib.blake2b(raw, digest_size=8).hexdigest()
+
+
+def _document(message: Message, raw: bytes, source: str, unit: Unit, folder: str) -> Document:
+    # Thunderbird only marks what was deleted, until it compacts the folder.
+    if _DELETED.fullmatch(_header(message, "X-Mozilla-Status")):
+        raise Unreadable("a deleted message", skipped=True)
     subject = _header(message, "Subject")
     text = _body(message, forwarded=bool(_FORWARD.match(subject)))
     title = title_from(_REPLY.sub("", subject))
     if not text and not subject:
         raise Unreadable("a message without text", skipped=True)
     named = _header(message, "Message-ID").strip("<> ")
-    place = named or hashlib.blake2b(raw, digest_size=8).hexdigest()
+    place = named or _digest(raw)
     return Document(
-        id=f"mail:{unit.key}#{place}",
+        id=f"mail:{source}:{unit.key}#{place}",
         kind="mail",
         title=title,
         text=text or title,
@@ -142,9 +157,7 @@ def _body(message: Message, *, forwarded: bool) -> str:
 def _decoded(data: bytes, part: Message) -> str:
     try:
         return data.decode(part.get_content_charset() or "utf-8")
-    except (LookupError, UnicodeDecodeError):
-        from private_search.text import decoded
-
+    except (LookupError, ValueError):
         return decoded(data)[0]
 
 
@@ -181,13 +194,11 @@ def _without_attributions(text: str) -> str:
 
 
 def _header(message: Message, name: str) -> str:
-    raw = message.get(name)
-    if raw is None:
-        return ""
-    try:
-        text = str(make_header(decode_header(raw))) if "=?" in str(raw) else str(raw)
-    except (LookupError, UnicodeError, ValueError):
-        text = str(raw)
+    # Long ones are lists of thousands of recipients, or hostile: parsers take quadratic time.
+    raw = text = str(message.get(name, ""))[:_LONGEST_HEADER]
+    if "=?" in raw:
+        with suppress(LookupError, ValueError, HeaderParseError):
+            text = str(make_header(decode_header(raw)))
     return " ".join(visible(text).encode(errors="replace").decode().split())
 
 

@@ -30,6 +30,7 @@ _SHARE = 0.5
 _WORDS = 0.3
 # Shared words, as a share of all words, from which two passages are the same one twice.
 _ALIKE = 0.7
+_HEADING = re.compile(r"\s*#{1,6}[ \t][^\n]*$")
 # Ends of sentences, empty lines, and items of lists; mail programs wrap lines anywhere.
 _SENTENCE = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])|\n\s*\n|\n(?=\s*(?:[-*#|•]|\d+[.)]\s))")
 
@@ -238,8 +239,7 @@ class Search:
         parts = [
             (place, " ".join(sentence.split()))
             for place, each in enumerate(passages)
-            for sentence in _SENTENCE.split(each.text)
-            if sentence.strip()
+            for sentence in _sentences_of(each.text)
         ]
         titles = [passages[place].title for place, _ in parts] if self._full.takes_titles else None
         vectors = self._full.embed_documents([sentence for _, sentence in parts], titles)
@@ -257,13 +257,19 @@ class Search:
         return chosen
 
 
+def _sentences_of(text: str) -> list[str]:
+    """Split a text; a heading is no answer unless there is nothing else."""
+    parts = [part for part in _SENTENCE.split(text) if part.strip()]
+    return [part for part in parts if not _HEADING.match(part)] or parts
+
+
 def _grouped(passages: Sequence[Found], limit: int) -> list[list[Found]]:
     """Put passages that say the same into one group, with the best one first."""
     groups: list[tuple[set[str], list[Found]]] = []
     for passage in passages:
         words = set(folded(passage.text))
         for known, group in groups:
-            if len(words & known) >= _ALIKE * len(words | known):
+            if words and len(words & known) >= _ALIKE * len(words | known):
                 group.append(passage)
                 break
         else:

@@ -27,7 +27,7 @@ from starlette.responses import (
 from starlette.routing import Route
 
 from gemma_embed.errors import ConfigurationError
-from private_search.desk import Ask, Desk, NewSource, shown_passage
+from private_search.desk import Ask, Desk, Name, NewSource, Point, shown_passage
 from private_search.generators import Generator
 from private_search.guard import Guard
 from private_search.library import Library
@@ -60,8 +60,8 @@ def _routes(desk: Desk) -> Starlette:
         return StreamingResponse(lines(), media_type="application/x-ndjson")
 
     async def points(request: Request) -> Response:
-        body = json.loads(await request.body() or b"{}")
-        return JSONResponse(await run_in_threadpool(desk.map, str(body.get("question", ""))))
+        body = Point.model_validate_json(await request.body())
+        return JSONResponse(await run_in_threadpool(desk.map, body.question))
 
     async def add(request: Request) -> Response:
         source = NewSource.model_validate_json(await request.body()).source()
@@ -69,7 +69,7 @@ def _routes(desk: Desk) -> Starlette:
         return JSONResponse({"name": source.name})
 
     async def forget(request: Request) -> Response:
-        name = str(json.loads(await request.body())["name"])
+        name = Name.model_validate_json(await request.body()).name
         desk.indexer.request(lambda library: library.forget(name))
         return JSONResponse({"name": name})
 
@@ -124,7 +124,7 @@ def _routes(desk: Desk) -> Starlette:
             Route("/api/passage/{number:int}", passage),
             Route("/original/{number:int}", original),
         ],
-        exception_handlers={ValueError: refused, KeyError: refused},
+        exception_handlers={ValueError: refused, OSError: refused, RuntimeError: refused},
     )
 
 

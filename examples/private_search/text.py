@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import re
 import unicodedata
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
 TITLE_LENGTH = 200
 _BOMS = {
@@ -15,18 +15,19 @@ _BOMS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-# Controls, zero-width and direction marks, tags: no reader sees them, a model does. The joiners
+# Controls, zero-width and direction marks, halves of characters, tags: no reader sees them, a model
+# does. The joiners
 # U+200C and U+200D stay: Persian, Hindi and emoji need them.
 _INVISIBLE = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff"
-    "\U000e0000-\U000e007f]"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
 )
 _ENCODED = re.compile(
     r"(?:data:[\w/+.;-]+,)?(?=[A-Za-z+/]{0,60}\d)[A-Za-z0-9+/]{64,}(?:\s+[A-Za-z0-9+/]{24,})*={0,2}"
 )
 _ADDRESS = re.compile(r"https?://[^\s<>\"')\]]+")
 _TRACKING = re.compile(
-    r"(utm_\w+|mtm_\w+|pk_\w+|mc_[ce]id|\w{0,4}clid|mkt_tok|igshid|_hs\w+|ref_?\w*)$"
+    r"(utm_\w+|mtm_\w+|pk_\w+|mc_[ce]id|\w{0,4}clid|mkt_tok|igshid|_hs\w+|ref(_\w+)?)$"
 )
 _BLANK_LINES = re.compile(r"\n[ \t]*(?:\n[ \t]*){2,}")
 _ACCENTS, _WORD = re.compile("[\u0300-\u036f]"), re.compile(r"\w+")
@@ -66,20 +67,18 @@ def cleaned(text: str) -> str:
     return _BLANK_LINES.sub("\n\n", text).strip()
 
 
-def plain_address(address: str) -> str:
+def plain_address(address: str, longest: int = _LONGEST_ADDRESS) -> str:
     """Return an address without passwords, fragments and tracking parameters."""
     try:
         parts = urlsplit(address)
     except ValueError:
-        return address[:_LONGEST_ADDRESS]
-    query = parts.query
-    if query:
-        kept = [(key, value) for key, value in parse_qsl(query) if not _TRACKING.match(key.lower())]
-        query = urlencode(kept)
+        return address[:longest]
+    query = "&".join(part for part in parts.query.split("&")
+                     if not _TRACKING.match(part.partition("=")[0].lower()))  # fmt: skip
     host = parts.netloc.rpartition("@")[2]
     plain = urlunsplit((parts.scheme, host, parts.path, query, ""))
     # What is longer still carries somebody's state.
-    return plain if len(plain) <= _LONGEST_ADDRESS else urlunsplit((parts.scheme, host, "", "", ""))
+    return plain if len(plain) <= longest else urlunsplit((parts.scheme, host, "", "", ""))
 
 
 def title_from(*candidates: str | None) -> str:
@@ -92,8 +91,8 @@ def title_from(*candidates: str | None) -> str:
 
 
 def on_terminal(text: str) -> str:
-    """Return text of others as it may be printed: nothing in it moves the cursor."""
-    return _INVISIBLE.sub("", text)
+    """Return text of others as it may be printed: one line, in which nothing moves the cursor."""
+    return " ".join(_INVISIBLE.sub("", text).splitlines())
 
 
 def folded(text: str) -> list[str]:

@@ -80,9 +80,7 @@ function showHits({ hits, answerable, fresh }) {
   if (answerable && $("status").dataset.generator === "true") {
     said.append(node("p", { className: "quiet writing", textContent: "Writing " }));
   } else if (answerable) {
-    // A heading is no answer.
-    const told = hits[0].sentences.filter((each) => !each.startsWith("#"));
-    said.append(node("p", { className: "sentence" }, told.join(" ") || hits[0].title, cite(1)),
+    said.append(node("p", { className: "sentence" }, hits[0].sentences.join(" ") || hits[0].title, cite(1)),
       node("p", { className: "quiet", textContent: "Quoted: no model that writes answers was found. With Ollama: ollama pull gemma3:270m" }));
   } else if (hits.length) {
     said.append(node("p", { textContent: "Nothing in the index says more to this than to any other question." }));
