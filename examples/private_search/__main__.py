@@ -95,13 +95,13 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("--mode", choices=["hybrid", "words", "meaning"], default="hybrid")
     ask.add_argument("--weak", action="store_true", help="show passages that hardly fit, too")
     ask.add_argument("--generator", default=GENERATOR,
-                     help="Ollama tag, folder, .gguf file, or 'none'")  # fmt: skip
+                     help="Ollama tag, .gguf file, or 'none'")  # fmt: skip
     ask.set_defaults(run=_ask)
 
     serve = commands.add_parser("serve", parents=[shared], help="a page, for this machine only")
     serve.add_argument("--port", type=int, default=8765)
     serve.add_argument("--generator", default=GENERATOR,
-                       help="Ollama tag, folder, .gguf file, or 'none'")  # fmt: skip
+                       help="Ollama tag, .gguf file, or 'none'")  # fmt: skip
     serve.set_defaults(run=_serve)
 
     mcp = commands.add_parser("mcp", parents=[shared], help="tools for an assistant, over stdio")

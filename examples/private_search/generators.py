@@ -23,8 +23,7 @@ def open_generator(name: str) -> Generator | None:
     """Return a generator, or None if there is none.
 
     Args:
-        name: An Ollama tag such as ``gemma3:270m``; a .gguf file, for llama.cpp; a folder with a
-            Gemma 3 checkpoint, for transformers; or ``none``.
+        name: An Ollama tag such as ``gemma3:270m``; a .gguf file, for llama.cpp; or ``none``.
 
     Raises:
         MissingDependency: If a package for it is not installed.
@@ -34,7 +33,7 @@ def open_generator(name: str) -> Generator | None:
         return None
     if name.endswith(".gguf"):
         return _llama_cpp(Path(name))
-    return _transformers(name) if Path(name).is_dir() else _ollama(name)
+    return _ollama(name)
 
 
 def _ollama(name: str) -> Generator | None:
@@ -140,34 +139,3 @@ def _from_thread(work: Callable[[Callable[[str], bool]], None]) -> Iterator[str]
         ended.set()
         # While it reads the prompt it cannot be stopped.
         thread.join(timeout=5)
-
-
-def _transformers(folder: str) -> Generator:
-    try:
-        from transformers import TextIteratorStreamer, pipeline
-    except ImportError as error:
-        raise MissingDependency(
-            'a folder needs: pip install "gemma-embed[transformers]"'
-        ) from error
-    model: Any = pipeline("text-generation", model=folder, model_kwargs={"use_safetensors": True})
-
-    def generate(prompt: str) -> Iterator[str]:
-        stopped: list[bool] = []
-        streamer = TextIteratorStreamer(model.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        options = {
-            "max_new_tokens": TOKENS,
-            "do_sample": False,
-            "streamer": streamer,
-            "stopping_criteria": [lambda *_, **__: bool(stopped)],
-        }
-        messages = [{"role": "user", "content": prompt}]
-        thread = Thread(target=model, args=(messages,), kwargs=options, daemon=True)
-        thread.start()
-        try:
-            yield from streamer
-        finally:
-            # Whoever has read enough ends the computation.
-            stopped.append(True)
-            thread.join()
-
-    return generate
