@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 from private_search.documents import Document, Skipped, Unit, Unreadable, guarded, stamp
 from private_search.text import cleaned, decoded, title_from, visible
@@ -213,6 +214,9 @@ def _word(data: bytes) -> Read:
     from docx import Document as Word
     from docx.table import Table
 
+    with ZipFile(io.BytesIO(data)) as parts_of_it:
+        if sum(part.file_size for part in parts_of_it.infolist()) > LARGEST:
+            raise Unreadable(f"larger than {LARGEST // 10**6} MB unpacked", skipped=True)
     word = Word(io.BytesIO(data))
     parts = []
     for block in word.iter_inner_content():

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sqlite3
 from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import pytest
 
 from gemma_embed.chroma.lock import locked
 from gemma_embed.errors import CollectionLocked
 from private_search.catalogue import Filter
-from private_search.documents import Document, Skipped, Source, Unit, stamp_of
+from private_search.documents import Document, Skipped, Source, Unit, Unreadable, stamp_of
 from private_search.files import Folder
 from private_search.history import History
 from private_search.library import Library
@@ -96,6 +97,13 @@ def test_long_front_matter_costs_nothing(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_bytes(b"---\n" + b"a: [1, 2, 3]\n" * 100_000 + b"---\nThe text.")
     (found,) = read(Folder(tmp_path))
     assert found.text == "The text."
+
+
+def test_a_word_document_that_unpacks_without_end_is_not_read(tmp_path: Path) -> None:
+    with ZipFile(tmp_path / "a.docx", "w", ZIP_DEFLATED, compresslevel=1) as made:
+        made.writestr("word/document.xml", bytes(51_000_000))
+    with pytest.raises(Unreadable, match="unpacked"):
+        read(Folder(tmp_path))
 
 
 def test_a_link_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
