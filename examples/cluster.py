@@ -6,6 +6,7 @@ Run: python examples/cluster.py
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from gemma_embed import Embedder
 from gemma_embed.vectors import Vectors
 
 Labels = NDArray[np.intp]
+FEWEST = 8  # paragraphs
 
 
 def paragraphs(folder: Path, least: int = 80) -> tuple[list[str], list[str]]:
@@ -110,6 +112,11 @@ def main() -> None:
     options.add_argument("--method", choices=["kmeans", "hdbscan"], default="kmeans")
     chosen = options.parse_args()
     texts, titles = paragraphs(chosen.folder)
+    if len(set(texts)) < FEWEST:
+        sys.exit(
+            f"{chosen.folder}: {len(set(texts))} different paragraphs of 80 characters or more are "
+            f"too few for groups, which need at least {FEWEST}"
+        )
     embedder = Embedder(choose_runtime(chosen.runtime, chosen.model), overlong="truncate")
     vectors = embedder.embed(texts, "clustering")
     labels = grouped(vectors, chosen.method)

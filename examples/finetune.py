@@ -2,9 +2,9 @@
 
 Run: python examples/finetune.py --out handbook-model
 
-A line of --train is {"question": ..., "passage": ...}, with {"negative": ...} if you have wrong
-passages that look right; without, they are mined. Scores before and after are with prompts, at
-every width, on questions that were held out and on general sets.
+Each line of --train is {"question": ..., "passage": ...}, and has a "negative" if you have wrong
+passages that look right; without these, they are mined. Scores before and after are with prompts,
+at every width, on questions that were held out and on general sets.
 """
 
 from __future__ import annotations
@@ -285,9 +285,13 @@ def main() -> None:
     """Train, save, check what was saved, and compare."""
     options = arguments()
     before = model_folder(options.model, None, offline=False)
-    train_pairs, held_out = read_lines(options.train), read_lines(options.held_out)
+    keys = ("question", "passage")
+    train_pairs, held_out = read_lines(options.train, *keys), read_lines(options.held_out, *keys)
+    more = [row for path in options.also for row in read_lines(path, *keys)]
+    with_negative = sum("negative" in row for row in train_pairs + more)
+    if with_negative not in (0, len(train_pairs + more)):
+        raise SystemExit(f"a 'negative' is in {with_negative} pairs only: all or none need it")
     model = open_model(before)
-    more = [row for path in options.also for row in read_lines(path)]
     original = {name: weight.clone() for name, weight in model.state_dict().items()}
     train(model, train_pairs + more, options)
     mix(model, original, options.mix)

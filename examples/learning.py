@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,9 +41,36 @@ def resampled(score: Callable[[NDArray[np.intp]], float], size: int) -> Score:
     return Score(float(score(np.arange(size))), float(low), float(high))
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a JSONL file: an object a line."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+def read_lines(path: Path, *needed: str) -> list[dict[str, Any]]:
+    """Read a JSONL file, one object per line.
+
+    Args:
+        path: The file.
+        needed: Keys that every object has, with a text.
+
+    Raises:
+        SystemExit: If the file cannot be read, or a line is something else.
+    """
+    rows = []
+    try:
+        # Not splitlines(): some characters in a text are line ends to it.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        sys.exit(f"{path} cannot be read as UTF-8 text: {error}")
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                sys.exit(f"{path}, line {number}: no valid JSON ({type(error).__name__})")
+            if not isinstance(row, dict) or not all(
+                isinstance(row.get(key), str) for key in needed
+            ):
+                sys.exit(f"{path}, line {number}: not an object with {', '.join(needed)}")
+            rows.append(row)
+    if not rows:
+        sys.exit(f"{path} is empty")
+    return rows
 
 
 def parser(description: str, picture: str) -> argparse.ArgumentParser:

@@ -307,6 +307,45 @@ def test_classification_is_compared_with_words(shared: watch.Run, tmp_path: Path
 
 
 @needs_pictures
+def test_too_few_paragraphs_for_groups_is_an_error(shared: watch.Run, tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.md").write_text("\n\n".join(["The same paragraph again. " * 4] * 9))
+    program = [str(ROOT / "examples" / "cluster.py"), "--runtime", "bundled", "--folder", "notes"]
+    code, output = shared(program, tmp_path)
+    assert code == 1
+    assert "notes: 1 different paragraphs of 80 characters or more are too few" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (
+            '{"question": "q", "passage": "a\u2028b"}\r\n\r\n{"question": "secret"}',
+            "line 3: not",
+        ),
+        ('{"question": "q", "passage": "a"}\nsecret', "line 2: no valid JSON"),
+        ("[1]", "line 1: not an object with question, passage"),
+        ("\n", "pairs.jsonl is empty"),
+        (
+            '{"question": "q", "passage": "a", "negative": "b"}\n{"question": "q", "passage": "c"}',
+            "a 'negative' is in 1 pairs only",
+        ),
+    ],
+)
+def test_a_bad_pair_is_named_by_file_and_line(
+    lines: str, said: str, shared: watch.Run, tmp_path: Path
+) -> None:
+    (tmp_path / "pairs.jsonl").write_text(lines, encoding="utf-8-sig")
+    program = [str(ROOT / "examples" / "finetune.py"), "--out", "tuned", "--also"]
+    code, output = shared([*program, "--train", "pairs.jsonl"], tmp_path)
+    assert code == 1
+    assert said in output
+    assert "secret" not in output
+    assert "Traceback" not in output
+
+
+@needs_pictures
 @pytest.mark.parametrize("method", ["kmeans", "hdbscan"])
 def test_clusters_have_names_and_a_map(method: str, shared: watch.Run, tmp_path: Path) -> None:
     notes = tmp_path / "notes"
@@ -357,3 +396,5 @@ def test_every_example_is_listed_with_a_command_that_exists() -> None:
     shown = re.findall(r"python examples/(\w+\.py)", page)
     assert shown[:2] == EXAMPLES
     assert set(shown) == programs - {"common.py", "learning.py"}
+    folders = {path.parent.name for path in (ROOT / "examples").glob("*/README.md")}
+    assert set(re.findall(r"\((\w+)/README\.md\)", page)) == folders

@@ -1,4 +1,4 @@
-"""The command ``gemma-embed``; its subcommands are in ``gemma_embed.commands``, one a file."""
+"""The command ``gemma-embed``; its subcommands are in ``gemma_embed.commands``, one per file."""
 
 from __future__ import annotations
 

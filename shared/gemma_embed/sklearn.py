@@ -23,7 +23,7 @@ except ImportError as error:
     ) from error
 
 # A grid search clones the transformer for every candidate and fold, and its worker processes get
-# pickles, which carry no weights: a model named once is loaded once a process.
+# pickles, which carry no weights: a model given by name is loaded once per process.
 _by_name = lru_cache(maxsize=2)(open_runtime)
 
 
@@ -61,14 +61,14 @@ class GemmaEmbedTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
 
         Args:
             runtime: A runtime's name, or a runtime object. In worker processes a name is better:
-                it is loaded once a process, an object once a task.
+                it is loaded once per process, an object once per task.
             model: What a runtime given by name loads.
             task: Whose prompt comes before every text: ``classification``, ``clustering``, or
                 another; see ``Embedder.embed``.
             dimensions: One of the model's widths; None for the full one.
             overlong: What happens to a text that is too long; see ``Embedder``.
             store: An ``EmbeddingStore`` or the path of its file. With it a grid search computes
-                each text once, not once a candidate and fold.
+                each text once, not once per candidate and fold.
         """
         self.runtime = runtime
         self.model = model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,19 @@ from sklearn.neighbors import NearestNeighbors
 from gemma_embed import cli
 from gemma_embed.errors import ConfigurationError, InvalidInput
 from gemma_embed.evaluate import Question, agreement, compare, read_passages
+from gemma_embed.models import Model
 from gemma_embed.passages import Passage
 from gemma_embed.runtimes import OnnxRuntime
 from gemma_embed.testing import bundled_runtime
 from gemma_embed.vectors import Vectors
 
 NOTES = Path(__file__).parents[2] / "examples" / "notes"
+
+
+class Narrow(FakeRuntime):
+    @property
+    def model(self) -> Model:
+        return replace(super().model, width=512)
 
 
 def unit(count: int, seed: int, noise: float = 0.0) -> Vectors:
@@ -49,18 +57,23 @@ def test_equal_vectors_agree() -> None:
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="at least three texts"):
+    with pytest.raises(ConfigurationError, match="at least 3 texts"):
         agreement(unit(2, 1), unit(2, 2))
-    with pytest.raises(ConfigurationError, match="one width"):
+    with pytest.raises(ConfigurationError, match="the same width"):
         agreement(unit(5, 1), unit(5, 1)[:, :32])
     with pytest.raises(ConfigurationError, match="both runtimes are called 'a'"):
         compare(FakeRuntime(), FakeRuntime(), [], names=("a", "a"))
+    wide = FakeRuntime()
+    for texts, second in ((["a", "b"], FakeRuntime()), (["a", "b", "c"], Narrow())):
+        with pytest.raises(ConfigurationError, match="least 3 texts, and only at the same width"):
+            compare(wide, second, map(Passage, texts))
+        assert wide.calls == second.calls == 0
     with pytest.raises(InvalidInput, match="index 1"):
         compare(FakeRuntime(), FakeRuntime(), [Passage("a"), {"title": "b"}])
 
 
 def test_precisions_of_the_notes_are_near_and_recall_shows_it(tmp_path: Path) -> None:
-    passages = read_passages(NOTES)[:12]
+    passages = [replace(each, text=each.text[:200]) for each in read_passages(NOTES)[:12]]
     questions = [Question("Which passwords are safe?", (str(passages[1].id),))]
     second = OnnxRuntime("bundled", precision="int4")
     found = compare(
@@ -90,4 +103,4 @@ def test_the_command_compares(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert json.loads(capsys.readouterr().out)["report"] is None
     texts.write_text("one\ntwo\n")
     assert cli.main(call) == 2
-    assert "at least three texts" in capsys.readouterr().err
+    assert "at least 3 texts" in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,7 @@ def test_a_row_for_each_combination_and_the_yardstick_last(notes: Report) -> Non
     # As training/MODEL_CARD.md has it for other sets: far above words.
     assert full.mean > 0.8 > 0.6 > words.mean
     assert "words (BM25) loses" in str(notes)
-    assert "Not decided by 56 questions" in str(notes)
+    assert "56 questions can only show differences of about " in str(notes)
 
 
 def test_a_report_is_json_and_a_picture(notes: Report, tmp_path: Path) -> None:
@@ -207,6 +208,9 @@ def test_policies_for_long_texts_are_compared() -> None:
     with pytest.raises(InputTooLong) as caught:
         evaluate(passages, questions, fake, timed=0)
     assert caught.value.index == 12
+    assert str(caught.value).endswith("(passage long)")
+    with pytest.raises(InputTooLong, match=r"\(question 0\)$"):
+        evaluate(PASSAGES, [Question("long " * 20, ("1",))], fake, timed=0)
     report = evaluate(
         passages, questions, fake, widths=[768], overlong=("truncate", "split"), timed=0
     )
@@ -253,8 +257,8 @@ def report_of(differences: list[list[float]]) -> Report:
         ([0.5] * 10 + [0.0] * 90, "- other, 128 gains 5.0 (1."),
         ([-0.5] * 10 + [0.0] * 90, "- other, 128 loses 5.0 (1."),
         ([0.0] * 400, "- other, 128 loses nothing, or less than 0."),
-        ([0.0] * 40, "Not decided by 40 questions"),
-        ([0.5, -0.5] * 10 + [0.0] * 80, "Not decided by 100 questions"),
+        ([0.0] * 40, "Not decided: other, 128. 40 questions can only show"),
+        ([0.5, -0.5] * 10 + [0.0] * 80, "Not decided: other, 128. 100 questions"),
     ],
 )
 def test_advice_says_what_the_interval_supports(difference: list[float], said: str) -> None:
@@ -267,13 +271,27 @@ def test_many_settings_need_a_larger_difference() -> None:
     assert "other, 128 loses" not in str(report_of([difference] * 40).advice())
 
 
+@pytest.mark.parametrize(("first", "said"), [(768, True), (128, False), (64, False)])
+def test_a_smaller_index_is_smaller_than_the_first(first: int, said: bool) -> None:
+    report = report_of([[0.0] * 400])
+    report = replace(
+        report, rows=(replace(report.rows[0], setting=Setting("first", first)), report.rows[1])
+    )
+    lines = "\n".join(report.advice())
+    assert ("smallest index that loses less than 2 points: other, 128." in lines) == said
+
+
 def test_files_are_read_with_titles_and_in_parts(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     long = "\n\n".join(["word " * 150] * 4)
     (tmp_path / "a" / "b.md").write_text(f"\ufeff# A title\n\n{long}\n", encoding="utf-8")
     (tmp_path / "c.txt").write_text("no heading")
     (tmp_path / "d.bin").write_bytes(b"\xff")
-    first, second, third = read_passages(tmp_path)
+    (tmp_path / "E.MD").write_bytes(b"# Windows\r\n\r\nTwo\r\n\r\nparts\r\n")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "hidden.txt").write_text("hidden")
+    windows, first, second, third = read_passages(tmp_path)
+    assert windows == Passage("Two\n\nparts", "E.MD#1", "E.MD", {"title": "Windows"})
     assert (first.id, second.id, third.id) == ("a/b.md#1", "a/b.md#2", "c.txt#1")
     assert first.source == second.source == "a/b.md"
     assert dict(first.metadata) == dict(second.metadata) == {"title": "A title"}
@@ -283,12 +301,15 @@ def test_files_are_read_with_titles_and_in_parts(tmp_path: Path) -> None:
 
 def test_jsonl_is_read(tmp_path: Path) -> None:
     file = tmp_path / "p.jsonl"
-    file.write_text(
-        '{"text": "one", "id": 1, "title": "T", "document": "d"}\n\n{"text": "a\u2028b"}\n'
+    file.write_bytes(
+        b'\xef\xbb\xbf{"text": "one", "id": 1, "title": "T", "document": 2}\r\n\r\n'
+        b'{"text": "a\xe2\x80\xa8b"}\r\n'
     )
-    first, second = read_passages(file)
-    assert first == Passage("one", "1", "d", {"title": "T"})
-    assert second.text == "a\u2028b"
+    for name in ("p.ndjson", "P.JSONL", "p.jsonl"):
+        file = file.rename(tmp_path / name)
+        first, second = read_passages(file)
+        assert first == Passage("one", "1", "2", {"title": "T"})
+        assert second.text == "a\u2028b"
     file.write_text('{"question": "q", "passage": [1, "2"]}\n{"question": "r", "document": "d"}')
     assert [(each.passages, each.documents) for each in read_questions(file)] == [
         (("1", "2"), ()),
@@ -312,6 +333,8 @@ def test_jsonl_is_read(tmp_path: Path) -> None:
         (read_questions, b'{"question": "secret", "passage": "a", "document": "b"}', "line 1: a q"),
         (read_questions, b'{"question": 3, "passage": "a"}', "p.jsonl, line 1: a question needs"),
         (read_questions, b"[" * 100_000, "p.jsonl, line 1: no valid JSON"),
+        (read_questions, b'{"question": " ", "passage": "a"}', "line 1: a question needs"),
+        (read_questions, b'{"question": "secret", "passage": ["a", null]}', "line 1: an id is not"),
         (read_questions, b"", "contains no questions"),
     ],
 )
@@ -322,6 +345,15 @@ def test_a_bad_line_is_named_by_file_and_number(
     with pytest.raises(InvalidInput, match=re.escape(said)) as caught:
         read(tmp_path / "p.jsonl")
     assert "secret" not in str(caught.value)
+
+
+def test_an_id_that_two_passages_have_is_refused() -> None:
+    fake = FakeRuntime()
+    with pytest.raises(InvalidInput, match="text at index 12: the id '0' is that of an earlier"):
+        evaluate([*PASSAGES, Passage("another", "0")], QUESTIONS, fake)
+    assert fake.calls == 0
+    parts = [Passage("without ids"), Passage("are several"), *PASSAGES]
+    assert evaluate(parts, QUESTIONS, fake, widths=[128, 128], timed=0).passages == 14
 
 
 def test_an_answer_that_is_unknown_is_named(tmp_path: Path) -> None:
@@ -394,7 +426,7 @@ def test_drawn_questions_are_taken_out_of_their_passages() -> None:
     assert kept[3] == passages[3]
     assert len(draw_questions(passages, most=2)[1]) == 2
     said = str(evaluate(kept, questions, FakeRuntime(), widths=[768], timed=0))
-    assert "weaker than questions that people asked" in said
+    assert "weaker evidence than questions that people asked" in said
     with pytest.raises(InvalidInput, match="no question can be drawn"):
         draw_questions(passages[3:])
 
@@ -440,8 +472,9 @@ def test_the_documented_command_runs(
     program, *call = page.partition("```sh\n")[2].partition("\n")[0].split()
     assert program == "gemma-embed"
     monkeypatch.chdir(root)
-    # With the store of the fixture half of the vectors are there; and no picture is left here.
+    # The fixture's store has the vectors, but not those of int8; and no picture is left here.
     assert call[-2:] == ["--plot", "notes.png"]
+    call.remove("onnx:int8")
     assert cli.main([*call[:-2], "--store", str(store), "--timed", "0"]) == 0
     printed = capsys.readouterr().out
     shown = f"{100 * notes.rows[0].intervals['recall@1'].mean:.1f}"

@@ -13,12 +13,15 @@ from gemma_embed.commands.evaluate import add_output, show, store_of
 def add(commands: Any) -> None:
     """Add the subcommand to the parser's."""
     parser = commands.add_parser(
-        "compare", help="say how far two runtimes agree on your texts, and whether searches notice"
+        "compare",
+        help="measure how far two runtimes agree on your texts, and what it does to search",
     )
     parser.add_argument("runtimes", nargs=2, metavar="RUNTIME", help=runtimes.HELP)
     parser.add_argument("--model", help="folder or hub id, for names such as onnx")
-    parser.add_argument("--texts", type=Path, required=True, help="a folder, JSONL, or lines")
-    parser.add_argument("--questions", type=Path, help="JSONL: compare recall, too")
+    parser.add_argument(
+        "--texts", type=Path, required=True, help="a folder, JSONL, or one text per line"
+    )
+    parser.add_argument("--questions", type=Path, help="JSONL, to compare recall as well")
     parser.add_argument("--overlong", default="error", help="error, truncate or split")
     add_output(parser)
     parser.set_defaults(run=_run)

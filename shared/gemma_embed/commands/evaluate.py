@@ -16,14 +16,16 @@ from gemma_embed.files import cache_folder
 def add(commands: Any) -> None:
     """Add the subcommand to the parser's."""
     parser = commands.add_parser(
-        "evaluate", help="say which runtime, width, prompts and titles find what in your texts"
+        "evaluate", help="measure which runtimes, widths, prompts and titles search your texts best"
     )
     parser.add_argument("runtimes", nargs="+", metavar="RUNTIME", help=runtimes.HELP)
     parser.add_argument("--model", help="folder or hub id, for names such as onnx")
     parser.add_argument("--passages", type=Path, required=True, help="a folder, or a JSONL file")
     parser.add_argument("--questions", type=Path, help="JSONL; without it questions are drawn")
-    parser.add_argument("--widths", type=int, nargs="+", help="of the index; all of the model's")
-    parser.add_argument("--two-step", type=int, nargs="+", default=(), help="narrow widths")
+    parser.add_argument("--widths", type=int, nargs="+", help="of the index (all of the model's)")
+    parser.add_argument(
+        "--two-step", type=int, nargs="+", default=(), help="widths of a first step"
+    )
     parser.add_argument("--candidates", type=int, default=100, help="of the first step (100)")
     for name in ("prompts", "titles"):
         choices = ("on", "off")
@@ -37,7 +39,7 @@ def add(commands: Any) -> None:
 
 def add_output(parser: argparse.ArgumentParser) -> None:
     """Add what this subcommand and ``compare`` share."""
-    parser.add_argument("--store", type=Path, help="file of vectors; in the user's cache folder")
+    parser.add_argument("--store", type=Path, help="file of vectors (in the user's cache folder)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw a picture")
     parser.add_argument("--json", action="store_true", help="print JSON")
 

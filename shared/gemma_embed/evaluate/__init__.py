@@ -1,4 +1,4 @@
-"""Which runtime, precision, width, prompts and titles find what, on one's own texts.
+"""Which runtimes, precisions, widths, prompts and titles search your own texts best.
 
 Needs the extra ``evaluate``.
 """

@@ -1,4 +1,4 @@
-"""Two runtimes on the same texts: how far vectors are apart, and whether searches notice."""
+"""Two runtimes on the same texts: how far vectors are apart, and what it does to search."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from gemma_embed.embedder import Embedder
 from gemma_embed.errors import ConfigurationError
-from gemma_embed.evaluate.evaluation import checked_items, evaluate
+from gemma_embed.evaluate.evaluation import checked_items, evaluate, labels_of, named_texts
 from gemma_embed.evaluate.questions import Question
 from gemma_embed.evaluate.report import Report, drawn
 from gemma_embed.evaluate.scores import DEPTH, Values
@@ -21,6 +21,9 @@ from gemma_embed.passages import Passage
 from gemma_embed.runtimes.base import Runtime
 from gemma_embed.store import EmbeddingStore, open_store
 from gemma_embed.vectors import Vectors
+
+# Texts: each has two others then, of which one is the nearest.
+_FEWEST = 3
 
 
 @dataclass(frozen=True)
@@ -65,12 +68,9 @@ def agreement(first: Vectors, second: Vectors) -> Agreement:
     Raises:
         ConfigurationError: If the shapes differ, or there are too few texts.
     """
+    if first.shape != second.shape or len(first) < _FEWEST:
+        raise ConfigurationError(_unlike(first.shape, second.shape))
     nearest = min(DEPTH, (len(first) - 1) // 2)
-    if first.shape != second.shape or nearest < 1:
-        raise ConfigurationError(
-            f"vectors of shape {first.shape} and {second.shape}: two runtimes are compared on at "
-            "least three texts, and only at one width"
-        )
     sides = [_nearest(vectors, nearest) for vectors in (first, second)]
     pairs = list(zip(*sides, strict=True))
     shared = [len({*one} & {*other}) / nearest for one, other in pairs]
@@ -102,9 +102,10 @@ class Comparison:
             f"cosine: mean {found['cosine, mean']:.6f}, median {found['cosine, median']:.6f}, 1 in "
             f"100 below {found['cosine, 1 in 100']:.6f}, least {found['cosine, least']:.6f} "
             f"(passage {worst})",
-            f"nearest {found['nearest']} texts: {100 * found['nearest shared, mean']:.1f} % the "
-            f"same, {100 * found['nearest shared, least']:.0f} % at the least; the first one is "
-            f"the same for {100 * self.agreement.first_kept:.1f} %",
+            f"nearest {found['nearest']} texts: on average "
+            f"{100 * found['nearest shared, mean']:.1f} % are the same, at least "
+            f"{100 * found['nearest shared, least']:.0f} %; the nearest is the same for "
+            f"{100 * self.agreement.first_kept:.1f} % of the texts",
         ]
         return "\n".join(lines if self.report is None else [*lines, "", str(self.report)])
 
@@ -146,8 +147,8 @@ def compare(
     """Compare two runtimes on the same texts, at full width.
 
     Args:
-        first: What the other one is compared with.
-        second: The other one.
+        first: The reference.
+        second: What is compared with it.
         passages: At least three, as for ``evaluate``; embedded as documents, with their titles.
         questions: As for ``evaluate``; they show what a difference does to recall.
         names: Of the two runtimes, in what is shown.
@@ -163,12 +164,17 @@ def compare(
     if names[0] == names[1]:
         raise ConfigurationError(f"both runtimes are called {names[0]!r}; give them two names")
     items, titles = checked_items(passages, title_key)
+    labels = labels_of(items)
+    widths = [runtime.model.width for runtime in (first, second)]
+    if widths[0] != widths[1] or len(items) < _FEWEST:
+        raise ConfigurationError(_unlike((len(items), widths[0]), (len(items), widths[1])))
     file = open_store(store)
     vectors = []
     for runtime in (first, second):
         embedder = Embedder(runtime, overlong=overlong, store=file)
         given = titles if embedder.takes_titles else None
-        vectors.append(embedder.embed_documents([item.text for item in items], given))
+        with named_texts(labels):
+            vectors.append(embedder.embed_documents([item.text for item in items], given))
     report = None
     if questions:
         report = evaluate(
@@ -182,8 +188,15 @@ def compare(
             store=file,
             timed=0,
         )
-    labels = tuple(item.id or str(row) for row, item in enumerate(items))
-    return Comparison(names, agreement(*vectors), labels, report)
+    ids = tuple(item.id or str(row) for row, item in enumerate(items))
+    return Comparison(names, agreement(*vectors), ids, report)
+
+
+def _unlike(first: tuple[int, ...], second: tuple[int, ...]) -> str:
+    return (
+        f"vectors of shape {first} and {second}: two runtimes are compared on at least "
+        f"{_FEWEST} texts, and only at the same width"
+    )
 
 
 def _nearest(vectors: Vectors, count: int) -> list[list[int]]:

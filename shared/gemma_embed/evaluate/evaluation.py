@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from gemma_embed.embedder import Embedder
-from gemma_embed.errors import ConfigurationError, InvalidInput
+from gemma_embed.errors import ConfigurationError, EmbeddingError, InvalidInput
 from gemma_embed.evaluate.questions import Question
 from gemma_embed.evaluate.report import Report, Row
 from gemma_embed.evaluate.scores import DEPTH, required, scored
@@ -40,6 +41,8 @@ class _Corpus:
         texts: Of the passages.
         titles: A title or None for each.
         questions: The texts of the questions.
+        labels: What errors call the passages.
+        asked: What errors call the questions.
         names: For each question the name that each passage counts under.
         right: For each question the right ones of these names.
     """
@@ -47,6 +50,8 @@ class _Corpus:
     texts: list[str]
     titles: list[str | None]
     questions: list[str]
+    labels: list[str]
+    asked: list[str]
     names: list[list[str]]
     right: list[set[str]]
 
@@ -79,9 +84,9 @@ def evaluate(
         passages: What is searched: ``read_passages``, or a framework's documents through
             ``langchain_gemma_embed.passages`` or ``llamaindex_gemma_embed.passages``.
         questions: ``read_questions``, or the second result of ``draw_questions``.
-        runtimes: One, or several by the name that the report gives them; objects, or names as
-            ``Embedder`` takes them. The first one, at its
-            first settings, is what the others are compared with.
+        runtimes: A runtime, or several by the names that the report gives them; objects, or names
+            as ``Embedder`` takes them. All rows are compared with the first runtime at its first
+            settings.
         widths: Widths of the index; None for all that the model was trained for.
         prompts: Whether texts get the model's prompts; ``(True, False)`` compares.
         titles: Whether passages get their titles; without prompts as the first line of the text.
@@ -101,7 +106,8 @@ def evaluate(
         A row for each combination, the first runtime's first, BM25 last.
 
     Raises:
-        InvalidInput: If a passage or question cannot be used, or an answer is unknown.
+        InvalidInput: If a passage or question cannot be used, an answer is unknown, or two
+            passages have the same id.
         ConfigurationError: If a setting cannot work.
         MissingDependency: If the extra ``evaluate`` is not installed.
         EmbeddingError: As ``Embedder.embed``.
@@ -116,14 +122,17 @@ def evaluate(
     for name, runtime in named.items():
         model = runtime.model
         chosen = model.dimensions if widths is None else widths
-        steps = [(model.checked_dimensions(width), 0) for width in chosen]
-        steps += [(model.checked_dimensions(width), candidates) for width in two_step]
+        steps = [(model.checked_dimensions(width), 0) for width in dict.fromkeys(chosen)]
+        narrow = dict.fromkeys(two_step)
+        steps += [(model.checked_dimensions(width), candidates) for width in narrow]
         for prompted, policy in product(dict.fromkeys(prompts), dict.fromkeys(overlong)):
             asked = runtime if prompted else WithoutPrompts(runtime)
             embedder = Embedder(asked, overlong=policy, store=store, progress=progress)
             jobs.append((name, prompted, steps, embedder.for_task(task)))
     if not (jobs and titles and jobs[0][2]) or timed < 0:
-        raise ConfigurationError("name at least one runtime, width, and value of each setting")
+        raise ConfigurationError(
+            "name at least one runtime, width and value of each setting; timed is 0 or more"
+        )
     full = any(runtime.model.width in two_step for runtime in named.values())
     if full or (two_step and not DEPTH <= candidates < len(corpus.texts)):
         raise ConfigurationError(
@@ -133,12 +142,14 @@ def evaluate(
     has_titles = any(corpus.titles)
     rows = []
     for name, prompted, steps, embedder in jobs:
-        vectors = embedder.embed(corpus.questions, embedder.query_task)
+        with named_texts(corpus.asked):
+            vectors = embedder.embed(corpus.questions, embedder.query_task)
         query = milliseconds(embedder.embed_query, corpus.questions[:timed]) if timed else None
         takes = has_titles and embedder.takes_titles
         for with_titles in dict.fromkeys(each and takes for each in titles):
             heads = corpus.titles if with_titles else None
-            searched = embedder.embed_documents(corpus.texts, heads)
+            with named_texts(corpus.labels):
+                searched = embedder.embed_documents(corpus.texts, heads)
             for width, second in steps:
                 setting = Setting(name, width, second, prompted, with_titles, embedder.overlong)
                 search = vector_search(searched, width, second)
@@ -170,6 +181,22 @@ def checked_items(
     return items, [title_of(item.metadata, title_key) for item in items]
 
 
+def labels_of(items: Sequence[Passage]) -> list[str]:
+    """Return what messages call passages: their ids, or their positions."""
+    return [f"passage {item.id or row}" for row, item in enumerate(items)]
+
+
+@contextmanager
+def named_texts(labels: Sequence[str]) -> Iterator[None]:
+    """Name the text at fault in an error: an index alone fits a question and a passage."""
+    try:
+        yield
+    except EmbeddingError as error:
+        if error.index is not None and error.index < len(labels):
+            error.args = (f"{error.args[0]} ({labels[error.index]})",)
+        raise
+
+
 def _corpus(
     passages: Iterable[Passage | Mapping[str, Any]], questions: Sequence[Question], title_key: str
 ) -> tuple[_Corpus, bool]:
@@ -179,22 +206,29 @@ def _corpus(
     own = [f"passage {row}" for row in range(len(items))]
     documents = [item.source or name for item, name in zip(items, own, strict=True)]
     known: dict[str, dict[str | None, set[str]]] = {"passage": {}, "document": {}}
-    for item, name, document in zip(items, own, documents, strict=True):
+    for index, (item, name, document) in enumerate(zip(items, own, documents, strict=True)):
+        if item.id is not None and item.id in known["passage"]:
+            raise InvalidInput(
+                f"the id {item.id!r} is that of an earlier passage, too: give each passage its own "
+                "id, and name what they are parts of as their document",
+                index=index,
+            )
         known["passage"].setdefault(item.id, set()).add(name)
         known["document"].setdefault(item.source, set()).add(document)
+    asked = [each.where or f"question {index}" for index, each in enumerate(questions)]
     names, right = [], []
-    for index, each in enumerate(questions):
+    for where, each in zip(asked, questions, strict=True):
         kind = "document" if each.documents else "passage"
         wanted = each.documents or each.passages
         missing = [name for name in wanted if name not in known[kind]]
         if missing or not wanted:
             said = f"there is no {kind} {missing[0]!r}" if missing else "no answer is named"
-            where = each.where or f"question {index}"
             raise InvalidInput(f"{where}: {said} among the {len(items)} passages")
         names.append(documents if each.documents else own)
         right.append(set().union(*(known[kind][name] for name in wanted)))
     texts = [item.text for item in items]
-    corpus = _Corpus(texts, titles, [each.text for each in questions], names, right)
+    wording = [each.text for each in questions]
+    corpus = _Corpus(texts, titles, wording, labels_of(items), asked, names, right)
     return corpus, any(each.drawn for each in questions)
 
 

@@ -17,6 +17,7 @@ from gemma_embed.files import expanded
 from gemma_embed.passages import Passage, checked_passage, title_of
 
 _SUFFIXES = {".md", ".txt", ".rst", ".org"}
+_JSON_LINES = {".jsonl", ".ndjson"}
 _LONGEST_PART = 2000  # characters; some 500 tokens of English
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
 _SHORTEST = 20  # characters of a drawn question, and of what is left of its passage
@@ -47,19 +48,20 @@ def read_passages(path: str | Path) -> list[Passage]:
 
     Args:
         path: A folder: its .md, .txt, .rst and .org files, each a document, in parts of at most
-            2,000 characters (or one paragraph), with the first heading as their title. A ``.jsonl``
-            file: an object a line, with ``text`` and, if there are, ``id``, ``title``,
-            ``document`` and ``metadata``. Any other file: a text a line; its id is the line's
-            number.
+            2,000 characters (or one paragraph); a first line ``# ...`` is their title. What is
+            hidden (``.git``) is left out. A ``.jsonl`` file: one object per line, with ``text``
+            and optionally ``id``, ``title``, ``document`` and ``metadata``. A ``.json`` file: a
+            list of such objects, or an object with such a list as ``passages``. Any other file:
+            one text per line; its id is the line's number.
 
     Raises:
         InvalidInput: If there is nothing to read, or a line is not as it should be.
     """
     path = expanded(path)
     if path.is_dir():
-        files = sorted(each for each in path.rglob("*") if each.suffix in _SUFFIXES)
-        passages = [each for file in files if file.is_file() for each in _parts(path, file)]
-    elif path.suffix in (".jsonl", ".json"):
+        files = sorted(file for file in path.rglob("*") if _readable(file, path))
+        passages = [part for file in files for part in _parts(path, file)]
+    elif path.suffix.lower() in {".json", *_JSON_LINES}:
         passages = [_passage(where, record) for where, record in _records(path, "passages")]
     else:
         lines = enumerate(_text(path).splitlines(), 1)
@@ -73,9 +75,9 @@ def read_questions(path: str | Path) -> list[Question]:
     """Read questions from a file.
 
     Args:
-        path: A ``.jsonl`` file: an object a line, with ``question`` and one of ``passage`` (an id
-            or a list of them) and ``document``. A ``.json`` file: a list of the same, or an object
-            with such a list as ``questions``.
+        path: A ``.jsonl`` file: one object per line, with ``question`` and either ``passage`` (an
+            id or a list of ids) or ``document``. A ``.json`` file: a list of such objects, or an
+            object with such a list as ``questions``.
 
     Raises:
         InvalidInput: If a line is not as it should be.
@@ -83,10 +85,11 @@ def read_questions(path: str | Path) -> list[Question]:
     questions = []
     for where, record in _records(expanded(path), "questions"):
         text = record.get("question")
-        right = {name: _names(record.get(name)) for name in ("passage", "document")}
-        if not isinstance(text, str) or (not right["passage"]) == (not right["document"]):
+        right = {name: _names(where, record.get(name)) for name in ("passage", "document")}
+        one = (not right["passage"]) != (not right["document"])
+        if not isinstance(text, str) or not text.strip() or not one:
             raise InvalidInput(
-                f"{where}: a question needs 'question', a str, and one of 'passage' and "
+                f"{where}: a question needs 'question', a non-empty str, and either 'passage' or "
                 "'document': the id of what answers it, or a list of ids"
             )
         questions.append(Question(text, right["passage"], right["document"], where=where))
@@ -137,6 +140,11 @@ def draw_questions(
     return kept, questions
 
 
+def _readable(file: Path, folder: Path) -> bool:
+    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+    return file.suffix.lower() in _SUFFIXES and not hidden and file.is_file()
+
+
 def _parts(folder: Path, file: Path) -> Iterator[Passage]:
     heading, _, rest = (text := _text(file).strip()).partition("\n")
     titled = heading.startswith("# ")
@@ -153,8 +161,9 @@ def _parts(folder: Path, file: Path) -> Iterator[Passage]:
 
 def _passage(where: str, record: Mapping[str, Any]) -> Passage:
     fields = {name: record[name] for name in ("text", "id", "document") if name in record}
-    if isinstance(fields.get("id"), int):
-        fields["id"] = str(fields["id"])
+    for name in ("id", "document"):
+        if isinstance(fields.get(name), int):
+            fields[name] = str(fields[name])
     metadata = record.get("metadata", {})
     if "title" in record and isinstance(metadata, Mapping):
         metadata = {**metadata, "title": record["title"]}
@@ -167,7 +176,7 @@ def _passage(where: str, record: Mapping[str, Any]) -> Passage:
 def _records(path: Path, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield where each object of a file is, and the object."""
     text = _text(path)
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
         data = _parsed(str(path), text)
         items = data.get(name) if isinstance(data, dict) else data
         if not isinstance(items, list):
@@ -195,10 +204,14 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        said = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        said = error.strerror if isinstance(error, OSError) else "it is not UTF-8; save it as such"
         raise InvalidInput(f"{path} cannot be read: {said}") from None
 
 
-def _names(value: object) -> tuple[str, ...]:
-    names = value if isinstance(value, list) else [value]
-    return tuple(str(each) for each in names if isinstance(each, (str, int)) and str(each))
+def _names(where: str, value: object) -> tuple[str, ...]:
+    """Return ids; none for a key that is missing or null."""
+    names = value if isinstance(value, list) else [] if value is None else [value]
+    for name in names:
+        if not isinstance(name, (str, int)) or not str(name):
+            raise InvalidInput(f"{where}: an id is not a non-empty str or an int")
+    return tuple(map(str, names))

@@ -67,8 +67,8 @@ class Report:
         names = [self.name(row) for row in self.rows]
         longest = max(map(len, names))
         lines = [
-            f"{self.questions} questions, {self.passages} passages; points of 100, with 95 % "
-            "bootstrap intervals",
+            f"{_counted(self.questions, 'question')}, {_counted(self.passages, 'passage')}; points "
+            "of 100, with 95 % bootstrap intervals",
             " " * longest + "".join(f"{each:>17}" for each in METRICS) + "   bytes      ms",
         ]
         for name, row in zip(names, self.rows, strict=True):
@@ -98,7 +98,7 @@ class Report:
         return ", ".join(filter(None, parts))
 
     def differences(self, metric: str = ADVISED) -> list[Interval]:
-        """Return what each row has more than the first one.
+        """Return by how much each row is above the first.
 
         Paired bootstrap over questions; wide enough that all rows' intervals together hold with
         95 % (Bonferroni).
@@ -121,24 +121,27 @@ class Report:
                 lines.append(f"- {name} loses nothing, or less than {-low:.1f}")
             else:
                 unknown[name] = found.high - found.low
-            if found.low > -TOLERATED and row.setting.width:
+            smaller = 0 < row.setting.width < self.rows[0].setting.width
+            if found.low > -TOLERATED and smaller:
                 as_good.append(row)
         if unknown:
             reach = 50 * statistics.median(unknown.values())
             named = "; ".join(unknown) if len(unknown) <= _NAMED else f"{len(unknown)} settings"
             lines.append(
-                f"Not decided by {self.questions} questions, which show differences of some "
-                f"{reach:.0f} points: {named}."
+                f"Not decided: {named}. {_counted(self.questions, 'question')} can only show "
+                f"differences of about {reach:.0f} points or more."
             )
         if as_good:
             best = min(as_good, key=lambda row: (row.setting.width, row.milliseconds or 0))
             lines.append(
-                f"The smallest index that loses less than {100 * TOLERATED:.0f}: {self.name(best)}."
+                f"The smallest index that loses less than {100 * TOLERATED:.0f} points: "
+                f"{self.name(best)}."
             )
         if self.drawn:
             lines.append(
-                "The questions were drawn from the passages, which is weaker than questions that "
-                "people asked: scores are too high, and differences may be others."
+                "The questions were drawn from the passages, which is weaker evidence than "
+                "questions that people asked: scores are too high, and differences may not carry "
+                "over."
             )
         return lines
 
@@ -163,7 +166,7 @@ class Report:
         }
 
     def plot(self, path: str | Path) -> None:
-        """Draw recall@1 against bytes a vector and milliseconds a question.
+        """Draw recall@1 against bytes per vector and milliseconds per question.
 
         Args:
             path: The picture's file; its ending decides the format.
@@ -190,10 +193,10 @@ class Report:
                 size_axes.axhline(mean, color="grey", linestyle=":", label=name)
                 time_axes.axhline(mean, color="grey", linestyle=":")
             sizes = sorted({row.setting.bytes for row in self.rows if row.setting.width})
-            size_axes.set(xscale="log", xlabel="bytes a vector", ylabel=f"{ADVISED}, points")
+            size_axes.set(xscale="log", xlabel="bytes per vector", ylabel=f"{ADVISED}, points")
             size_axes.set_xticks(sizes, [f"{each:,}" for each in sizes])
             size_axes.minorticks_off()
-            time_axes.set(xlabel="milliseconds a question, search included")
+            time_axes.set(xlabel="milliseconds per question, search included")
             size_axes.figure.legend(loc="outside lower center", ncols=2, fontsize="small")
 
 
@@ -206,6 +209,10 @@ def drawn(path: str | Path, panels: int, **options: bool) -> Iterator[Any]:
         figure.savefig(expanded(path), dpi=150)
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"the plot {path} cannot be written: {error}") from error
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def _line(axes: Any, name: str, rows: Sequence[Row], places: Sequence[Any]) -> None:
