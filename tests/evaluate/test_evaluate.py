@@ -387,6 +387,15 @@ def test_a_wrong_setting_is_refused_before_any_work(options: dict[str, Any], sai
     assert fake.calls == 0
 
 
+def test_what_is_no_question_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="question 1 is dict, not a Question"):
+        evaluate(PASSAGES, [QUESTIONS[0], {"question": "q"}], FakeRuntime())  # type: ignore[list-item]
+    with pytest.raises(InvalidInput, match="passages are a str, not a tuple"):
+        Question("q", ("mars"))  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match="not both"):
+        Question("q", ("mars",), ("planets",))
+
+
 def test_what_is_no_runtime_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="unknown runtime 'torch'"):
         evaluate(PASSAGES, QUESTIONS, "torch")  # type: ignore[arg-type]
@@ -414,12 +423,14 @@ def test_drawn_questions_are_taken_out_of_their_passages() -> None:
             metadata={"title": "Both"},
         ),
         Passage("Too short.", "d"),
+        Passage("यह पहला वाक्य है जो प्रश्न बनता है। यह दूसरा वाक्य है जो बचता है।", "hi"),
     ]
     kept, questions = draw_questions(passages)
     assert {(each.text, *each.passages, each.drawn) for each in questions} == {
         ("First", "a", True),
         ("This sentence is the question.", "row 1", True),
         ("これは質問になる文です、とても長いです。", "row 2", True),
+        ("यह पहला वाक्य है जो प्रश्न बनता है।", "hi", True),
     }
     assert dict(kept[0].metadata) == {}
     assert kept[1].text == "And this is what is left."
@@ -428,7 +439,7 @@ def test_drawn_questions_are_taken_out_of_their_passages() -> None:
     said = str(evaluate(kept, questions, FakeRuntime(), widths=[768], timed=0))
     assert "weaker evidence than questions that people asked" in said
     with pytest.raises(InvalidInput, match="no question can be drawn"):
-        draw_questions(passages[3:])
+        draw_questions(passages[3:4])
 
 
 def test_the_command_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -215,6 +215,9 @@ def _corpus(
             )
         known["passage"].setdefault(item.id, set()).add(name)
         known["document"].setdefault(item.source, set()).add(document)
+    for index, each in enumerate(questions):
+        if not isinstance(each, Question):
+            raise InvalidInput(f"question {index} is {type(each).__name__}, not a Question")
     asked = [each.where or f"question {index}" for index, each in enumerate(questions)]
     names, right = [], []
     for where, each in zip(asked, questions, strict=True):

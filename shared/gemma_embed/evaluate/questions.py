@@ -19,7 +19,7 @@ from gemma_embed.passages import Passage, checked_passage, title_of
 _SUFFIXES = {".md", ".txt", ".rst", ".org"}
 _JSON_LINES = {".jsonl", ".ndjson"}
 _LONGEST_PART = 2000  # characters; some 500 tokens of English
-_SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
+_SENTENCE = re.compile(r"(?<=[.!?؟۔।])\s+|(?<=[。！？])|\n+")
 _SHORTEST = 20  # characters of a drawn question, and of what is left of its passage
 
 
@@ -34,6 +34,9 @@ class Question:
             passage.
         drawn: Whether it was made from its passage.
         where: Its file and line, for errors.
+
+    Raises:
+        InvalidInput: If ``passages`` or ``documents`` is one str, or both are given.
     """
 
     text: str
@@ -41,6 +44,13 @@ class Question:
     documents: tuple[str, ...] = ()
     drawn: bool = False
     where: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("passages", "documents"):
+            if isinstance(getattr(self, name), str):
+                raise InvalidInput(f"the question's {name} are a str, not a tuple of ids: (id,)")
+        if self.passages and self.documents:
+            raise InvalidInput("a question names passages or documents that answer it, not both")
 
 
 def read_passages(path: str | Path) -> list[Passage]:
