@@ -16,7 +16,7 @@ from chromadb.utils.embedding_functions import known_embedding_functions
 from fakes import FakeRuntime, vector_of
 
 from gemma_embed import Embedder
-from gemma_embed.chroma import GemmaEmbeddingFunction, verify
+from gemma_embed.chroma import GemmaEmbeddingFunction, check_collection
 from gemma_embed.errors import CollectionMismatch, ConfigurationError, InvalidInput
 from gemma_embed.runtimes import OllamaRuntime
 from gemma_embed.testing import bundled_runtime
@@ -56,9 +56,9 @@ def test_a_collection_is_filled_and_searched_by_text(tmp_path: Path) -> None:
         assert held.configuration["hnsw"]["space"] == "cosine"
         found = held.query(query_texts=["When does the train go?"], n_results=1)
         assert found["ids"] == [["2"]]
-        verify(held, function)
+        check_collection(held, function)
         with pytest.raises(CollectionMismatch, match="dimensions is 256 there and 128 here"):
-            verify(held, GemmaEmbeddings(bundled_runtime(), dimensions=128))
+            check_collection(held, GemmaEmbeddings(bundled_runtime(), dimensions=128))
     # Opened again without the function, which Chroma makes from its settings.
     with client(tmp_path) as opened:
         held = opened.get_collection("notes")
@@ -84,11 +84,11 @@ def test_a_collection_takes_no_function_of_other_vectors(
             held.modify(configuration={"embedding_function": another})
         same = GemmaEmbeddingFunction(own.replaced(query_task="question answering"))
         held.modify(configuration={"embedding_function": same})
-        # Chroma has no hook here; verify does.
+        # Chroma has no hook here; check_collection does.
         got = opened.get_collection("notes", embedding_function=another)
         with pytest.raises(CollectionMismatch, match=f"{next(iter(options))} is .* there and"):
-            verify(got, another)
-        verify(got, same)
+            check_collection(got, another)
+        check_collection(got, same)
 
 
 def test_another_program_opens_it_without_the_function(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_the_package_loads_chroma_only_for_the_function() -> None:
         "import sys; sys.path[:0] = sys.argv[1:]\n"
         "import gemma_embed.chroma as c\n"
         "assert 'chromadb' not in sys.modules\n"
-        "assert set(c.__all__) >= {'ChromaIndex', 'GemmaEmbeddingFunction', 'verify'}\n"
+        "assert set(c.__all__) >= {'ChromaIndex', 'GemmaEmbeddingFunction', 'check_collection'}\n"
         "try:\n"
         "    c.nothing\n"
         "except AttributeError as error:\n"

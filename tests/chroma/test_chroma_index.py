@@ -34,7 +34,7 @@ import gemma_embed.chroma
 import langchain_gemma_embed
 import llamaindex_gemma_embed
 from gemma_embed import Embedder
-from gemma_embed.chroma import ChromaIndex, place, verify
+from gemma_embed.chroma import ChromaIndex, check_collection, place
 from gemma_embed.chroma.lock import locked
 from gemma_embed.errors import (
     CollectionDamaged,
@@ -619,7 +619,7 @@ def test_another_embedder_is_refused(
 ) -> None:
     index.ingest(documents(3))
     with pytest.raises(CollectionMismatch) as caught:
-        verify(index.open(), index.embedder.replaced(**options))
+        check_collection(index.open(), index.embedder.replaced(**options))
     assert field in str(caught.value)
     # By an index it cannot be met.
     assert other(index, **options).open().count() == 0
@@ -635,7 +635,7 @@ def test_other_weights_are_refused(
     monkeypatch.setattr(FakeRuntime, "identity", property(lambda _: replace(own, **change)))
     ((field, value),) = change.items()
     with pytest.raises(CollectionMismatch, match=f"{field} is '.*' there and '{value}' here"):
-        verify(held, index.embedder)
+        check_collection(held, index.embedder)
 
 
 def test_weights_that_changed_under_their_name_are_found_out(
@@ -673,11 +673,11 @@ def test_a_passport_that_lacks_a_field_is_a_mismatch(index: ChromaIndex, field: 
     held = index.open()
     held.modify(metadata={k: v for k, v in held.metadata.items() if k != f"gemma_embed.{field}"})
     if field == "source":
-        verify(held, index.embedder)
+        check_collection(held, index.embedder)
     else:
         what = "damaged passport" if field == "probe" else f"{field} is not stated there"
         with pytest.raises(CollectionMismatch, match=what):
-            verify(held, index.embedder)
+            check_collection(held, index.embedder)
     # Rows are examined without a passport.
     assert index.check() == 3
 
@@ -764,13 +764,13 @@ def test_a_collection_of_an_older_chroma_searches_by_cosine(
     fake: FakeRuntime, tmp_path: Path
 ) -> None:
     held = old_collection(tmp_path, "cosine", "cosine")
-    verify(held, Embedder(fake))
+    check_collection(held, Embedder(fake))
     fill(held)
-    verify(held, Embedder(fake))
+    check_collection(held, Embedder(fake))
     # Nothing is written: Chroma would take the space out of the metadata.
     assert held.metadata == {"hnsw:space": "cosine", "owner": "me"}
     with pytest.raises(CollectionMismatch, match="embedded again, one has a cosine of"):
-        verify(held, Embedder(fake, document_task="clustering"))
+        check_collection(held, Embedder(fake, document_task="clustering"))
 
 
 @pytest.mark.parametrize(
@@ -782,7 +782,7 @@ def test_what_does_not_search_by_cosine_is_refused(
     held = old_collection(tmp_path, space, searched_by)
     fill(held)
     with pytest.raises(CollectionMismatch, match="not 'cosine'"):
-        verify(held, Embedder(fake))
+        check_collection(held, Embedder(fake))
 
 
 def test_what_a_framework_filled_is_verified_row_by_row(fake: FakeRuntime, tmp_path: Path) -> None:
@@ -796,21 +796,21 @@ def test_what_a_framework_filled_is_verified_row_by_row(fake: FakeRuntime, tmp_p
     )
     held = client.get_collection("notes", embedding_function=None)
     # Rows that LangChain wrote were embedded without their titles.
-    verify(held, embeddings)
+    check_collection(held, embeddings)
     store.add_texts(["a", "b"], metadatas=[{"title": "T"}, {"title": "U"}])
-    verify(held, embeddings)
+    check_collection(held, embeddings)
     held.add(ids=["x"], documents=["text"], embeddings=[vector_of("something else")])
     with pytest.raises(CollectionMismatch, match="embedded again"):
-        verify(held, embeddings)
+        check_collection(held, embeddings)
     with pytest.raises(CollectionMismatch, match="embedded again"):
-        verify(held, GemmaEmbeddings(fake, dimensions=128))
+        check_collection(held, GemmaEmbeddings(fake, dimensions=128))
 
 
 def test_only_cosine(fake: FakeRuntime, tmp_path: Path) -> None:
     client = chromadb.PersistentClient(str(tmp_path), QUIET)
     held = client.create_collection("notes", embedding_function=None)
     with pytest.raises(CollectionMismatch, match="'l2', not 'cosine'"):
-        verify(held, Embedder(fake))
+        check_collection(held, Embedder(fake))
 
 
 # Frameworks
@@ -829,7 +829,7 @@ def test_langchain_documents(tmp_path: Path) -> None:
         (best,) = store.similarity_search("When does the train go?", k=1)
         assert best.metadata["title"] == "Travel"
         # Opening by LangChain's class leaves the passport where it is.
-        verify(current(index), embeddings)
+        check_collection(current(index), embeddings)
 
 
 def test_llamaindex_nodes(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from llama_index.core.vector_stores.utils import node_to_metadata_dict
 from llama_index.vector_stores.chroma import ChromaVectorStore
 from notes import current
 
-from gemma_embed.chroma import ChromaIndex, embedded_parts, title_key_of, verify
+from gemma_embed.chroma import ChromaIndex, check_collection, embedded_parts, title_key_of
 from gemma_embed.chroma.nodes import embedded_content
 from gemma_embed.errors import CollectionMismatch
 from llamaindex_gemma_embed import GemmaEmbedding, GemmaTitles, passages
@@ -93,11 +93,11 @@ def test_what_a_pipeline_embedded_is_verified(
         # Not of bare texts, whose vectors would differ.
         assert index.check() == 12
         held.modify(metadata={"owner": "me"})
-        verify(held, model)
+        check_collection(held, model)
         vector = held.get(ids=["id 4"], include=["embeddings"])["embeddings"]
         held.update(ids=["id 4"], embeddings=np.roll(vector, 1, axis=1))
         with pytest.raises(CollectionMismatch, match="embedded again"):
-            verify(held, model)
+            check_collection(held, model)
 
 
 def test_a_node_that_cannot_be_read_is_named(index: ChromaIndex) -> None:
@@ -111,7 +111,7 @@ def test_a_node_that_cannot_be_read_is_named(index: ChromaIndex) -> None:
             metadatas=[{"_node_content": content}],
         )
         with pytest.raises(CollectionMismatch, match=r"row 'bad'.*not as LlamaIndex writes it"):
-            verify(held, index.embedder)
+            check_collection(held, index.embedder)
 
 
 # A second ingestion

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from gemma_embed.chroma.generations import Generation
 from gemma_embed.chroma.index import ChromaIndex
 from gemma_embed.chroma.ingestion import Failure, IngestReport
-from gemma_embed.chroma.passport import verify
+from gemma_embed.chroma.passport import check_collection
 from gemma_embed.passages import Passage, embedded_parts, title_key_of, title_of
 
 if TYPE_CHECKING:
@@ -39,10 +39,10 @@ __all__ = [
     "Generation",
     "IngestReport",
     "Passage",
+    "check_collection",
     "embedded_parts",
     "title_key_of",
     "title_of",
-    "verify",
 ]
 
 

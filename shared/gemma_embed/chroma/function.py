@@ -27,7 +27,7 @@ class GemmaEmbeddingFunction(EmbeddingFunction[Documents]):
 
     Chroma asks a function whether its settings fit a collection when ``modify`` gives it another
     one, and never when ``get_collection`` is given one: there a function of another model, width or
-    task is accepted. Call ``verify(collection, function)`` after opening a collection so.
+    task is accepted. Call ``check_collection(collection, function)`` after opening a collection so.
 
     Example:
         ```python
@@ -98,7 +98,8 @@ class GemmaEmbeddingFunction(EmbeddingFunction[Documents]):
     ) -> None:
         """Refuse settings of other document vectors than a collection's.
 
-        The runtime is not compared: the same weights may be in another place. ``verify`` does.
+        The runtime is not compared: the same weights may be in another place.
+        ``check_collection`` does.
 
         Raises:
             CollectionMismatch: If width, document task or the policy for long texts differ.

@@ -13,7 +13,13 @@ from gemma_embed.chroma.generations import Generation, described, generations_of
 from gemma_embed.chroma.health import examine, examine_folder
 from gemma_embed.chroma.ingestion import Ingestion, IngestReport, OnError, Passages
 from gemma_embed.chroma.lock import Writing
-from gemma_embed.chroma.passport import HasEmbedder, compare_facts, embedder_of, passport, verify
+from gemma_embed.chroma.passport import (
+    HasEmbedder,
+    check_collection,
+    compare_facts,
+    embedder_of,
+    passport,
+)
 from gemma_embed.chroma.place import CREATION, Place
 from gemma_embed.chroma.stored import PAGE, differing, pages, rows_of
 from gemma_embed.errors import (
@@ -469,7 +475,7 @@ class ChromaIndex:
                 f"{self._title_key!r} was asked for: leave title_key out, or call "
                 "recreate(passages)"
             )
-        verify(collection, self.embedder)
+        check_collection(collection, self.embedder)
         self._collection_name = collection.name
         return collection
 

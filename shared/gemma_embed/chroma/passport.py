@@ -85,7 +85,7 @@ def stated_facts(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
     return {k.removeprefix(OWN): v for k, v in (metadata or {}).items() if k.startswith(OWN)}
 
 
-def verify(collection: Collection, embedder: Embedder | HasEmbedder) -> None:
+def check_collection(collection: Collection, embedder: Embedder | HasEmbedder) -> None:
     """Refuse a collection that an embedder does not belong to.
 
     For collections that were opened or filled by LangChain's, LlamaIndex's or Chroma's classes,

@@ -18,8 +18,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import EmbeddingGemma2Model
 
 from gemma_embed import Embedder
-from gemma_embed.chroma import ChromaIndex
-from gemma_embed.chroma import verify as verify_passport
+from gemma_embed.chroma import ChromaIndex, check_collection
 from gemma_embed.errors import (
     CollectionMismatch,
     ConfigurationError,
@@ -213,7 +212,7 @@ def test_two_models_in_one_folder(
     # Both have 768 numbers: Chroma itself would search either with either.
     for index, other in ((first, embedders[1]), (second, embedders[0])):
         with pytest.raises(CollectionMismatch, match="model"):
-            verify_passport(index.open(), other)
+            check_collection(index.open(), other)
     assert {generation.rows for generation in second.generations()} == {1, 3}
 
 
