@@ -198,6 +198,17 @@ def test_how_to_serve_it(even: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "ModelNotFound" in capsys.readouterr().err
 
 
+def test_a_model_of_the_hub_keeps_its_name(
+    even: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    checkpoints.hub_copy(even, tmp_path / "models--someone--tuned", "5090578d" * 5)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    path = export_gguf("someone/tuned", tmp_path / "a.gguf").path
+    assert read_header(path).keys["general.name"] == "tuned"
+
+
 def test_own_prompts_and_the_own_limit_are_kept(tmp_path: Path) -> None:
     shape = checkpoints.SHAPES["even"]
     folder = checkpoints.build(

@@ -19,7 +19,7 @@ from gemma_embed.runtimes.local.files import check_unchanged
 from gemma_embed.runtimes.local.hub import model_folder
 from gemma_embed.runtimes.local.layout import read_config
 from gemma_embed.runtimes.local.loading import loading, require
-from gemma_embed.runtimes.options import check_choice
+from gemma_embed.runtimes.options import check_choice, check_kind
 from gemma_fast.architecture import Architecture
 from gemma_fast.errors import Damaged, Unsupported
 from gemma_fast.gguf_file import PROMPTS, GgufPrecision, check_writable, write_gguf
@@ -93,6 +93,8 @@ def export_gguf(
         ModelCorrupt: If the checkpoint is damaged.
         WrongModel: If it is not EmbeddingGemma, or llama.cpp would compute something else.
     """
+    check_kind("model", model, str, Path)
+    check_kind("path", path, str, Path)
     check_choice("precision", precision, get_args(GgufPrecision))
     target = expanded(path)
     if target.suffix != ".gguf":
@@ -117,7 +119,8 @@ def export_gguf(
             special = {"bos": row.bos, "eos": row.eos} | {
                 name: state["model"]["vocab"][f"<{name}>"] for name in ("unk", "pad")
             }
-        texts = {"general.name": folder.name, "general.license": row.licence}
+        # Of a hub id the folder is a commit.
+        texts = {"general.name": expanded(model).name, "general.license": row.licence}
         if own:
             texts[PROMPTS] = json.dumps(
                 {key: checkpoint.prompts.prefix(task) for task, key in row.prompt_keys.items()}

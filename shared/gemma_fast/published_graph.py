@@ -76,8 +76,9 @@ def write_published(
         )
     )
     numbers = path.with_name(f"{path.name}_data")
-    # What is there already would be appended to.
-    numbers.unlink(missing_ok=True)
+    # The graph is written last, and its numbers would be appended to those that are there.
+    for place in (path, numbers):
+        place.unlink(missing_ok=True)
     onnx.save_model(complete, path, save_as_external_data=True, location=numbers.name)
 
 

@@ -186,6 +186,24 @@ def test_a_file_written_over_is_noticed(file: Path, tmp_path: Path) -> None:
         embedder.embed(["a"])
 
 
+def test_the_file_is_read_for_its_name_once(file: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copy(file, tmp_path / "a.gguf"))
+    embedder = Embedder(GgufRuntime(path, threads=1))
+    embedder.embed(["a"])
+    fingerprint = embedder.fingerprint
+    # Loaded already, so the path is of no further use.
+    path.unlink()
+    assert embedder.fingerprint == fingerprint
+    assert embedder.embed(["b"]).shape == (1, 768)
+
+
+def test_other_runtimes_leave_its_cached_files(file: Path, even: Path, tmp_path: Path) -> None:
+    GgufRuntime(file, threads=1, cache_dir=tmp_path).count_tokens(["a"])
+    (own,) = tmp_path.iterdir()
+    OnnxRuntime(even, threads=1, cache_dir=tmp_path).count_tokens(["a"])
+    assert own.is_dir()
+
+
 def test_own_prompts_are_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     shape = checkpoints.SHAPES["even"]
     folder = checkpoints.build(
@@ -237,6 +255,19 @@ def test_a_vocabulary_of_ordinary_entries_is_refused(file: Path, tmp_path: Path)
     path = rewritten(file, tmp_path / "a.gguf", {"tokenizer.ggml.token_type": [1] * count})
     with pytest.raises(WrongModel, match="without its control tokens"):
         Embedder(GgufRuntime(path)).embed(["a"])
+
+
+def test_keys_of_another_type_are_damage(tmp_path: Path) -> None:
+    import gguf
+
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "gemma-embedding")
+    writer.add_string("split.count", "two")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    with pytest.raises(ModelCorrupt, match="cannot be loaded"):
+        Embedder(GgufRuntime(tmp_path / "a.gguf")).embed(["a"])
 
 
 @pytest.mark.parametrize(

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
+import sys
 import threading
 from pathlib import Path
 
 import checkpoints
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from gemma_embed import Embedder
-from gemma_embed.errors import ConfigurationError
+from gemma_embed.errors import ConfigurationError, MissingDependency, ModelChanged, WrongModel
 from gemma_embed.runtimes import MlxRuntime, TransformersRuntime
+from gemma_embed.runtimes.local import loading
 
 NOTES = [path.read_text() for path in sorted(checkpoints.NOTES.glob("*.md"))]
 TEXTS = ["", "Mars is red.", "ü😀 中文", *NOTES[::16]]
@@ -55,6 +59,52 @@ def test_bfloat16_is_close(computes: None) -> None:
     narrow = Embedder(MlxRuntime("bundled", dtype="bfloat16"))
     cosines = (narrow.embed(TEXTS[:3]) * reference.embed(TEXTS[:3])).sum(1)
     assert 0.999 <= cosines.min() < 1 - 1e-6
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        ("activation", "hidden_activation.*runtime='mlx' does not compute"),
+        ("nan", "mlx computes.*are not finite"),
+    ],
+)
+def test_networks_that_it_cannot_compute_are_refused(
+    narrow: Path, tmp_path: Path, computes: None, spoil: str, message: str
+) -> None:
+    folder = shutil.copytree(narrow, tmp_path / "spoilt")
+    if spoil == "nan":
+        _norms_of(folder, float("nan"))
+    else:
+        checkpoints.edit_json(folder / "config.json", hidden_activation="silu")
+    with pytest.raises(WrongModel, match=message):
+        Embedder(MlxRuntime(folder)).embed(["a"])
+
+
+def test_mlx_without_its_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "find_spec", lambda name: object())
+    monkeypatch.setitem(sys.modules, "mlx.core", None)
+    with pytest.raises(MissingDependency, match=r"without an engine.*gemma-embed\[mlx\]"):
+        Embedder(MlxRuntime("bundled")).embed(["a"])
+
+
+def test_weights_replaced_before_they_were_loaded(
+    narrow: Path, tmp_path: Path, computes: None
+) -> None:
+    folder = shutil.copytree(narrow, tmp_path / "replaced")
+    embedder = Embedder(MlxRuntime(folder))
+    assert embedder.fingerprint
+    _norms_of(folder, 0.5)
+    with pytest.raises(ModelChanged):
+        embedder.embed(["a"])
+
+
+def _norms_of(folder: Path, value: float) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["norm.weight"] = np.full_like(tensors["norm.weight"], value)
+    # Another file, as programs save models.
+    path.unlink()
+    save_file(tensors, path, {"format": "pt"})
 
 
 @pytest.mark.weights

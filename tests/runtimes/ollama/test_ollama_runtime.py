@@ -36,6 +36,7 @@ from gemma_embed.gate import checked_outcomes
 from gemma_embed.identity import Identity
 from gemma_embed.models import EMBEDDINGGEMMA_300M, window
 from gemma_embed.runtimes import Batch, OllamaRuntime, TooLong
+from gemma_embed.runtimes.ollama.model import probed_era
 from gemma_embed.runtimes.remote.loop import LOOP
 from gemma_embed.vectors import Vectors
 
@@ -314,6 +315,10 @@ class TestIdentity:
         warned = [record.getMessage() for record in caplog.records]
         assert bool(warned) == (era == "windowless")
         assert all("does not tell" in each and "257 tokens" in each for each in warned)
+
+    @pytest.mark.parametrize("number", [10**400, 1e300, None, "a", True, [1.0]])
+    def test_an_answer_without_numbers_tells_no_window(self, number: object) -> None:
+        assert probed_era([number] * 768, EMBEDDINGGEMMA_300M, "here") == ("unknown", "")
 
     def test_a_context_too_short_for_that_text(self) -> None:
         with OllamaServer([replace(MODEL, context=64)], version="0.0.0") as server:

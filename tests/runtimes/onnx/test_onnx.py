@@ -350,6 +350,30 @@ def test_an_exported_graph_is_as_close_as_its_precision(
         OnnxRuntime(folder, precision=precision).export(tmp_path / "again")
 
 
+def test_an_export_takes_prompts_and_limit_along(copied: Path, tmp_path: Path) -> None:
+    checkpoints.edit_json(copied / "sentence_bert_config.json", max_seq_length=300)
+    own = copied / "config_sentence_transformers.json"
+    checkpoints.edit_json(own, prompts=checkpoints.PROMPTS | {"query": "ask: "})
+    runtime, folder = OnnxRuntime(copied), tmp_path / "out"
+    runtime.export(folder)
+    exported = OnnxRuntime(folder)
+    assert (exported.prompts, exported.identity.max_tokens) == (runtime.prompts, 300)
+    # Nothing of an earlier export is left.
+    own.unlink()
+    OnnxRuntime(copied).export(folder)
+    assert OnnxRuntime(folder).prompts.prefix("query") == runtime.model.prompts.prefix("query")
+
+
+def test_places_that_nothing_can_be_exported_to(copied: Path, tmp_path: Path) -> None:
+    file = tmp_path / "a-file"
+    file.touch()
+    before = (copied / "config.json").read_bytes()
+    for place, message in ((copied, "holds the model itself"), (file, "cannot be written")):
+        with pytest.raises(ConfigurationError, match=message):
+            OnnxRuntime(copied).export(place)
+    assert (copied / "config.json").read_bytes() == before
+
+
 def test_a_missing_published_graph_is_named(narrow: Path, tmp_path: Path) -> None:
     folder = publish(narrow, tmp_path / "published")
     with pytest.raises(ModelNotFound, match=r"no onnx/model_q4\.onnx.*its graphs: model\.onnx"):

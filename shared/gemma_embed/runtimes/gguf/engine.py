@@ -12,7 +12,7 @@ import xllamacpp
 
 from gemma_embed.errors import BadResponse
 from gemma_embed.runtimes.local.tokenizer import Tokenizer
-from gemma_embed.vectors import Vectors
+from gemma_embed.vectors import Vectors, plan_batches
 
 # Tokens in one call of llama.cpp, which cannot be interrupted.
 _TOKENS = 2048
@@ -54,16 +54,9 @@ class LlamaNetwork:
 
     def batches(self, lengths: Mapping[int, int]) -> Iterator[list[int]]:
         """Group rows; see ``Network``."""
-        batch: list[int] = []
-        total = 0
-        for row in sorted(lengths, key=lambda row: -lengths[row]):
-            if batch and total + lengths[row] > _TOKENS:
-                yield batch
-                batch, total = [], 0
-            batch.append(row)
-            total += lengths[row]
-        if batch:
-            yield batch
+        rows, sizes = list(lengths), list(lengths.values())
+        for members in plan_batches(sizes, len(sizes), _TOKENS, padded=False):
+            yield [rows[member] for member in members]
 
     def forward(self, tokens: Sequence[Sequence[int]]) -> Vectors:
         """Compute one batch; see ``Network``.

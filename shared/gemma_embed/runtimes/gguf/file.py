@@ -15,11 +15,14 @@ from gemma_embed.errors import ModelCorrupt, ModelNotFound, WrongModel
 from gemma_embed.models import Model
 from gemma_embed.runtimes.local.checkpoint import Checkpoint, own_prompts
 from gemma_embed.runtimes.local.files import File
+from gemma_embed.runtimes.local.loading import loading
 from gemma_fast.errors import Damaged
 from gemma_fast.gguf_file import ARCHITECTURE, PROMPTS, Header, read_header
 from gemma_fast.gguf_vocabulary import CONTROL, Vocabulary
 
 _MEAN = 1
+# Beside the keys of the file, whose names all have dots.
+_PRECISION = "precision"
 
 
 def read_model(path: Path, model: Model) -> Checkpoint:
@@ -42,7 +45,9 @@ def read_model(path: Path, model: Model) -> Checkpoint:
         header = read_header(path)
     except Damaged as error:
         raise ModelCorrupt(str(error)) from error
-    _check(header, model, path)
+    # Keys may be of any type.
+    with loading(str(path)):
+        _check(header, model, path)
     keys = _of_architecture(header.keys)
     return Checkpoint(
         # So that another name of the file is no other revision.
@@ -50,7 +55,7 @@ def read_model(path: Path, model: Model) -> Checkpoint:
         model=model,
         prompts=own_prompts(_prompts(header, path), model, path, path.name),
         max_tokens=min(int(keys["context_length"]), model.context),
-        config=header.keys,
+        config={**header.keys, _PRECISION: _precision(header)},
         weights=(path,),
         dense=(),
         tokenizer=path,
@@ -61,9 +66,8 @@ def read_model(path: Path, model: Model) -> Checkpoint:
 
 def precision_of(checkpoint: Checkpoint) -> str:
     """Return what most of a file's matrices are stored as, in GGML's words."""
-    kinds = list(read_header(checkpoint.weights[0]).types.values())
-    most = max(set(kinds) - {0} or {0}, key=kinds.count)
-    return {0: "f32", 1: "f16", 2: "q4_0", 8: "q8_0", 30: "bf16"}.get(most, f"ggml type {most}")
+    precision: str = checkpoint.config[_PRECISION]
+    return precision
 
 
 def vocabulary_of(checkpoint: Checkpoint) -> Vocabulary:
@@ -81,6 +85,12 @@ def _of_architecture(keys: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key.removeprefix(prefix): value for key, value in keys.items() if key.startswith(prefix)
     }
+
+
+def _precision(header: Header) -> str:
+    kinds = list(header.types.values())
+    most = max(set(kinds) - {0} or {0}, key=kinds.count)
+    return {0: "f32", 1: "f16", 2: "q4_0", 8: "q8_0", 30: "bf16"}.get(most, f"ggml type {most}")
 
 
 def _check(header: Header, model: Model, path: Path) -> None:

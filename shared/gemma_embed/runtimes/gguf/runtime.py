@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Never
 
@@ -13,7 +14,7 @@ from gemma_embed.runtimes.gguf.file import precision_of, read_model, vocabulary_
 from gemma_embed.runtimes.local.cache import Cache
 from gemma_embed.runtimes.local.checkpoint import Checkpoint
 from gemma_embed.runtimes.local.files import check_unchanged
-from gemma_embed.runtimes.local.loaded import verify
+from gemma_embed.runtimes.local.loaded import check_vectors
 from gemma_embed.runtimes.local.loading import loading, require
 from gemma_embed.runtimes.local.runtime import LocalRuntime, Network
 from gemma_embed.runtimes.local.tokenizer import check_special_tokens
@@ -80,8 +81,7 @@ class GgufRuntime(LocalRuntime):
     @property
     def identity(self) -> Identity:
         """What decides the numbers. Reads the file once, to name its content."""
-        identity = super().identity
-        return Identity(**vars(identity) | {"precision": precision_of(self._checkpoint())})
+        return replace(super().identity, precision=precision_of(self._checkpoint()))
 
     def close(self) -> None:
         """Free the model, once calls under way are done. The next call loads it again."""
@@ -105,9 +105,9 @@ class GgufRuntime(LocalRuntime):
 
         with loading(str(path)):
             cache = Cache(checkpoint, self._cache_dir)
-            tokenize = BpeTokenizer(cache.folder("tokenizer", _VERSION, write))
+            tokenize = BpeTokenizer(cache.folder("vocabulary", _VERSION, write))
             network = LlamaNetwork(path, tokenize, checkpoint.max_tokens, self._threads)
         check_special_tokens(tokenize, checkpoint)
-        verify(network.forward, checkpoint, "xllamacpp")
+        check_vectors(network.forward, checkpoint, "xllamacpp")
         check_unchanged(checkpoint.files)
         return network

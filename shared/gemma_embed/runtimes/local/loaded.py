@@ -15,7 +15,7 @@ from gemma_embed.vectors import Vectors
 Forward = Callable[[Sequence[Sequence[int]]], Vectors]
 
 
-def verify(forward: Forward, checkpoint: Checkpoint, engine: str) -> None:
+def check_vectors(forward: Forward, checkpoint: Checkpoint, engine: str) -> None:
     """Compute a few short inputs, alone and together.
 
     Finds a graph or a build of an engine that ignores words or their order, or that takes the

@@ -33,8 +33,11 @@ def loading(what: str, advice: str = "download the model again") -> Iterator[Non
 
 
 @contextmanager
-def explained() -> Iterator[None]:
+def explained(runtime: str) -> Iterator[None]:
     """Give errors of ``gemma_fast`` their kind here.
+
+    Args:
+        runtime: Name of the runtime that computes.
 
     Raises:
         ModelCorrupt: For damaged files.
@@ -46,7 +49,7 @@ def explained() -> Iterator[None]:
         raise ModelCorrupt(str(error)) from error
     except Unsupported as error:
         raise WrongModel(
-            f"{error}, which runtime='onnx' does not compute; use runtime='transformers'"
+            f"{error}, which runtime={runtime!r} does not compute; use runtime='transformers'"
         ) from error
 
 

@@ -188,7 +188,7 @@ class LocalRuntime(Runtime):
             if loaded.network is None:
                 checkpoint = self._checkpoint()
                 try:
-                    with explained():
+                    with explained(self._name):
                         loaded.network = self._open(checkpoint)
                 except Exception as error:  # Libraries raise any.
                     if not is_out_of_memory(error):

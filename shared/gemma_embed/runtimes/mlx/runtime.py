@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Never, get_args
 
-from gemma_embed.errors import ConfigurationError
+from gemma_embed.errors import ConfigurationError, MissingDependency
 from gemma_embed.runtimes.local.checkpoint import Checkpoint
+from gemma_embed.runtimes.local.files import check_unchanged
+from gemma_embed.runtimes.local.loaded import check_vectors
 from gemma_embed.runtimes.local.loading import loading, require
 from gemma_embed.runtimes.local.runtime import LocalRuntime
 from gemma_embed.runtimes.local.tokenizer import HuggingFaceTokenizer, check_special_tokens
@@ -80,16 +82,26 @@ class MlxRuntime(LocalRuntime):
         require("mlx", runtime="mlx")
 
     def _open(self, checkpoint: Checkpoint) -> _Network:
-        return _Network(checkpoint, self._dtype)
+        network = _Network(checkpoint, self._dtype)
+        check_vectors(network.forward, checkpoint, "mlx")
+        check_unchanged(checkpoint.files)
+        return network
 
 
 class _Network:
     """Tokenizer and network."""
 
     def __init__(self, checkpoint: Checkpoint, dtype: DType) -> None:
-        import mlx.core as mx
+        try:
+            import mlx.core as mx
 
-        from gemma_fast.mlx_forward import MlxForward
+            from gemma_fast.mlx_forward import MlxForward
+        except ImportError as error:
+            # The package for Linux has its engine in another one.
+            raise MissingDependency(
+                "MLX is installed without an engine for this system; run: "
+                "pip install \"gemma-embed[mlx]\", or use runtime='transformers'"
+            ) from error
 
         with loading(f"the tokenizer in {checkpoint.folder}"):
             self.tokenize = HuggingFaceTokenizer(checkpoint.tokenizer)

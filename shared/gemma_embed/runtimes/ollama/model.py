@@ -65,8 +65,9 @@ def probed_era(vector: Any, model: Model, server: str) -> tuple[str, str]:
     """
     support = model.family.ollama
     try:
-        numbers = np.asarray(vector, dtype=np.float32)
-    except (TypeError, ValueError):
+        with np.errstate(over="ignore"):
+            numbers = np.asarray(vector, dtype=np.float32)
+    except (TypeError, ValueError, OverflowError):
         numbers = np.empty(0, np.float32)
     # Of another form, it is reported with the texts that are asked for.
     found = window.has_window(numbers) if numbers.shape == (model.width,) else None

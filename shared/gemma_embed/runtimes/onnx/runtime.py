@@ -13,7 +13,7 @@ from gemma_embed.identity import Identity
 from gemma_embed.runtimes.local.cache import Cache
 from gemma_embed.runtimes.local.checkpoint import Checkpoint
 from gemma_embed.runtimes.local.files import check_unchanged
-from gemma_embed.runtimes.local.loaded import Forward, verify
+from gemma_embed.runtimes.local.loaded import Forward, check_vectors
 from gemma_embed.runtimes.local.loading import explained, loading, require
 from gemma_embed.runtimes.local.runtime import LocalRuntime
 from gemma_embed.runtimes.local.tokenizer import Tokenizer
@@ -128,12 +128,14 @@ class OnnxRuntime(LocalRuntime):
             The graph's file.
 
         Raises:
-            ConfigurationError: If the model is such a graph already.
+            ConfigurationError: If the model is such a graph already, or the folder is its own or
+                cannot be written to.
             ModelError: If the model is missing, damaged, or not the one that it should be.
         """
+        check_kind("folder", folder, str, Path)
         require("onnx", runtime="onnx")
         checkpoint = self._checkpoint()
-        with explained():
+        with explained(self._name):
             return export_onnx(checkpoint, expanded(folder), self._precision)
 
     def _require_packages(self) -> None:
@@ -164,7 +166,7 @@ class OnnxRuntime(LocalRuntime):
                 forward: Forward = PublishedForward(graph, self._threads)
         else:
             forward = self._written(checkpoint, cache)
-        verify(forward, checkpoint, "onnxruntime")
+        check_vectors(forward, checkpoint, "onnxruntime")
         check_unchanged(checkpoint.files)
         return _Network(tokenize, batches_by_length, forward)
 
