@@ -205,8 +205,9 @@ def main() -> None:
         folder, _, python = where.partition(",")
         started[name] = (folder, python or sys.executable)
     for name, how in started.items():
-        # Writes what is written once.
-        Worker(name, *how).close()
+        if name.startswith(("OnnxRuntime", "GgufRuntime")):
+            # Writes what is written once.
+            Worker(name, *how).close()
     workers = {name: Worker(name, *how) for name, how in started.items()}
     first = next(iter(workers))
     found: dict[str, Any] = {
