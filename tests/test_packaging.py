@@ -159,4 +159,4 @@ def test_the_core_needs_numpy_only(built: Path) -> None:
         (name,) = (n for n in archive.namelist() if n.endswith("METADATA"))
         metadata = archive.read(name).decode()
     required = [line for line in metadata.splitlines() if line.startswith("Requires-Dist:")]
-    assert [line for line in required if "extra ==" not in line] == ["Requires-Dist: numpy>=1.26"]
+    assert [line for line in required if "extra ==" not in line] == ["Requires-Dist: numpy>=2"]
