@@ -16,7 +16,7 @@ from notes import current, documents
 
 from gemma_embed import Embedder
 from gemma_embed.chroma import ChromaIndex
-from gemma_embed.errors import CollectionDamaged, InvalidInput
+from gemma_embed.errors import CollectionDamaged, CollectionError, InvalidInput
 
 FILES_AT_ONCE = {"sync_threshold": 50, "batch_size": 50}
 
@@ -241,3 +241,29 @@ def test_a_recreation_that_is_killed_is_done_again(
     assert index.ingest(documents(120)).added == 60
     assert not [text for text in fake.texts if "text: text" in text]
     assert index.check() == 120
+
+
+def test_a_mark_that_cannot_be_read_says_nothing_of_the_files(
+    index: ChromaIndex, tmp_path: Path
+) -> None:
+    index.ingest(documents(120))
+    kept = tmp_path / "db" / "somebody's.unfinished"
+    kept.mkdir()
+    mark = Path(index._place._mark(index.collection_name))  # type: ignore[arg-type]
+    mark.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(CollectionDamaged, match="was killed"):
+        index.ingest(documents(121))
+    assert index.recreate(documents(121)).added == 121
+    assert marks(tmp_path / "db") == [kept]
+
+
+def test_an_index_that_is_closed_while_it_is_filled_is_named(index: ChromaIndex) -> None:
+    def closing() -> Iterator[dict[str, object]]:
+        yield from documents(10)
+        index.close()
+        yield from documents(20)[10:]
+
+    with pytest.raises(CollectionError, match="was closed while a call was at work"):
+        index.ingest(closing(), batch_size=5)
+    assert index.ingest(documents(20)).added == 10
+    assert index.check() == 20

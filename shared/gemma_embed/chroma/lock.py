@@ -104,8 +104,8 @@ def only_writer(mark: Path | None, wait: float = 0) -> Iterator[Writing]:
     folder = mark.parent
     with locked(folder, wait):
         # Every mark that a killed writer left is judged before this one changes the files.
-        for left in folder.glob(f"*{MARK}"):
-            if left.read_text() == _vector_files(folder):
+        for left in filter(Path.is_file, folder.glob(f"*{MARK}")):
+            if _state(left) == _vector_files(folder):
                 left.unlink()
             else:
                 _write(left, _SUSPECT)
@@ -117,8 +117,16 @@ def only_writer(mark: Path | None, wait: float = 0) -> Iterator[Writing]:
             finished = True
         finally:
             # An error of Chroma's may come in the middle of its writing.
-            if not writing.suspect and (finished or mark.read_text() == _vector_files(folder)):
-                mark.unlink()
+            if not writing.suspect and (finished or _state(mark) == _vector_files(folder)):
+                mark.unlink(missing_ok=True)
+
+
+def _state(mark: Path) -> str:
+    """What a mark says; one that cannot be read says nothing."""
+    try:
+        return mark.read_text(errors="replace")
+    except OSError:
+        return "unreadable"
 
 
 def _write(mark: Path, state: str) -> None:

@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING
 
 from gemma_embed.chroma.failures import explanation, lost, read_only
 from gemma_embed.chroma.lock import MARK, Writing, locked, only_writer
-from gemma_embed.errors import CollectionLocked, ConfigurationError, MissingDependency
+from gemma_embed.errors import (
+    CollectionError,
+    CollectionLocked,
+    ConfigurationError,
+    MissingDependency,
+)
 from gemma_embed.files import expanded
 
 if TYPE_CHECKING:
@@ -98,6 +103,12 @@ class Place:
         try:
             yield
         except BaseException as error:
+            if isinstance(error, AttributeError) and self._client is None:
+                # Chroma's closed client lacks its attributes.
+                raise CollectionError(
+                    f"{self} was closed while a call was at work in it: close it after the call, "
+                    "and repeat the call; what was finished is stored"
+                ) from error
             explained = explanation(error, name, self.folder or self._name)
             if explained is None:
                 raise

@@ -259,7 +259,11 @@ OPTIONAL = [
 
 @pytest.mark.parametrize("name", OPTIONAL)
 def test_a_repository_without_an_optional_file_is_asked_for_it_once(
-    tmp_path: Path, sharded: Path, at: Callable[[str], None], name: str
+    tmp_path: Path,
+    sharded: Path,
+    at: Callable[[str], None],
+    name: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     less = Path(shutil.copytree(sharded, tmp_path / "less"))
     (less / name).unlink()
@@ -273,6 +277,9 @@ def test_a_repository_without_an_optional_file_is_asked_for_it_once(
         asked.clear()
         assert model_folder(GOOGLE, None, offline=True) == snapshot
         assert asked == []
+    # Without that file a fine-tune's own prompts would be replaced in silence.
+    assert ("the model card's are used" in caplog.text) == (name == OPTIONAL[0])
+    caplog.clear()
     with hub_with(less) as endpoint:
         at(endpoint)
         assert model_folder(GOOGLE, None, offline=False) == snapshot
@@ -281,6 +288,7 @@ def test_a_repository_without_an_optional_file_is_asked_for_it_once(
         at(endpoint)
         assert model_folder(GOOGLE, None, offline=False) == snapshot
     assert asked == []
+    assert caplog.text == ""
 
 
 def test_a_missing_file_in_a_repository_and_an_unreachable_hub_are_distinguished(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -13,11 +14,14 @@ from gemma_embed.models import BUNDLED, is_ollama_tag, model_of_repository
 from gemma_embed.runtimes.local.layout import missing_file
 
 # What a repository may lack, and what decides prompts and limits where it is there.
+_PROMPTS = "config_sentence_transformers.json"
 _OPTIONAL = (
-    "config_sentence_transformers.json",
+    _PROMPTS,
     "sentence_bert_config.json",
     "tokenizer_config.json",
 )
+logger = logging.getLogger("gemma_embed")
+
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
@@ -86,6 +90,15 @@ def model_folder(
     if missing is not None:
         # Out of reach, the hub's library silently returns what an earlier download left.
         raise ModelNotFound(_advice(model, f"{incomplete}, or has no {missing} of it"))
+    if _PROMPTS in _not_asked_for(model, found):
+        logger.warning(
+            "%s has no %s on this disk, and %s, so nobody knows whether it has prompts of its own: "
+            "the model card's are used. To be sure, run: hf download %s",
+            model,
+            _PROMPTS,
+            because,
+            model,
+        )
     return found
 
 
