@@ -1,4 +1,4 @@
-.PHONY: install test quick llama-server browser lint format types check bench
+.PHONY: install test quick llama-server browser stores lint format types check bench
 
 install:
 	python -m pip install torch==2.13.0
@@ -22,6 +22,10 @@ llama-server:
 # Needs Debian's chromium and chromium-driver, and the extra [browser].
 browser:
 	python -m pytest -m browser tests/private_search
+
+# Other vector stores: pip install -e ".[stores]", and PostgreSQL with pgvector for those of it.
+stores:
+	python -m pytest -m stores tests/stores
 
 lint:
 	ruff check .

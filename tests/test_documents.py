@@ -50,7 +50,8 @@ def text_of(page: str) -> str:
     return (ROOT / page).read_text(encoding="utf-8")
 
 
-WITH_CODE = [page for page in PAGES if "```python" in text_of(page)]
+# That of docs/stores.md needs other packages: tests/stores runs it.
+WITH_CODE = [page for page in PAGES if "```python" in text_of(page) and page != "docs/stores.md"]
 
 
 @pytest.mark.parametrize("page", WITH_CODE)

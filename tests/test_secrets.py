@@ -27,8 +27,8 @@ from ollama_server import OllamaServer
 
 from gemma_embed import Embedder
 from gemma_embed.chroma import ChromaIndex
-from gemma_embed.chroma.passport import passport
 from gemma_embed.errors import ConfigurationError, EmbeddingError
+from gemma_embed.passport import passport
 from gemma_embed.runtimes import EnvironmentVariable, OllamaRuntime, runtime_settings
 from gemma_embed.runtimes.remote import retry
 from gemma_embed.runtimes.remote.shown import shown

@@ -8,9 +8,9 @@ from typing import Any
 from chromadb.api.types import Documents, EmbeddingFunction, Embeddings, Space
 from chromadb.utils.embedding_functions import register_embedding_function
 
-from gemma_embed.chroma.passport import HasEmbedder, embedder_of, refuse_differences
 from gemma_embed.embedder import Embedder
 from gemma_embed.errors import ConfigurationError
+from gemma_embed.passport import HasEmbedder, embedder_of, refuse_differences
 from gemma_embed.runtimes import open_runtime, runtime_settings
 
 # Settings that decide document vectors with one model; the query task and the store do not.

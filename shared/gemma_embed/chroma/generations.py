@@ -7,9 +7,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gemma_embed.chroma.passport import stated_facts
 from gemma_embed.chroma.place import Place
 from gemma_embed.errors import CollectionDamaged
+from gemma_embed.passport import stated_facts
 
 if TYPE_CHECKING:
     from chromadb import Collection

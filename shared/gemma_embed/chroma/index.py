@@ -13,13 +13,7 @@ from gemma_embed.chroma.generations import Generation, described, generations_of
 from gemma_embed.chroma.health import examine, examine_folder
 from gemma_embed.chroma.ingestion import Ingestion, IngestReport, OnError, Passages
 from gemma_embed.chroma.lock import Writing
-from gemma_embed.chroma.passport import (
-    HasEmbedder,
-    check_collection,
-    compare_facts,
-    embedder_of,
-    passport,
-)
+from gemma_embed.chroma.passport import check_collection
 from gemma_embed.chroma.place import CREATION, Place
 from gemma_embed.chroma.stored import PAGE, differing, pages, rows_of
 from gemma_embed.errors import (
@@ -32,6 +26,7 @@ from gemma_embed.errors import (
 )
 from gemma_embed.inputs import items_in_order
 from gemma_embed.passages import title_key_of
+from gemma_embed.passport import HasEmbedder, compare_facts, embedder_of, passport
 from gemma_embed.progress import ProgressCallback, reporting
 
 if TYPE_CHECKING:
@@ -429,7 +424,7 @@ class ChromaIndex:
             if collection is None or recreate:
                 # Whatever can fail without Chroma comes before the deletion.
                 stated = passport(self.embedder, title_key)
-                compare_facts(name, stated, self.embedder)
+                compare_facts(f"the collection {name!r}", stated, self.embedder)
                 if collection is not None:
                     first = run.first_embedded(chain([first], batches))
                 with explained(name):

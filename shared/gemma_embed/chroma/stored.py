@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
 from gemma_embed.embedder import Embedder
 from gemma_embed.passages import DOCUMENT, embedded_parts
+from gemma_embed.passport import SAME, sound
 from gemma_embed.path import Route, prompted
 from gemma_embed.vectors import Vectors, cut
 
@@ -18,10 +17,6 @@ if TYPE_CHECKING:
 PAGE = 1000
 # Documents that a look-up names at once.
 _DOCUMENTS = 200
-# Below this two vectors of one text are not rounding apart, but two models: bfloat16 on another
-# device stays above 0.999, another quantisation of the same weights may not.
-SAME = 0.995
-_NORM_TOLERANCE = 1e-3
 _COLUMNS = ("documents", "metadatas", "embeddings")
 
 
@@ -78,15 +73,6 @@ def rows_of(
     for start in range(0, len(documents), _DOCUMENTS):
         where = {DOCUMENT: {"$in": list(documents[start : start + _DOCUMENTS])}}
         yield from pages(collection, dimensions, ("metadatas",), where)
-
-
-def sound(vector: Any, dimensions: int) -> Vectors | None:
-    """A vector of this width and norm 1, neither of them damaged; None for all else."""
-    if vector is None or len(vector) != dimensions:
-        return None
-    numbers = np.asarray(vector, dtype=np.float32)
-    # False of NaN, which would compare as like as any.
-    return numbers if abs(float(np.linalg.norm(numbers)) - 1) < _NORM_TOLERANCE else None
 
 
 def differing(embedder: Embedder, rows: Mapping[str, Stored]) -> set[str]:
