@@ -31,7 +31,8 @@ _SEPARATORS = [
     r"\n",
     r"(?<=[.!?])[ \t]|(?<=[。！？])",
     r"[ \t]",
-    "",
+    # Not single characters, of which megabytes without a space would be millions of pieces.
+    r"\S{32}",
 ]
 
 

@@ -193,7 +193,7 @@ class Desk:
 def shown_passage(found: Found) -> dict[str, Any]:
     """What the page shows of a passage; only an address of the web becomes a link there."""
     shown = asdict(found)
-    shown["original"] = found.address if found.kind == "page" else f"/original/{found.number}"
+    shown["original"] = found.address if found.kind == "page" else f"original/{found.number}"
     if found.place.startswith("page "):
         shown["original"] += f"#page={found.place.removeprefix('page ')}"
     return {name: visible(value) if isinstance(value, str) else value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -49,12 +50,12 @@ class Folder:
 
     def units(self) -> Iterator[Unit | Skipped]:
         """List the files."""
-        yield from walked(self.root, lambda path: path.suffix.lower() in READERS)
+        yield from walked(self.root, lambda path: plain_name(path).suffix.lower() in READERS)
 
     def read(self, unit: Unit) -> Iterator[Document]:
         """Read a file."""
         with guarded():
-            found = READERS[unit.path.suffix.lower()](unit.path.read_bytes())
+            found = READERS[plain_name(unit.path).suffix.lower()](_bytes(unit.path))
         text = found.text.strip() or found.title
         if not text:
             raise Unreadable("empty", skipped=True)
@@ -62,7 +63,9 @@ class Folder:
         yield Document(
             id=f"file:{self.name}:{unit.key}",
             kind="file",
-            title=title_from(found.title, unit.path.stem.encode(errors="replace").decode()),
+            title=title_from(
+                found.title, plain_name(unit.path).stem.encode(errors="replace").decode()
+            ),
             text=text,
             address=unit.key,
             date=found.date if found.date is not None else unit.path.stat().st_mtime,
@@ -72,6 +75,20 @@ class Folder:
             pages=found.pages,
             note=found.note,
         )
+
+
+def plain_name(path: Path) -> Path:
+    """Return the path of a compressed file without its last ending."""
+    return path.with_suffix("") if path.suffix.lower() == ".gz" else path
+
+
+def _bytes(path: Path) -> bytes:
+    data = path.read_bytes()
+    if plain_name(path) != path:
+        data = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(data, LARGEST + 1)
+        if len(data) > LARGEST:
+            raise Unreadable(f"larger than {LARGEST // 10**6} MB unpacked", skipped=True)
+    return data
 
 
 def shown_path(path: Path) -> str:
@@ -107,7 +124,8 @@ def walked(
                     # Somebody's archive may point at a person's keys.
                     yield Skipped(key, "a link out of the folder")
                 elif not wanted(path):
-                    yield Skipped(key, f"no reader for {path.suffix or 'this kind of file'}")
+                    ending = plain_name(path).suffix
+                    yield Skipped(key, f"no reader for {ending or 'this kind of file'}")
                 elif (stat := entry.stat()).st_size > largest:
                     yield Skipped(key, f"larger than {largest // 10**6} MB")
                 else:

@@ -3,7 +3,8 @@
 The page listens on the loopback address, where every web site that is open in the browser, and
 every user of the machine, can reach it as well. So each request needs the server's own name (a site
 that points its name at 127.0.0.1 sends its own), comes from the page itself, and has the secret
-that stood in the printed address.
+that stood in the printed address. The secret is kept in a cookie for a path that nobody can guess:
+cookies do not tell ports apart, and a server at another port must not be sent it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ POLICY = (
     "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'; trusted-types 'none'"
 )
+_COOKIE = "private-search"
 _HEADERS = {
     "content-security-policy": POLICY,
     "x-content-type-options": "nosniff",
@@ -46,9 +48,8 @@ class Guard:
         """
         self._app = app
         self._hosts = {f"{name}:{port}" for name in ("127.0.0.1", "localhost")}
-        # Cookies do not tell ports apart: two libraries would take each other's.
-        self._cookie = f"private-search-{port}"
         self._secret = secret
+        self.room = f"/{secrets.token_urlsafe(12)}/"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it with the reason why not."""
@@ -66,11 +67,14 @@ class Guard:
             answer = PlainTextResponse(refusal, 403)
         elif scope["path"] == "/" and self._is_secret(given):
             # Out of the address, so that it is in no history and on no screenshot.
-            redirect: Response = RedirectResponse("/", 303)
-            redirect.set_cookie(self._cookie, self._secret, httponly=True, samesite="strict")
+            redirect: Response = RedirectResponse(self.room, 303)
+            redirect.set_cookie(
+                _COOKIE, self._secret, path=self.room, httponly=True, samesite="strict"
+            )
             answer = redirect
-        elif not self._is_secret(_cookies(headers).get(self._cookie, "")):
+        elif not (scope["path"].startswith(self.room) and self._is_secret(_cookie(headers))):
             answer = PlainTextResponse("Open the address that the terminal shows.", 401)
+        scope = {**scope, "path": scope["path"][len(self.room) - 1 :]}
 
         async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -97,6 +101,6 @@ class Guard:
         return secrets.compare_digest(given.encode(), self._secret.encode())
 
 
-def _cookies(headers: Mapping[str, str]) -> dict[str, str]:
+def _cookie(headers: Mapping[str, str]) -> str:
     pairs = (part.strip().partition("=") for part in headers.get("cookie", "").split(";"))
-    return {name: value for name, _, value in pairs}
+    return next((value for name, _, value in pairs if name == _COOKIE), "")

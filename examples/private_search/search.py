@@ -28,11 +28,18 @@ _COMMON = 0.2
 _SHARE = 0.5
 # What a sentence gains, in cosine, by having all rare words of the question.
 _WORDS = 0.3
+# Of the first hits, so many sentences at most are compared by meaning: each costs what a question
+# costs, and all sentences of all hits would be nine tenths of the time.
+_MEANT, _READ = 2, 8
 # Shared words, as a share of all words, from which two passages are the same one twice.
 _ALIKE = 0.7
 _HEADING = re.compile(r"\s*#{1,6}[ \t][^\n]*$")
-# Ends of sentences, empty lines, and items of lists; mail programs wrap lines anywhere.
-_SENTENCE = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])|\n\s*\n|\n(?=\s*(?:[-*#|•]|\d+[.)]\s))")
+# Ends of sentences ("1." and "19. Mai" are none), empty lines, and items of lists; mail programs
+# wrap lines anywhere.
+_SENTENCE = re.compile(
+    r"(?<![\s(]\d\.)(?<![\s(]\d\d\.)(?<=[.!?…])\s+|(?<=[。！？])|\n\s*\n"
+    r"|\n(?=\s*(?:[-*#|•]|\d+[.)]\s))"
+)
 
 
 @dataclass(frozen=True)
@@ -100,8 +107,9 @@ class Search:
         """
         self.library = library
         self._task = task
-        # Of full width, and past the store: sentences of passages are of no use to anybody later.
+        # Questions go past the store; sentences into it, since the same ones are found again.
         self._full = library.embedder.replaced(dimensions=None, store=None)
+        self._stored = library.embedder.replaced(dimensions=None)
         self._two_step: TwoStepSearch | None = None
         if library.embedder.dimensions < self._full.dimensions:
             self._two_step = TwoStepSearch(library.embedder, _CANDIDATES, 2 * _CANDIDATES)
@@ -235,32 +243,30 @@ class Search:
     def _sentences(
         self, question: str, query: Vectors, passages: Sequence[Found]
     ) -> list[tuple[str, ...]]:
-        """Choose two sentences of each: nearest in meaning, with the question's rare words."""
-        parts = [
-            (place, " ".join(sentence.split()))
-            for place, each in enumerate(passages)
-            for sentence in _sentences_of(each.text)
-        ]
-        titles = [passages[place].title for place, _ in parts] if self._full.takes_titles else None
-        vectors = self._full.embed_documents([sentence for _, sentence in parts], titles)
+        """Choose two sentences of each, by meaning and rare words; of later ones by words alone."""
         weights = self.weights(question)
         total = sum(weights.values()) or 1.0
-        scores = vectors @ query + [
-            _WORDS * sum(weights.get(word, 0.0) for word in folded(sentence)) / total
-            for _, sentence in parts
-        ]
         chosen: list[tuple[str, ...]] = []
-        for wanted in range(len(passages)):
-            rows = [row for row, (place, _) in enumerate(parts) if place == wanted]
-            best = sorted(sorted(rows, key=lambda row: -scores[row])[:2])
-            chosen.append(tuple(parts[row][1] for row in best))
+        for place, each in enumerate(passages):
+            parts = _sentences_of(each.text)
+            shares = [sum(weights.get(word, 0.0) for word in folded(part)) for part in parts]
+            rows = sorted(range(len(parts)), key=lambda row: -shares[row])
+            if place < _MEANT:
+                rows = rows[:_READ]
+                titles = [each.title] * len(rows) if self._stored.takes_titles else None
+                vectors = self._stored.embed_documents([parts[row] for row in rows], titles)
+                scores = {row: vector @ query + _WORDS * shares[row] / total
+                          for row, vector in zip(rows, vectors, strict=True)}  # fmt: skip
+                rows.sort(key=lambda row: -scores[row])
+            chosen.append(tuple(parts[row] for row in sorted(rows[:2])))
         return chosen
 
 
 def _sentences_of(text: str) -> list[str]:
     """Split a text; a heading is no answer unless there is nothing else."""
-    parts = [part for part in _SENTENCE.split(text) if part.strip()]
-    return [part for part in parts if not _HEADING.match(part)] or parts
+    parts = [part for part in _SENTENCE.split(f"\n{text}") if part.strip()]
+    bodies = [part for part in parts if not _HEADING.match(part)] or parts
+    return [" ".join(part.split()) for part in bodies]
 
 
 def _grouped(passages: Sequence[Found], limit: int) -> list[list[Found]]:

@@ -29,16 +29,22 @@ def parsed(html: str) -> Any:
     """Parse a page.
 
     Raises:
-        Unreadable: If there is nothing in it.
+        Unreadable: If there is nothing in it, or more than the parser takes.
     """
     from lxml import etree
-    from lxml.html import document_fromstring
+    from lxml.html import HTMLParser, document_fromstring
 
+    parser = HTMLParser()
     try:
         # A declaration of another encoding would be an error: the text is decoded already.
-        return document_fromstring(re.sub(r"^\s*<\?xml[^>]*\?>", "", html) or " ")
-    except (etree.ParserError, ValueError) as error:
-        raise Unreadable("empty page", skipped=True) from error
+        tree = document_fromstring(re.sub(r"^\s*<\?xml[^>]*\?>", "", html) or " ", parser=parser)
+    except (etree.ParserError, ValueError):
+        tree = None
+    if any(each.type_name == "ERR_RESOURCE_LIMIT" for each in parser.error_log):
+        raise Unreadable("nested deeper than 255 elements")
+    if tree is None:
+        raise Unreadable("empty page", skipped=True)
+    return tree
 
 
 def page_title(tree: Any) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import sqlite3
+import time
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZipFile
 
@@ -12,6 +14,7 @@ import pytest
 from gemma_embed.chroma.lock import locked
 from gemma_embed.errors import CollectionLocked
 from private_search.catalogue import Filter
+from private_search.chunks import chunks_of, estimated_tokens
 from private_search.documents import Document, Skipped, Source, Unit, Unreadable, stamp_of
 from private_search.files import Folder
 from private_search.history import History
@@ -104,6 +107,31 @@ def test_a_word_document_that_unpacks_without_end_is_not_read(tmp_path: Path) ->
         made.writestr("word/document.xml", bytes(51_000_000))
     with pytest.raises(Unreadable, match="unpacked"):
         read(Folder(tmp_path))
+
+
+def test_a_compressed_text_that_unpacks_without_end_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"a " * 30_000_000))
+    (tmp_path / "b.gz").write_bytes(gzip.compress(b"text")[:-9])
+    with pytest.raises(Unreadable, match="larger than 50 MB unpacked"):
+        read(Folder(tmp_path))
+
+
+@pytest.mark.parametrize("letter", ["a", "1", "漢", ";"])
+def test_a_megabyte_without_a_space_is_cut(letter: str) -> None:
+    document = Document(id="x", kind="file", title="x", text=letter * 10**6, address="x")
+    started = time.process_time()
+    chunks = list(chunks_of(document))
+    assert time.process_time() - started < 2
+    assert sum(len(chunk.text) for chunk in chunks) >= 10**6
+    assert max(estimated_tokens(chunk.text) for chunk in chunks) <= 512
+
+
+@pytest.mark.parametrize("depth", [300, 100_000])
+def test_a_page_that_the_parser_gives_up_is_failed(tmp_path: Path, depth: int) -> None:
+    (tmp_path / "deep.html").write_text("<div>" * depth + "The text.")
+    with pytest.raises(Unreadable, match="nested deeper") as raised:
+        read(Folder(tmp_path))
+    assert not raised.value.skipped
 
 
 def test_a_link_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:

@@ -41,9 +41,14 @@ def desk(shelf: Library) -> Iterator[Desk]:
 
 @pytest.fixture
 def client(desk: Desk) -> Iterator[TestClient]:
-    with TestClient(application(desk, PORT, SECRET), base_url=HOME) as client:
-        client.cookies.set(f"private-search-{PORT}", SECRET)
+    with entered(desk) as client:
         yield client
+
+
+def entered(desk: Desk) -> TestClient:
+    """The page as a browser has it that opened the printed address."""
+    app = application(desk, PORT, SECRET)
+    return TestClient(app, base_url=HOME + app.room, headers={"cookie": f"private-search={SECRET}"})
 
 
 def asked(client: TestClient, **body: object) -> list[dict]:
@@ -65,12 +70,11 @@ def asked(client: TestClient, **body: object) -> list[dict]:
         ({"origin": f"http://localhost:{PORT}"}, 403),
         ({"sec-fetch-site": "cross-site"}, 403),
         ({"sec-fetch-site": "same-site"}, 403),
-        ({"cookie": f"private-search-{PORT}=guess"}, 401),
+        ({"cookie": "private-search=guess"}, 401),
+        ({"cookie": ""}, 401),
     ],
 )
 def test_only_the_page_itself_is_answered(client, headers, status) -> None:
-    if "cookie" in headers:
-        client.cookies.clear()
     for path in ("/", "/api/state", "/original/1"):
         assert client.get(path, headers=headers).status_code == status, path
 
@@ -79,15 +83,22 @@ def test_a_post_needs_an_origin(client) -> None:
     assert client.post("/api/update", json={}).status_code == 403
 
 
-def test_the_secret_becomes_a_cookie_that_scripts_cannot_read(client) -> None:
-    client.cookies.clear()
-    answer = client.get(f"/?secret={SECRET}", follow_redirects=False)
-    assert answer.status_code == 303
-    assert answer.headers["location"] == "/"
-    assert "HttpOnly" in answer.headers["set-cookie"]
-    assert "SameSite=strict" in answer.headers["set-cookie"]
-    client.cookies.clear()
-    assert client.get("/?secret=guess").status_code == 401
+def test_the_secret_becomes_a_cookie_that_no_script_and_no_other_port_gets(desk: Desk) -> None:
+    app = application(desk, PORT, SECRET)
+    with TestClient(app, base_url=HOME) as client:
+        answer = client.get(f"/?secret={SECRET}", follow_redirects=False)
+        assert answer.status_code == 303
+        assert answer.headers["location"] == app.room
+        cookie = answer.headers["set-cookie"]
+        assert {"HttpOnly", "SameSite=strict", f"Path={app.room}"} <= set(cookie.split("; "))
+        assert client.get(app.room).status_code == 200
+        # The cookie alone opens nothing elsewhere, the path alone neither.
+        known = {"cookie": f"private-search={SECRET}"}
+        assert client.get("/api/state", headers=known).status_code == 401
+        client.cookies.clear()
+        assert client.get(app.room).status_code == 401
+        assert client.get("/?secret=guess").status_code == 401
+    assert app.room != application(desk, PORT, SECRET).room
 
 
 @pytest.mark.parametrize("path", ["/", "/page.js", "/api/state", "/nothing"])
@@ -117,7 +128,7 @@ def test_passages_come_first_then_checked_sentences(client) -> None:
     assert first["answerable"]
     assert first["fresh"]
     assert "20:45" in first["hits"][0]["text"]
-    assert first["hits"][0]["original"].startswith("/original/")
+    assert first["hits"][0]["original"].startswith("original/")
     assert sentences[0] == {"sentence": "The night ferry leaves at 20:45.", "sources": [1]}
     assert "evil.example" not in json.dumps(sentences)
     assert "<" not in json.dumps(sentences)
@@ -199,8 +210,7 @@ def test_sources_are_added_reported_and_left_out(opened, tmp_path: Path, bundled
     opened().close()
     desk = Desk(lambda: Library(tmp_path / "library", bundled), None)
     try:
-        with TestClient(application(desk, PORT, SECRET), base_url=HOME) as client:
-            client.cookies.set(f"private-search-{PORT}", SECRET)
+        with entered(desk) as client:
             body = {"kind": "files", "path": str(notes)}
             name = client.post("/api/add", json=body, headers={"origin": HOME}).json()["name"]
             assert desk.indexer.request(wait=60)

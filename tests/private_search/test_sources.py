@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import mailbox
 import os
 import shutil
@@ -87,6 +88,13 @@ def test_encodings(tmp_path: Path, encoding: str) -> None:
     found = read_one(tmp_path, "a.md", text.encode(encoding))
     assert (found.title, found.text) == ("Müll", text.partition("\n\n")[2])
     assert bool(found.note) == (encoding in ("latin-1", "cp1252"))
+
+
+def test_compressed_files_are_what_is_in_them(tmp_path: Path) -> None:
+    (tmp_path / "picture.png.gz").write_bytes(b"")
+    news = read_one(tmp_path, "NEWS.md.GZ", gzip.compress(b"# News\n\nA new gauge."))
+    assert (news.title, news.text) == ("News", "A new gauge.")
+    assert reasons(Folder(tmp_path))["picture.png.gz"] == "no reader for .png"
 
 
 def test_a_title_has_a_bounded_length(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@
 let points = [], question = null, placed = [];
 
 async function loadMap() {
-  const got = await (await api("/api/map", { question: asked })).json();
+  const got = await (await api("api/map", { question: asked })).json();
   points = got.points;
   question = got.question;
   const legend = Object.entries(KINDS).map(([kind, name]) =>
@@ -94,7 +94,7 @@ $("canvas").onclick = async (event) => {
   const row = nearest(event);
   if (row < 0) return;
   const hit = found.find((each) => each.number === points[row][0]);
-  openPassage(hit ?? await (await api(`/api/passage/${points[row][0]}`)).json(), hit?.sentences ?? []);
+  openPassage(hit ?? await (await api(`api/passage/${points[row][0]}`)).json(), hit?.sentences ?? []);
 };
 new ResizeObserver(() => draw()).observe($("canvas"));
 matchMedia("(prefers-color-scheme: dark)").onchange = () => draw();

@@ -45,7 +45,7 @@ $("ask").onsubmit = async (event) => {
   $("hits").replaceChildren();
   $("answer").replaceChildren(node("p", { className: "quiet writing", textContent: "Searching " }));
   try {
-    const answer = await fetch("/api/ask", { method: "POST", body: JSON.stringify(body), signal: mine.signal });
+    const answer = await fetch("api/ask", { method: "POST", body: JSON.stringify(body), signal: mine.signal });
     if (!answer.ok) throw new Error(await answer.text());
     const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
     let waiting = "";
@@ -135,7 +135,7 @@ function marked(text, sentences, before = Infinity) {
 
 function original(hit, link) {
   // Nothing but a file of this server or a page of the web is opened, and only by the person's click.
-  const allowed = /^(https?:\/\/|\/original\/\d)/.test(hit.original);
+  const allowed = /^(https?:\/\/|original\/\d)/.test(hit.original);
   link.textContent = hit.kind === "page" ? `Open ${hit.site} on the web` : "Open the original";
   link.target = "_blank";
   link.rel = "noopener noreferrer";
@@ -176,7 +176,7 @@ function openPassage(hit, sentences) {
 async function loadState(details = false) {
   clearTimeout(polling);
   try {
-    const state = await (await api(`/api/state${details ? "?details" : ""}`)).json();
+    const state = await (await api(`api/state${details ? "?details" : ""}`)).json();
     showState(state);
     if (details) showCoverage(state);
     polling = setTimeout(() => loadState(state.busy && !$("sources").hidden), state.busy ? 500 : 15000);
@@ -207,7 +207,7 @@ function showCoverage({ coverage }) {
     const leave = node("button", { textContent: "Leave out" });
     leave.onclick = async () => {
       if (!confirm(`Remove ${each.source} from the index? The files stay.`)) return;
-      await api("/api/forget", { name: each.source });
+      await api("api/forget", { name: each.source });
       loadState(true);
     };
     const states = Object.entries(each.states).map(([name, count]) => `${count} ${name}`).join(", ");
@@ -225,9 +225,9 @@ function showCoverage({ coverage }) {
   if (!coverage.length) $("coverage").append(node("p", { className: "quiet", textContent: "Nothing yet." }));
 }
 
-$("update").onclick = async () => { await api("/api/update", {}); loadState(true); };
+$("update").onclick = async () => { await api("api/update", {}); loadState(true); };
 $("report").onclick = async () => {
-  const { coverage } = await (await api("/api/state?details")).json();
+  const { coverage } = await (await api("api/state?details")).json();
   const saved = new Blob([JSON.stringify(coverage, null, 1)], { type: "application/json" });
   const link = node("a", { href: URL.createObjectURL(saved), download: "coverage.json" });
   link.click();
@@ -238,7 +238,7 @@ $("add").onsubmit = async (event) => {
   event.preventDefault();
   $("add-error").textContent = "";
   try {
-    await api("/api/add", Object.fromEntries(new FormData($("add"))));
+    await api("api/add", Object.fromEntries(new FormData($("add"))));
     $("add").elements.path.value = "";
     loadState(true);
   } catch (error) {
