@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,13 @@ import pytest
 from fakes import FakeRuntime, vector_of
 
 from gemma_embed import Embedder, EmbeddingStore
-from gemma_embed.errors import ConfigurationError, InvalidInput, ServerFailed, StoreError
+from gemma_embed.errors import (
+    ConfigurationError,
+    InvalidInput,
+    ModelChanged,
+    ServerFailed,
+    StoreError,
+)
 from gemma_embed.identity import Identity
 from langchain_gemma_embed import GemmaEmbeddings
 from llamaindex_gemma_embed import GemmaEmbedding
@@ -172,6 +178,28 @@ def test_finished_batches_are_stored_despite_a_failure(store: EmbeddingStore) ->
     Embedder(healthy, store=store).embed_documents(TEXTS)
     # Seven batches of three, but the first has only one text.
     assert len(healthy.texts) == len(TEXTS) - 19
+
+
+def test_weights_that_change_before_the_first_batch_are_not_stored_under_the_old_name(
+    store: EmbeddingStore,
+) -> None:
+    class Pulled(FakeRuntime):
+        weights = "1"
+
+        @property
+        def identity(self) -> Identity:
+            return replace(super().identity, revision=self.weights)
+
+        def embed(self, texts: Sequence[str], *, truncate: bool = False) -> Any:
+            self.weights = "2"
+            return super().embed(texts, truncate=truncate)
+
+    runtime = Pulled()
+    with pytest.raises(ModelChanged, match="changed during the call"):
+        Embedder(runtime, store=store).embed(["a", "b"])
+    assert store.stats().vectors == 0
+    Embedder(runtime, store=store).embed(["a", "b"])
+    assert store.stats().vectors == 2
 
 
 def test_progress_counts_stored_vectors(fake: FakeRuntime, store: EmbeddingStore) -> None:

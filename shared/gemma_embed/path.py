@@ -15,7 +15,7 @@ from functools import cache
 import numpy as np
 
 from gemma_embed.cancellation import check_not_cancelled
-from gemma_embed.errors import BadResponse, EmbeddingError
+from gemma_embed.errors import BadResponse, EmbeddingError, ModelChanged
 from gemma_embed.gate import checked_outcomes, checked_stored
 from gemma_embed.identity import fingerprint
 from gemma_embed.long_texts import (
@@ -151,8 +151,15 @@ def _resolved(items: Sequence[Prompted], route: Route) -> Iterator[Ready]:
                 yield outcome
 
     def keep(ready: Ready) -> None:
-        if store is not None:
-            store.put(space, [item.prompted for item in ready[0]], ready[1])
+        if store is None:
+            return
+        # Closed, or given other weights, between its name and its vectors.
+        if route.space != space:
+            raise ModelChanged(
+                f"the weights of {runtime.description} changed during the call, and nothing of "
+                "them is stored; repeat the call"
+            )
+        store.put(space, [item.prompted for item in ready[0]], ready[1])
 
     def limit() -> int:
         return runtime.identity.max_tokens
