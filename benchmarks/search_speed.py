@@ -1,6 +1,9 @@
-"""Private search: how fast it reads, indexes, answers and finds that nothing changed.
+r"""Private search: how fast it reads, indexes, answers and finds that nothing changed.
 
-Run: PYTHONPATH=tests:examples python benchmarks/search_speed.py [reading] [rescan] [scale]
+    PYTHONPATH=tests:examples python benchmarks/search_speed.py [reading] [rescan] [scale]
+
+    PYTHONPATH=tests:examples python benchmarks/search_speed.py scale --sizes 100000 \
+        --folder scale --seconds 500             (again and again, until nothing is left)
 
 ``reading``: characters a second through parsing, cleaning and cutting, on one core, without a
 model. ``rescan``: 20,000 files of which none changed. ``scale``: indexing and asking at 1,000 and
@@ -21,11 +24,10 @@ from pathlib import Path
 import numpy as np
 from fakes import FakeRuntime
 
-from private_search.catalogue import Filter
 from private_search.chunks import chunks_of
 from private_search.documents import Document, Source, Unit
 from private_search.files import Folder
-from private_search.library import Library
+from private_search.library import Library, Progress
 from private_search.mail import Mail
 from private_search.search import Search
 
@@ -110,28 +112,63 @@ def rescan(folder: Path) -> None:
         print(f"20,000 files: first {first:.1f} s, again {seconds:.2f} s, {changes}; {memory()}")
 
 
-def scale(folder: Path, sizes: list[int]) -> None:
-    """Index and search."""
+def scale(folder: Path, size: int, seconds: float) -> None:
+    """Index and search about so many passages, in five of each file.
+
+    Args:
+        folder: For notes and library. What is there already is gone on with.
+        size: Passages.
+        seconds: After which indexing stops, to be gone on with by the next run.
+    """
     questions = [part[:60] for part in paragraphs()[:40]]
-    for size in sizes:
-        written(folder / f"notes-{size}", size // 5, 16)
-        with Library(folder / f"library-{size}", FakeRuntime()) as library:
-            library.add(Folder(folder / f"notes-{size}"))
-            seconds, _ = timed(library.update)
-            passages, search = library.catalogue.count(), Search(library)
-            queries = search.queries(questions)
-            calibration, _ = timed(lambda: search.ask("anything"))  # noqa: B023
-            ranked = [
-                timed(lambda: search.ranked(question, query, Filter()))[0]  # noqa: B023
-                for question, query in zip(questions, queries, strict=True)
-            ]
-            again, _ = timed(library.update)
-        middle, slow = np.percentile(ranked, [50, 95]) * 1000
-        print(
-            f"{passages} passages: indexed in {seconds:.1f} s ({passages / seconds:.0f}/s), "
-            f"search p50 {middle:.0f} ms p95 {slow:.0f} ms, calibration {calibration:.1f} s, "
-            f"nothing new {again:.2f} s; {memory()}"
-        )
+    if not (folder / "notes").exists():
+        written(folder / "notes", size // 5, 23)
+    until = time.monotonic() + seconds
+
+    def watched(progress: Progress) -> None:
+        if time.monotonic() > until:
+            raise TimeoutError(f"{progress.step} {progress.done} of {progress.total}")
+
+    with Library(folder / "library", FakeRuntime()) as library:
+        library.add(Folder(folder / "notes"))
+        before, started = vectors(library), time.process_time()
+        try:
+            library.update(watched)
+        except TimeoutError as stopped:
+            print(f"stopped after {seconds:.0f} s: {stopped}")
+        spent, added = time.process_time() - started, vectors(library) - before
+        print(f"{added} passages indexed in {spent:.1f} s ({added / spent:.0f}/s); {memory()}")
+        if time.monotonic() > until:
+            return
+        search = Search(library)
+        calibration, _ = timed(lambda: search.ask("anything"))
+        asked = [timed(lambda: search.ask(question))[0] for question in questions]  # noqa: B023
+        status, _ = timed(library.coverage)
+        again, _ = timed(library.update)
+        next((folder / "notes").rglob("*.md")).unlink()
+        deleted, changes = timed(library.update)
+        passages = library.catalogue.count()
+    middle, slow = np.percentile(asked, [50, 95]) * 1000
+    print(
+        f"{passages} passages: a question p50 {middle:.0f} ms, p95 {slow:.0f} ms, calibration "
+        f"{calibration:.1f} s, status {1000 * status:.0f} ms, nothing new {again:.2f} s, one file "
+        f"deleted {deleted:.2f} s ({changes.removed} removed); {memory()}, "
+        f"{disk(folder / 'library'):.0f} MB on disk"
+    )
+
+
+def vectors(library: Library) -> int:
+    """Count the passages that have their vectors."""
+    found = library.catalogue.db.execute(
+        "SELECT count(*) FROM passages JOIN documents ON documents.number = document "
+        "WHERE space IS NOT NULL"
+    )
+    return int(found.fetchone()[0])
+
+
+def disk(folder: Path) -> float:
+    """Return how many megabytes a folder takes."""
+    return sum(path.stat().st_size for path in folder.rglob("*")) / 1e6
 
 
 def memory() -> str:
@@ -144,13 +181,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", default=["reading", "rescan", "scale"])
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000])
+    parser.add_argument("--folder", type=Path, help="kept, for a scale that takes several runs")
+    parser.add_argument("--seconds", type=float, default=3600, help="of indexing in one run")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as temporary:
         for part in options.parts:
-            place = Path(folder) / part
-            place.mkdir()
+            place = (options.folder or Path(temporary)) / part
+            place.mkdir(parents=True, exist_ok=True)
             if part == "scale":
-                scale(place, options.sizes)
+                for size in options.sizes:
+                    scale(place / str(size), size, options.seconds)
             else:
                 {"reading": reading, "rescan": rescan}[part](place)
 

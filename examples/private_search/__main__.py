@@ -32,7 +32,7 @@ from private_search.mail import Mail
 from private_search.search import Hit, Search
 from private_search.text import on_terminal
 
-SAMPLE = Path(__file__).parent / "sample"
+SAMPLE = Path(__file__).resolve().parent / "sample"
 GENERATOR = "gemma3:270m"
 
 

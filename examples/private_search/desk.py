@@ -111,12 +111,12 @@ class Desk:
             self._search = Search(self._opened())
         return self._search
 
-    def state(self, *, details: bool) -> dict[str, Any]:
-        """Return progress and coverage."""
+    def state(self, units: int) -> dict[str, Any]:
+        """Return progress and coverage; of each source so many units by name."""
         progress = self.indexer.progress
         with self._lock:
             library = self._searching().library
-            coverage = [asdict(each) for each in library.coverage(details=details)]
+            coverage = [asdict(each) for each in library.coverage(units)]
             model = library.embedder.runtime.identity.source
         shown = progress and {**asdict(progress), "seconds_left": progress.seconds_left}
         return {

@@ -279,8 +279,12 @@ class Library:
         if page:
             yield numbers, page
 
-    def coverage(self, *, details: bool = True) -> list[Coverage]:
-        """Say what of each source is indexed, what is not, and why."""
+    def coverage(self, units: int = -1) -> list[Coverage]:
+        """Say what of each source is indexed, what is not, and why.
+
+        Args:
+            units: How many are named of each source, failed ones first; -1 for all.
+        """
         db, report = self.catalogue.db, []
         for source in self.sources():
             states = db.execute(
@@ -292,15 +296,13 @@ class Library:
                 "LEFT JOIN passages ON document = documents.number WHERE source = ?",
                 (source.name,),
             ).fetchone()
-            units = db.execute(
+            named = db.execute(
                 "SELECT key, state, reason FROM units WHERE source = ? "
-                "AND (state != 'indexed' OR reason != '') ORDER BY state, key",
-                (source.name,),
+                "AND (state != 'indexed' OR reason != '') ORDER BY state, key LIMIT ?",
+                (source.name, units),
             )
-            told = [{"unit": key, "state": state, "reason": reason} for key, state, reason in units]
-            report.append(
-                Coverage(source.name, dict(states), documents, passages, told if details else [])
-            )
+            told = [{"unit": key, "state": state, "reason": reason} for key, state, reason in named]
+            report.append(Coverage(source.name, dict(states), documents, passages, told))
         return report
 
 

@@ -279,5 +279,6 @@ def _grouped(passages: Sequence[Found], limit: int) -> list[list[Found]]:
                 group.append(passage)
                 break
         else:
-            groups.append((words, [passage]))
-    return [group for _, group in groups[:limit]]
+            if len(groups) < limit:
+                groups.append((words, [passage]))
+    return [group for _, group in groups]

@@ -45,7 +45,7 @@ def application(desk: Desk, port: int, secret: str) -> Guard:
 
 def _routes(desk: Desk) -> Starlette:
     def state(request: Request) -> Response:
-        return JSONResponse(desk.state(details="details" in request.query_params))
+        return JSONResponse(desk.state(min(int(request.query_params.get("units", 0)), 10**6)))
 
     async def ask(request: Request) -> Response:
         body = Ask.model_validate_json(await request.body())
@@ -88,7 +88,8 @@ def _routes(desk: Desk) -> Starlette:
         if found is None:
             return PlainTextResponse("It has gone.", 404)
         path = Path(found.address)
-        if found.kind == "file" and path.is_file():
+        # A link may have taken its place, or that of a folder above it, since it was read.
+        if found.kind == "file" and path.is_file() and path.resolve() == path:
             if path.suffix.lower() in _SHOWN:
                 return PlainTextResponse(decoded(path.read_bytes())[0])
             if path.suffix.lower() == ".pdf":

@@ -16,6 +16,7 @@ pytest.importorskip("starlette", reason='the page needs: pip install "gemma-embe
 from starlette.testclient import TestClient
 
 from private_search.documents import Document
+from private_search.files import Folder
 from private_search.indexer import Indexer
 from private_search.library import Library, Progress
 from private_search.projection import Projection
@@ -214,7 +215,7 @@ def test_sources_are_added_reported_and_left_out(opened, tmp_path: Path, bundled
             body = {"kind": "files", "path": str(notes)}
             name = client.post("/api/add", json=body, headers={"origin": HOME}).json()["name"]
             assert desk.indexer.request(wait=60)
-            state = client.get("/api/state?details").json()
+            state = client.get("/api/state?units=9").json()
             assert state["coverage"][0]["documents"] == 1
             assert state["coverage"][0]["units"][0]["reason"] == "no reader for .bin"
             # As it stands there: the page writes it as text.
@@ -225,6 +226,26 @@ def test_sources_are_added_reported_and_left_out(opened, tmp_path: Path, bundled
             assert asked(client, question="boiler")[0]["hits"] == []
     finally:
         desk.close()
+
+
+def test_a_file_replaced_by_a_link_is_not_opened(opened, tmp_path: Path, bundled) -> None:
+    (tmp_path / "secret.txt").write_text("What nobody may read.")
+    note = tmp_path / "notes" / "a.txt"
+    note.parent.mkdir()
+    note.write_text("A note.")
+    library = opened(Folder(note.parent))
+    library.update()
+    (found,) = library.catalogue.passages()
+    library.close()
+    desk = Desk(lambda: Library(tmp_path / "library", bundled), None)
+    with entered(desk) as client:
+        assert client.get(f"/original/{found.number}").text == "A note."
+        note.unlink()
+        note.symlink_to(tmp_path / "secret.txt")
+        answer = client.get(f"/original/{found.number}").text
+        assert "A note." in answer
+        assert "nobody" not in answer
+    desk.close()
 
 
 def test_an_update_that_fails_says_so_and_the_next_one_works() -> None:

@@ -176,7 +176,7 @@ function openPassage(hit, sentences) {
 async function loadState(details = false) {
   clearTimeout(polling);
   try {
-    const state = await (await api(`api/state${details ? "?details" : ""}`)).json();
+    const state = await (await api(`api/state?units=${details ? 200 : 0}`)).json();
     showState(state);
     if (details) showCoverage(state);
     polling = setTimeout(() => loadState(state.busy && !$("sources").hidden), state.busy ? 500 : 15000);
@@ -214,7 +214,7 @@ function showCoverage({ coverage }) {
     const card = node("div", { className: "source" }, node("h3", {}, node("span", { textContent: each.source }), leave),
       node("p", { className: "quiet", textContent: `${states || "not read yet"}; ${each.documents} documents, ${each.passages} passages` }));
     if (each.units.length) {
-      const list = node("details", { open: open.has(each.source) }, node("summary", { textContent: `Left out or remarkable: ${each.units.length}` }),
+      const list = node("details", { open: open.has(each.source) }, node("summary", { textContent: `Left out or remarkable${each.units.length === 200 ? ", the first 200" : `: ${each.units.length}`}` }),
         node("ul", {}, ...each.units.map(({ unit, state, reason }) =>
           node("li", { className: state, textContent: `${state}: ${unit}${reason ? `: ${reason}` : ""}` }))));
       list.dataset.name = each.source;
@@ -227,7 +227,7 @@ function showCoverage({ coverage }) {
 
 $("update").onclick = async () => { await api("api/update", {}); loadState(true); };
 $("report").onclick = async () => {
-  const { coverage } = await (await api("api/state?details")).json();
+  const { coverage } = await (await api("api/state?units=-1")).json();
   const saved = new Blob([JSON.stringify(coverage, null, 1)], { type: "application/json" });
   const link = node("a", { href: URL.createObjectURL(saved), download: "coverage.json" });
   link.click();
