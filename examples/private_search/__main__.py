@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from gemma_embed.errors import CollectionLocked, EmbeddingError
-from gemma_embed.runtimes import OllamaRuntime, OnnxRuntime, Runtime, TransformersRuntime
+from gemma_embed.runtimes import OllamaRuntime, OnnxRuntime, Runtime, open_runtime
 from private_search.answer import answered
 from private_search.catalogue import Filter
 from private_search.documents import Source
@@ -129,12 +129,10 @@ def _runtime(options: argparse.Namespace) -> Runtime:
     name, model = options.runtime, options.model
     if name == "bundled":
         return OnnxRuntime("bundled")
-    if name == "ollama":
-        return OllamaRuntime(model)
     if name == "onnx":
         return OnnxRuntime(model, precision="int8")
-    if name == "transformers":
-        return TransformersRuntime(model)
+    if name != "auto":
+        return open_runtime(name, model)
     for runtime in (
         OnnxRuntime(model, precision="int8", offline=True),
         OllamaRuntime(model, max_retries=0),

@@ -7,6 +7,7 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 from private_search.chunks import Chunk
@@ -76,6 +77,11 @@ class Filter:
     sender: str = ""
     folder: str = ""
     site: str = ""
+
+
+def start_of(day: date | None) -> float | None:
+    """Return the first moment of a day, UTC, as filters have it."""
+    return day and datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()
 
 
 class Catalogue:

@@ -6,14 +6,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
-from datetime import UTC, date, datetime, time
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from private_search.answer import answered
-from private_search.catalogue import Filter, Found
+from private_search.catalogue import Filter, Found, start_of
 from private_search.documents import Document, Kind, Source, Unit, Unreadable
 from private_search.files import Folder
 from private_search.generators import Generator
@@ -25,6 +25,7 @@ from private_search.projection import Projection
 from private_search.search import Hit, Results, Search
 from private_search.text import visible
 
+_DAY = timedelta(days=1)
 # Seconds that a question waits for the scan before it.
 _SCAN = 3.0
 
@@ -47,10 +48,7 @@ class Ask(_Body):
 
     def filter(self) -> Filter:
         """Return what is searched."""
-        after, before = (
-            day and datetime.combine(day, at, UTC).timestamp()
-            for day, at in ((self.after, time.min), (self.before, time.max))
-        )
+        after, before = start_of(self.after), start_of(self.before and self.before + _DAY)
         return Filter(self.kind, after, before, self.sender, self.folder, self.site)
 
 

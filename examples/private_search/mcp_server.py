@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from datetime import UTC, date, datetime, time
+from datetime import UTC, date, datetime
 
 from mcp.server import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.types import ToolAnnotations
 from pydantic import BaseModel
 
-from private_search.catalogue import Filter, Found
+from private_search.catalogue import Filter, Found, start_of
 from private_search.documents import Kind
 from private_search.library import Library
 from private_search.search import Search
@@ -90,13 +90,9 @@ def server(opened: Callable[[], Library]) -> MCPServer:
         limit: int = 5,
     ) -> Answerable:
         """Search by meaning and exact words; filter by kind, days and sender."""
-        start, end = (
-            day and datetime.combine(day, time.min, UTC).timestamp() for day in (after, before)
-        )
+        filters = Filter(kind, start_of(after), start_of(before), sender)
         with turn:
-            results = reader.current().ask(
-                query, Filter(kind, start, end, sender), limit=min(max(limit, 1), 20)
-            )
+            results = reader.current().ask(query, filters, limit=min(max(limit, 1), 20))
         return Answerable(
             answerable=results.answerable,
             results=[_passage(hit.found, "\n".join(hit.sentences)) for hit in results.hits],

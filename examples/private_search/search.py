@@ -61,9 +61,14 @@ class Hit:
     @property
     def where(self) -> str:
         """The place to look at: address, and line, page or message."""
-        return (
-            f"{self.found.address}, {self.found.place}" if self.found.place else self.found.address
-        )
+        return ", ".join(filter(None, (self.found.address, self.found.place)))
+
+    @property
+    def metadata(self) -> dict[str, str | float | None]:
+        """What frameworks keep of it besides the text."""
+        found = self.found
+        return {"title": found.title, "source": self.where, "kind": found.kind,
+                "date": found.date, "sender": found.sender}  # fmt: skip
 
 
 @dataclass(frozen=True)

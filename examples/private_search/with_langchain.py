@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from datetime import UTC, date, datetime, time
+from datetime import date
 from typing import Any
 
 from langchain_core.callbacks import CallbackManagerForRetrieverRun
@@ -24,7 +24,7 @@ from langchain_core.tools import BaseTool, tool
 from pydantic import PrivateAttr
 
 from private_search.answer import plain
-from private_search.catalogue import Filter
+from private_search.catalogue import Filter, start_of
 from private_search.documents import Kind
 from private_search.search import Search
 
@@ -65,14 +65,7 @@ class PrivateRetriever(BaseRetriever):
             Document(
                 hit.found.text,
                 id=str(hit.found.number),
-                metadata={
-                    "title": hit.found.title,
-                    "source": hit.where,
-                    "kind": hit.found.kind,
-                    "date": hit.found.date,
-                    "sender": hit.found.sender,
-                    "sentences": list(hit.sentences),
-                },
+                metadata={**hit.metadata, "sentences": list(hit.sentences)},
             )
             for hit in (results.hits if results.answerable else ())
         ]
@@ -112,8 +105,7 @@ def search_tool(search: Search) -> BaseTool:
             sender: Only mail from this name or address.
             after: Only what is from this day or later.
         """
-        start = after and datetime.combine(after, time.min, UTC).timestamp()
-        documents = retriever.found(question, Filter(kind, start, sender=sender))
+        documents = retriever.found(question, Filter(kind, start_of(after), sender=sender))
         return _numbered(documents) or NOTHING, documents
 
     return search_my_documents

@@ -43,14 +43,7 @@ class PrivateRetriever(BaseRetriever):
 
 
 def _node(hit: Hit, confidence: float) -> NodeWithScore:
-    metadata = {
-        "title": hit.found.title,
-        "source": hit.where,
-        "kind": hit.found.kind,
-        "date": hit.found.date,
-        "sender": hit.found.sender,
-        "confidence": confidence,
-    }
+    metadata = {**hit.metadata, "confidence": confidence}
     node = TextNode(
         id_=str(hit.found.number),
         text=hit.found.text,
