@@ -227,7 +227,7 @@ def compare(sets: dict[str, Set], before: Path, after: Path, store: Path, pictur
         report = evaluate(passages, asked, runtimes, **options)
         rows = {(row.setting.runtime, row.setting.width): row for row in report.rows}
         print(f"\n{name}: {len(asked)} questions, {len(passages)} passages")
-        for metric in ("recall@1", "nDCG@10"):
+        for metric in ("recall@1", "recall@5", "nDCG@10"):
             print(f"  {metric:12} before  after   difference")
             for width in WIDTHS:
                 old, new = (rows[which, width].scores[metric] for which in runtimes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -299,6 +300,16 @@ def test_files_are_read_with_titles_and_in_parts(tmp_path: Path) -> None:
     assert f"{first.text}\n\n{second.text}" == long.strip()
 
 
+def test_a_listing_without_an_empty_line_is_cut_at_its_lines(tmp_path: Path) -> None:
+    listing = "\n".join(f"{number} 0x{number:08x}" for number in range(400))
+    (tmp_path / "a.md").write_text(f"{listing}\n\n{'word ' * 500}\n\n{'x' * 2500}")
+    parts = [each.text for each in read_passages(tmp_path)]
+    assert max(map(len, parts)) <= 2000
+    assert "".join(" ".join(parts).split()) == "".join((tmp_path / "a.md").read_text().split())
+    lines = {line for part in parts for line in part.splitlines()}
+    assert set(listing.splitlines()) <= lines
+
+
 def test_jsonl_is_read(tmp_path: Path) -> None:
     file = tmp_path / "p.jsonl"
     file.write_bytes(
@@ -424,6 +435,11 @@ def test_drawn_questions_are_taken_out_of_their_passages() -> None:
         ),
         Passage("Too short.", "d"),
         Passage("यह पहला वाक्य है जो प्रश्न बनता है। यह दूसरा वाक्य है जो बचता है।", "hi"),
+        Passage("* A sentence goes\n  on in the next line. The rest of it is here.", "wrapped"),
+        Passage("## What to do on Mondays\n\nOpen the doors, then wait.", "heading"),
+        Passage("    print(a_long_line_of_code)\n\nIt prints what was given.", "listing"),
+        Passage("| a table | of two columns |\n\nIt has nothing in it.", "table"),
+        Passage(f"{'number 1 ' * 50}\n\nIt is a log of many lines.", "log"),
     ]
     kept, questions = draw_questions(passages)
     assert {(each.text, *each.passages, each.drawn) for each in questions} == {
@@ -431,6 +447,8 @@ def test_drawn_questions_are_taken_out_of_their_passages() -> None:
         ("This sentence is the question.", "row 1", True),
         ("これは質問になる文です、とても長いです。", "row 2", True),
         ("यह पहला वाक्य है जो प्रश्न बनता है।", "hi", True),
+        ("A sentence goes on in the next line.", "wrapped", True),
+        ("What to do on Mondays", "heading", True),
     }
     assert dict(kept[0].metadata) == {}
     assert kept[1].text == "And this is what is left."
@@ -442,7 +460,9 @@ def test_drawn_questions_are_taken_out_of_their_passages() -> None:
         draw_questions(passages[3:4])
 
 
-def test_the_command_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_a_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "p.jsonl").write_text(
         '{"id": "m", "text": "Mars is red."}\n{"id": "v", "text": "Venus."}'
     )
@@ -458,11 +478,18 @@ def test_the_command_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixtur
     ]
     call += ["--questions", str(tmp_path / "q.jsonl"), "--store", str(tmp_path / "s")]
     call += ["--widths", "256", "--plot", str(tmp_path / "p.svg")]
-    assert cli.main(call) == 0
-    assert "onnx:int8, 256" in capsys.readouterr().out
+    with monkeypatch.context() as patched:
+        patched.setattr(sys.stderr, "isatty", lambda: True)
+        assert cli.main(call) == 0
+    printed = capsys.readouterr()
+    assert "onnx:int8, 256" in printed.out
+    # The passages with each runtime.
+    assert printed.err.count("2 of 2 texts embedded\n") == printed.err.count("\n") == 2
     assert "<svg" in (tmp_path / "p.svg").read_text()
     assert cli.main([*call, "--json", "--timed", "0"]) == 0
-    assert len(json.loads(capsys.readouterr().out)["rows"]) == 3
+    printed = capsys.readouterr()
+    assert len(json.loads(printed.out)["rows"]) == 3
+    assert not printed.err
     assert cli.main([*call, "--widths", "9"]) == 2
     assert "dimensions=9" in capsys.readouterr().err
     # What was found is printed, although the picture cannot be written.

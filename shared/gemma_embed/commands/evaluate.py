@@ -86,6 +86,13 @@ def _run(options: argparse.Namespace) -> int:
         task=options.task,
         store=store_of(options),
         timed=options.timed,
+        progress=_progress if sys.stderr.isatty() else False,
     )
     show(found, options)
     return 0
+
+
+def _progress(done: int, total: int) -> None:
+    # Single ones are those that are timed.
+    if total > 1:
+        sys.stderr.write(f"{done} of {total} texts embedded" + "\r\n"[done == total])

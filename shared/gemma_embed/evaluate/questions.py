@@ -19,8 +19,16 @@ from gemma_embed.passages import Passage, checked_passage, title_of
 _SUFFIXES = {".md", ".txt", ".rst", ".org"}
 _JSON_LINES = {".jsonl", ".ndjson"}
 _LONGEST_PART = 2000  # characters; some 500 tokens of English
-_SENTENCE = re.compile(r"(?<=[.!?؟۔।])\s+|(?<=[。！？])|\n+")
-_SHORTEST = 20  # characters of a drawn question, and of what is left of its passage
+# A paragraph, or what fits of it: up to the end of a line, else of a word.
+_PIECE = re.compile(
+    rf".{{1,{_LONGEST_PART}}}(?:\n|\Z)|.{{1,{_LONGEST_PART}}}(?:\s|\Z)|.{{1,{_LONGEST_PART}}}",
+    re.DOTALL,
+)
+_SENTENCE = re.compile(r"(?<=[.!?؟۔।])\s+|(?<=[。！？])|\n\s*\n")
+# Of headings and lists, in Markdown and reStructuredText.
+_MARKS = "#=-~*^ "
+_DRAWN = range(20, 301)  # characters of a drawn sentence
+_SHORTEST = 20  # characters of what is left of its passage
 
 
 @dataclass(frozen=True)
@@ -58,11 +66,11 @@ def read_passages(path: str | Path) -> list[Passage]:
 
     Args:
         path: A folder: its .md, .txt, .rst and .org files, each a document, in parts of at most
-            2,000 characters (or one paragraph); a first line ``# ...`` is their title. What is
-            hidden (``.git``) is left out. A ``.jsonl`` file: one object per line, with ``text``
-            and optionally ``id``, ``title``, ``document`` and ``metadata``. A ``.json`` file: a
-            list of such objects, or an object with such a list as ``passages``. Any other file:
-            one text per line; its id is the line's number.
+            2,000 characters; a first line ``# ...`` is their title. What is hidden (``.git``) is
+            left out. A ``.jsonl`` file: one object per line, with ``text`` and optionally ``id``,
+            ``title``, ``document`` and ``metadata``. A ``.json`` file: a list of such objects, or
+            an object with such a list as ``passages``. Any other file: one text per line; its id is
+            the line's number.
 
     Raises:
         InvalidInput: If there is nothing to read, or a line is not as it should be.
@@ -113,10 +121,10 @@ def draw_questions(
 ) -> tuple[list[Passage], list[Question]]:
     """Make questions from passages, where nobody has written any.
 
-    A question is the title of a passage, if no other has the same, else its first sentence; and it
-    is taken out of the passage, which would be found by its very words. Weaker than real questions:
-    people ask in other words than authors write, so scores are too high, and differences between
-    settings may be others.
+    A question is the title of a passage, if no other has the same, else its first sentence or
+    heading; and it is taken out of the passage, which would be found by its very words. Weaker than
+    real questions: people ask in other words than authors write, so scores are too high, and
+    differences between settings may be others.
 
     Args:
         passages: Those to search.
@@ -133,12 +141,19 @@ def draw_questions(
     questions: list[Question] = []
     for row in np.random.default_rng(seed).permutation(len(kept)):
         item, title = replace(kept[row], id=kept[row].id or f"row {row}"), titles[row]
-        first, rest = (*_SENTENCE.split(item.text.strip(), maxsplit=1), "")[:2]
+        first, rest = (*_SENTENCE.split(item.text.strip("\n"), maxsplit=1), "")[:2]
+        sentence = " ".join(first.split()).strip(_MARKS)
         if title is not None and shared[title] == 1:
             metadata = {key: item.metadata[key] for key in item.metadata if key != title_key}
             text, item = title, replace(item, metadata=metadata)
-        elif min(len(first), len(rest)) >= _SHORTEST:
-            text, item = first, replace(item, text=rest)
+        elif (
+            len(sentence) in _DRAWN
+            and len(rest) >= _SHORTEST
+            # Not out of a table, or a listing, which is indented.
+            and sentence[0].isalnum()
+            and not first[0].isspace()
+        ):
+            text, item = sentence, replace(item, text=rest)
         else:
             continue
         kept[row] = item
@@ -161,10 +176,12 @@ def _parts(folder: Path, file: Path) -> Iterator[Passage]:
     metadata = {"title": heading.removeprefix("# ").strip()} if titled else {}
     document = file.relative_to(folder).as_posix()
     parts = [""]
-    for paragraph in (rest if titled else text).strip().split("\n\n"):
-        if parts[-1] and len(parts[-1]) + len(paragraph) > _LONGEST_PART:
+    paragraphs = (rest if titled else text).strip().split("\n\n")
+    # Listings and tables of many pages have no empty line.
+    for piece in (piece.rstrip("\n") for each in paragraphs for piece in _PIECE.findall(each)):
+        if parts[-1] and len(parts[-1]) + 2 + len(piece) > _LONGEST_PART:
             parts.append("")
-        parts[-1] += f"\n\n{paragraph}" if parts[-1] else paragraph
+        parts[-1] += f"\n\n{piece}" if parts[-1] else piece
     for number, part in enumerate(filter(None, parts), 1):
         yield Passage(part, f"{document}#{number}", document, metadata)
 
