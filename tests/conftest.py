@@ -81,7 +81,6 @@ def _nothing_known_of_servers() -> None:
     service = sys.modules.get("gemma_embed.runtimes.ollama.service")
     if service is not None:
         service.CHECKED.clear()
-        service.PROBED.clear()
 
 
 @pytest.fixture(autouse=True)

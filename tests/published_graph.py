@@ -21,6 +21,6 @@ def publish(
     graph = OnnxRuntime(checkpoint, precision=precision).export(folder)
     if output != "sentence_embedding":
         written = onnx.load(graph, load_external_data=False)
-        written.graph.node[-1].output[0] = written.graph.output[0].name = output
+        written.graph.node[-1].output[0] = written.graph.output[-1].name = output
         onnx.save(written, graph)
     return folder

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from gemma_embed import export
 from gemma_embed.cli import main
 from gemma_embed.errors import ConfigurationError, ModelCorrupt, WrongModel
 from gemma_embed.export import GgufExport, export_gguf
@@ -267,6 +268,22 @@ def spoil_number(folder: Path) -> None:
     raw = bytearray(path.read_bytes())
     raw[-4:] = np.float32(np.nan).tobytes()
     path.write_bytes(raw)
+
+
+def test_what_cannot_be_read_is_blamed_and_not_the_target(
+    even: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(even, tmp_path / "copy"))
+    write = export.write_gguf
+
+    def late(*arguments: object) -> None:
+        (folder / "model.safetensors").unlink()
+        write(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(export, "write_gguf", late)
+    with pytest.raises(ModelCorrupt, match=r"copy/model\.safetensors cannot be read"):
+        export_gguf(folder, tmp_path / "a.gguf")
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
 
 
 def test_narrow_models_are_refused(tmp_path: Path) -> None:

@@ -1,14 +1,16 @@
 """A complete network in one ONNX graph, as Transformers.js and other runtimes load it.
 
-The layout of onnx-community/embeddinggemma-300m-ONNX: token ids and a mask in, finished vectors
-out. Around the graph of ``graph.write_graph``, whose inputs are made within this one: the embedding
+The layout of onnx-community/embeddinggemma-300m-ONNX: token ids and a mask in, token states and
+finished vectors out, in that order, by which some programs take them (fastembed the second).
+Around the graph of ``graph.write_graph``, whose inputs are made within this one: the embedding
 table is part of it, and all tokens of a batch are one block. Plain operators only, beside those of
 ONNX Runtime's own set that its builds for the web have, too.
 
 Inputs of a batch, texts padded to the longest:
     input_ids            int64 (batch, length)
     attention_mask       int64 (batch, length): 1 for a token, 0 for padding.
-Output:
+Outputs:
+    last_hidden_state    float32 (batch, length, hidden): what is pooled; of padding, arbitrary.
     sentence_embedding   float32 (batch, width), rows of norm 1.
 """
 
@@ -63,7 +65,7 @@ def write_published(
         write_graph(Path(inner), architecture, weights, dense, precision)
         middle = onnx.load(Path(inner) / GRAPH)
     table = weights["embed_tokens.weight"].read()
-    parts = [_before(table, architecture, precision), middle, _after()]
+    parts = [_before(table, architecture, precision), middle, _after(_pooled(middle), architecture)]
     complete = onnx.ModelProto()
     complete.CopyFrom(middle)
     complete.graph.CopyFrom(
@@ -147,18 +149,34 @@ def _before(table: Floats, architecture: Architecture, precision: Precision) -> 
     return _model(steps, constants, ids, [])
 
 
-def _after() -> ModelProto:
-    """Normalise the inner graph's output."""
+def _pooled(inner: ModelProto) -> str:
+    """Return the name of what the inner graph multiplies by ``mean``."""
+    (states,) = (
+        node.input[1]
+        for node in inner.graph.node
+        if [*node.input][:1] == ["mean"] and node.op_type == "MatMul"
+    )
+    return str(states)
+
+
+def _after(states: str, architecture: Architecture) -> ModelProto:
+    """Name the inner graph's states, and normalise its output."""
     from onnx import TensorProto, helper
 
     steps: list[_Step] = [
+        ("Identity", [states], "last_hidden_state", {}),
         ("ReduceL2", ["vectors", "last"], "norms", {"keepdims": 1}),
         ("Div", ["vectors", "norms"], "sentence_embedding", {}),
     ]
-    result = helper.make_tensor_value_info(
-        "sentence_embedding", TensorProto.FLOAT, ["batch", "width"]
-    )
-    return _model(steps, {"last": np.array([1], np.int64)}, [], [result])
+    shapes: dict[str, list[str | int]] = {
+        "last_hidden_state": ["batch", "length", architecture.hidden],
+        "sentence_embedding": ["batch", "width"],
+    }
+    results = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in shapes.items()
+    ]
+    return _model(steps, {"last": np.array([1], np.int64)}, [], results)
 
 
 def _model(

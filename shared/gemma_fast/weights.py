@@ -11,6 +11,7 @@ import json
 import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,10 +53,11 @@ class Tensor:
         """Read all of it: float32, of ``shape``.
 
         Raises:
-            Damaged: If the file was cut short.
+            Damaged: If the file was cut short, or cannot be read any more.
         """
         count = math.prod(self.shape)
-        raw = np.fromfile(self.path, _STORED[self.stored], count, offset=self.start)
+        with _reading(self.path):
+            raw = np.fromfile(self.path, _STORED[self.stored], count, offset=self.start)
         if len(raw) != count:
             raise Damaged(f"{self.path} is shorter than it says; download the model again")
         return _float32(raw, self.stored).reshape(self.shape)
@@ -70,12 +72,17 @@ class Rows:
     """
 
     def __init__(self, tensor: Tensor) -> None:
-        """Open the tensor's file."""
+        """Open the tensor's file.
+
+        Raises:
+            Damaged: If it cannot be read any more.
+        """
         self._tensor = tensor
         self._bytes = tensor.shape[1] * np.dtype(_STORED[tensor.stored]).itemsize
         self._lock = threading.Lock()
         # Open for as long as the rows are needed; closed with this object.
-        self._file = tensor.path.open("rb", buffering=0)
+        with _reading(tensor.path):
+            self._file = tensor.path.open("rb", buffering=0)
 
     def take(self, numbers: Sequence[int]) -> Floats:
         """Read rows: float32, shape (len(numbers), columns), in that order.
@@ -85,7 +92,7 @@ class Rows:
         """
         tensor = self._tensor
         raw = np.empty((len(numbers), tensor.shape[1]), _STORED[tensor.stored])
-        with self._lock:
+        with self._lock, _reading(tensor.path):
             for place, number in enumerate(numbers):
                 self._file.seek(tensor.start + number * self._bytes)
                 if number >= tensor.shape[0] or self._file.readinto(raw[place]) != self._bytes:
@@ -210,6 +217,17 @@ def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
             yield name, Tensor(path, 8 + length + first, shape, stored)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(damaged) from error
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Give errors of reading a kind of their own, apart from those of who writes meanwhile."""
+    try:
+        yield
+    except OSError as error:
+        raise Damaged(
+            f"{path} cannot be read ({error.strerror or error}); download the model again"
+        ) from error
 
 
 def _float32(raw: npt.NDArray[Any], stored: str) -> Floats:

@@ -22,6 +22,7 @@ from gemma_embed.identity import Identity
 from gemma_embed.models import BUNDLED, Model
 from gemma_embed.runtimes import (
     Batch,
+    GgufRuntime,
     OllamaRuntime,
     OnnxRuntime,
     Runtime,
@@ -313,9 +314,10 @@ def test_vectors_whose_beginning_says_nothing_are_not_ok(value: float) -> None:
     assert not verdict.ok
 
 
-def test_vectors_that_were_cut_and_filled_up_are_not_ok() -> None:
-    zeros = [0.0] * (768 - 256)
-    verdict = verify(Own(whole(lambda vectors: [one[:256] + zeros for one in vectors])))
+@pytest.mark.parametrize("kept", [256, 512, 767])
+def test_vectors_that_were_cut_and_filled_up_are_not_ok(kept: int) -> None:
+    zeros = [0.0] * (768 - kept)
+    verdict = verify(Own(whole(lambda vectors: [one[:kept] + zeros for one in vectors])))
     assert verdict.causes == ("cut",)
 
 
@@ -336,5 +338,13 @@ def test_the_model_of_several_runtimes_is_for_those_in_this_process(tmp_path: Pa
     assert opened["onnx"].settings["model"] == opened["onnx:int8"].settings["model"] == "bundled"
     assert opened["ollama"].settings["model"] != "bundled"
     assert opened[str(tmp_path)].settings["model"] == str(tmp_path)
+    for call in (
+        lambda: named.opened_all(["gguf", "onnx"], "bundled"),
+        lambda: named.opened("gguf", "./folder"),
+        lambda: named.opened("gguf"),
+    ):
+        with pytest.raises(ConfigurationError, match=r"name the \.gguf file itself in place of"):
+            call()
+    assert isinstance(named.opened("gguf", "./a.gguf"), GgufRuntime)
     with pytest.raises(ConfigurationError, match="--model is for a runtime in this process"):
         named.opened_all(["bundled", "ollama"], "./folder")

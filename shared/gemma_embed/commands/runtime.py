@@ -48,6 +48,10 @@ def opened(named: str, model: str | None = None, precision: str | None = None) -
             settings = {"runtime": name}
         if settings["runtime"] not in RUNTIMES:
             settings = {"runtime": "transformers", "model": _folder(settings["runtime"], model)}
+    if named == "gguf" and not str(model).endswith(".gguf"):
+        raise ConfigurationError(
+            "name the .gguf file itself in place of gguf: it is one file, not a folder or hub id"
+        )
     if model is not None:
         settings["model"] = model
     if precision is not None:
@@ -67,7 +71,9 @@ def opened_all(names: Sequence[str], model: str | None) -> dict[str, Runtime]:
         ConfigurationError: If one names no runtime, or none takes the model.
     """
     kinds = {name: name.partition(":")[0] for name in names}
-    take = {name for name, kind in kinds.items() if kind in RUNTIMES and kind not in _SERVERS}
+    # A folder for the others is no file for "gguf".
+    other = (*_SERVERS, "gguf")
+    take = {name for name, kind in kinds.items() if kind in RUNTIMES and kind not in other}
     if model is not None and not take:
         raise ConfigurationError(
             "--model is for a runtime in this process: name onnx, or another one"

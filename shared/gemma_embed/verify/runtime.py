@@ -98,7 +98,7 @@ def verify(runtime: Runtime) -> Verdict:
     uneven = bool((np.abs(norms - 1) > _NORM_TOLERANCE).any())
     if widths != {model.width}:
         found.append("cut_not_normalised" if uneven else "cut")
-    elif not any(vector[model.width // 2 :].any() for vector in alone.values()):
+    elif not any(vector[-1] for vector in alone.values()):
         # Cut, and filled up with zeros; the golden values have the first numbers only.
         found.append("cut")
     notes = ("not_normalised",) if uneven and widths == {model.width} else ()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 import pickle
 import random
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -290,3 +293,35 @@ def test_damaged_files(
     spoil(path)
     with pytest.raises(error, match=message):
         Embedder(GgufRuntime(path)).embed(["a"])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.parametrize(
+    "use", ["", "embedder.embed(['a'])", "embedder.embed(['a']); runtime.close()"]
+)
+def test_a_forked_child_ends(file: Path, use: str) -> None:
+    script = f"""
+import os, sys, time
+from gemma_embed import Embedder
+from gemma_embed.runtimes import GgufRuntime
+runtime = GgufRuntime({str(file)!r}, threads=1)
+embedder = Embedder(runtime)
+vector = embedder.embed(["a"])
+child = os.fork()
+if child == 0:
+    {use or "pass"}
+    sys.exit(7)
+for _ in range(300):
+    ended, status = os.waitpid(child, os.WNOHANG)
+    if ended:
+        break
+    time.sleep(0.1)
+else:
+    os.kill(child, 9)
+assert os.waitstatus_to_exitcode(status) == 7, status
+assert (embedder.embed(["a"]) == vector).all()
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr

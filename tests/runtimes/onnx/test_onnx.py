@@ -13,6 +13,7 @@ from pathlib import Path
 
 import checkpoints
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from published_graph import publish
@@ -33,6 +34,7 @@ from gemma_embed.errors import (
     WrongModel,
 )
 from gemma_embed.runtimes import OnnxRuntime, TransformersRuntime, open_runtime, runtime_settings
+from gemma_embed.runtimes.onnx import export as export_file
 from gemma_embed.runtimes.onnx import runtime as runtime_file
 from gemma_embed.runtimes.onnx.published import PublishedForward
 from gemma_embed.runtimes.onnx.runtime import batches_by_length
@@ -332,6 +334,37 @@ def test_a_published_graph(narrow: Path, tmp_path: Path) -> None:
     assert vectors_of(open_runtime(runtime_settings(runtime)), ["a"]).shape == (1, 768)
 
 
+@pytest.mark.parametrize("precision", ["float32", "int8", "int4"])
+def test_an_exported_graph_has_the_published_outputs_in_their_order(
+    narrow: Path, tmp_path: Path, precision: Precision
+) -> None:
+    graph = OnnxRuntime(narrow, precision=precision).export(tmp_path / "out")
+    session = onnxruntime.InferenceSession(graph)
+    hidden = json.loads((narrow / "config.json").read_text())["hidden_size"]
+    assert [(output.name, output.shape) for output in session.get_outputs()] == [
+        ("last_hidden_state", ["batch", "length", hidden]),
+        ("sentence_embedding", ["batch", 768]),
+    ]
+    reference = SentenceTransformer(str(narrow), device="cpu")
+    batch = reference.tokenize(["a b c d e", " ".join(WORDS[:300])])
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    states, vectors = session.run(None, {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
+    with torch.no_grad():
+        expected = reference[0].auto_model(input_ids=ids, attention_mask=mask).last_hidden_state
+    assert states.shape == expected.shape
+    real = mask.bool()
+    apart = torch.from_numpy(states)[real] - expected[real]
+    bound = {"float32": 1e-4, "int8": 0.05, "int4": 0.2}[precision]
+    assert apart.norm() <= bound * expected[real].norm()
+    # What is pooled, and nothing else.
+    part = mask[:, :, None].numpy().astype(np.float32)
+    pooled = torch.from_numpy((states * part).sum(1) / part.sum(1))
+    with torch.no_grad():
+        for module in list(reference)[2:]:
+            pooled = module({"sentence_embedding": pooled})["sentence_embedding"]
+    np.testing.assert_allclose(vectors, pooled, atol=2e-5)
+
+
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_an_exported_graph_is_as_close_as_its_precision(
     narrow: Path, tmp_path: Path, precision: Precision
@@ -362,6 +395,64 @@ def test_an_export_takes_prompts_and_limit_along(copied: Path, tmp_path: Path) -
     own.unlink()
     OnnxRuntime(copied).export(folder)
     assert OnnxRuntime(folder).prompts.prefix("query") == runtime.model.prompts.prefix("query")
+
+
+def test_an_export_mixes_no_two_models(copied: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    for precision in ("float32", "int8"):
+        OnnxRuntime(copied, precision=precision).export(folder)
+    files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    weights = load_file(copied / "model.safetensors")
+    save_file({**weights, "norm.weight": weights["norm.weight"] + 1}, copied / "model.safetensors")
+    changed = OnnxRuntime(copied)
+    with pytest.raises(ConfigurationError, match=r"another checkpoint \(model_quantized\.onnx\)"):
+        changed.export(folder)
+    checkpoint = Path(shutil.copytree(copied, tmp_path / "another"))
+    with pytest.raises(ConfigurationError, match="holds a checkpoint"):
+        changed.export(checkpoint)
+    assert {path: path.read_bytes() for path in files} == files
+    # Whose every graph is written again is replaced as a whole.
+    (folder / "onnx" / "model_quantized.onnx").unlink()
+    changed.export(folder)
+    vectors = vectors_of(OnnxRuntime(folder), SHORT)
+    np.testing.assert_allclose(vectors, vectors_of(changed, SHORT), atol=1e-5)
+
+
+def test_an_export_that_is_stopped_leaves_no_graph_of_another_model(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "out"
+    OnnxRuntime(copied).export(folder)
+
+    def write(path: Path, *arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export_file, "write_published", write)
+    with pytest.raises(KeyboardInterrupt):
+        OnnxRuntime(copied).export(folder)
+    with pytest.raises(ModelNotFound, match=r"no onnx/model\.onnx"):
+        vectors_of(OnnxRuntime(folder, layout="published"), ["a"])
+
+
+@pytest.mark.parametrize("gone", ["model.safetensors", "tokenizer.json"])
+def test_an_export_blames_what_cannot_be_read(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: str
+) -> None:
+    runtime = OnnxRuntime(copied)
+    checkpoint = runtime._checkpoint()
+    assert checkpoint.revision
+
+    def read(self: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    if gone == "tokenizer.json":
+        monkeypatch.setattr(Path, "read_bytes", read)
+    else:
+        weights = checkpoint.tensors()
+        monkeypatch.setattr(type(checkpoint), "tensors", lambda self: weights)
+        (copied / gone).unlink()
+    with pytest.raises(ModelCorrupt, match=rf"{gone} cannot be"):
+        runtime.export(tmp_path / "out")
 
 
 def test_places_that_nothing_can_be_exported_to(copied: Path, tmp_path: Path) -> None:

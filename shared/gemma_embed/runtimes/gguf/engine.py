@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import base64
+import ctypes
+import os
 import secrets
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +16,13 @@ import xllamacpp
 
 from gemma_embed.errors import BadResponse
 from gemma_embed.runtimes.local.tokenizer import Tokenizer
+from gemma_embed.runtimes.per_process import keep_forever
 from gemma_embed.vectors import Vectors, plan_batches
 
 # Tokens in one call of llama.cpp, which cannot be interrupted.
 _TOKENS = 2048
+# In a child that was forked when llama.cpp had been used: it frees no model there.
+_FORKED = threading.Event()
 
 
 class LlamaNetwork:
@@ -35,6 +42,7 @@ class LlamaNetwork:
             threads: Threads that compute; None for llama.cpp's choice.
         """
         self.tokenize = tokenize
+        _watch_forks()
         options = xllamacpp.CommonParams()
         options.model.path = str(path)
         options.embedding = True
@@ -51,6 +59,8 @@ class LlamaNetwork:
         options.ui = options.endpoint_slots = False
         options.api_keys = [secrets.token_urlsafe(32)]
         self._server = xllamacpp.Server(options)
+        if _FORKED.is_set():
+            keep_forever(self._server)
 
     def batches(self, lengths: Mapping[int, int]) -> Iterator[list[int]]:
         """Group rows; see ``Network``."""
@@ -75,3 +85,22 @@ class LlamaNetwork:
             [np.frombuffer(base64.b64decode(rows[row]), "<f4") for row in range(len(tokens))],
             dtype=np.float32,
         )
+
+
+@cache
+def _watch_forks() -> None:
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_in_child)
+
+
+def _in_child() -> None:
+    """Let a forked child end after Python's own clean-up, as those of ``multiprocessing`` do.
+
+    llama.cpp waits for threads when a model of it is disposed of, and at the process's end. A fork
+    does not take them along: the child would wait for ever, or be aborted.
+    """
+    _FORKED.set()
+    library = ctypes.CDLL(None)
+    # glibc's: called with the exit code, before what was registered earlier.
+    if hasattr(library, "on_exit"):
+        library.on_exit(library._exit, None)

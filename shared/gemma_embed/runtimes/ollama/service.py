@@ -46,8 +46,6 @@ _LOADED_JUST_NOW = 100_000_000
 
 # What was found out of a model: a verbose /api/show takes a second or two and some megabytes.
 CHECKED: dict[tuple[str, str, str, bool], tuple[str, int]] = {}
-# The era of servers that do not tell their version.
-PROBED: dict[tuple[str, str, str], tuple[str, str]] = {}
 
 logger = logging.getLogger("gemma_embed")
 
@@ -63,6 +61,9 @@ class OllamaService(Service):
         super().__init__(settings)
         numbers = settings.max_batch * settings.row.width
         self._loaded = -math.inf
+        # By digest, the era of a server that does not tell its version. Not beyond this runtime:
+        # another server may stand at this address by then.
+        self._eras: dict[str, tuple[str, str]] = {}
         self._largest = numbers * _BYTES_PER_NUMBER + _BYTES_AROUND
 
     async def ask_identity(self) -> Identity:
@@ -181,8 +182,8 @@ class OllamaService(Service):
         settings = self.settings
         if settings.row != EMBEDDINGGEMMA_300M:
             return UNKNOWN, ""
-        key = settings.host, settings.model, entry.digest or UNKNOWN
-        if key not in PROBED:
+        key = entry.digest or UNKNOWN
+        if key not in self._eras:
             text, vector = window.TEXT, None
             try:
                 body = self._body([text], truncate=False)
@@ -195,8 +196,8 @@ class OllamaService(Service):
                 failure = error.__cause__
                 if not isinstance(failure, Failure) or failure.kind is not Kind.TOO_LONG:
                     raise
-            PROBED[key] = probed_era(vector, settings.row, settings.origin)
-        return PROBED[key]
+            self._eras[key] = probed_era(vector, settings.row, settings.origin)
+        return self._eras[key]
 
     async def _context(self) -> int | None:
         """Return the context with which the model is loaded; None where it is not told.

@@ -2,7 +2,7 @@
 
 The layout of onnx-community/embeddinggemma-300m-ONNX: ``onnx/model.onnx`` with its numbers in
 ``onnx/model.onnx_data``, and the same for fewer bits; inputs ``input_ids`` and ``attention_mask``,
-output ``sentence_embedding``.
+outputs ``last_hidden_state``, which is not used here, and ``sentence_embedding``.
 """
 
 from __future__ import annotations
