@@ -250,7 +250,7 @@ def _word(data: bytes) -> Read:
 
 
 READERS: dict[str, Callable[[bytes], Read]] = {
-    **dict.fromkeys((".txt", ".text", ".rst", ".org", ".log", ""), _text),
+    **dict.fromkeys((".txt", ".text", ".rst", ".org", ".log", ".debian", ""), _text),
     **dict.fromkeys((".md", ".markdown"), _markdown),
     **dict.fromkeys((".html", ".htm", ".xhtml"), _page),
     ".pdf": _pdf,
