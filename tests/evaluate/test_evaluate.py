@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from fakes import FakeRuntime
 from langchain_core.documents import Document
+from matplotlib.figure import Figure
 from scipy import stats
 from sklearn.metrics import ndcg_score, top_k_accuracy_score
 
@@ -148,7 +149,9 @@ def test_a_row_for_each_combination_and_the_yardstick_last(notes: Report) -> Non
     assert "56 questions can only show differences of about " in str(notes)
 
 
-def test_a_report_is_json_and_a_picture(notes: Report, tmp_path: Path) -> None:
+def test_a_report_is_json_and_a_picture(
+    notes: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = json.loads(json.dumps(notes.as_dict()))
     assert [row["bytes"] for row in found["rows"]] == [3072, 2048, 1024, 512, 512, None]
     assert (
@@ -160,6 +163,13 @@ def test_a_report_is_json_and_a_picture(notes: Report, tmp_path: Path) -> None:
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ConfigurationError, match="cannot be written"):
         notes.plot(tmp_path / "no folder" / "plot.png")
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    notes.plot("plot.png")
+    # The widths of a runtime take equally long; an axis of microseconds would set them apart.
+    start, end = figures[0].axes[1].get_xlim()
+    assert start == 0
+    assert end > max(row.milliseconds or 0 for row in notes.rows)
 
 
 def test_nothing_is_computed_a_second_time(tmp_path: Path) -> None:
