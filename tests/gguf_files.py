@@ -21,7 +21,8 @@ options.embedding, options.warmup, options.verbosity = True, False, -1
 options.n_batch = options.n_ubatch = said.pop("n_ubatch", 2048)
 options.n_parallel = 1
 # Threads wait for each other by spinning, which takes long where something else computes.
-options.cpuparams.n_threads = options.cpuparams_batch.n_threads = 1
+threads = said.pop("threads", 1)
+options.cpuparams.n_threads = options.cpuparams_batch.n_threads = threads
 for name, value in said.items():
     setattr(options, name, value)
 server = xllamacpp.Server(options)

@@ -15,6 +15,7 @@ import json
 import struct
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -62,6 +63,8 @@ class LlamaServer(Faults, HttpServer):
         embeddings: Whether it was started with ``--embeddings``.
         pooling: ``--pooling``.
         loading: How many of the next requests come while it is loading; None for all.
+        stopping: Whether it got SIGTERM: a text is computed, its answer never sent, and the
+            connection stays until the client hangs up.
         unfit: The status of requests of a wrong form: 500, or 400 with other builds.
         texts: Every text that reached the model.
     """
@@ -87,6 +90,7 @@ class LlamaServer(Faults, HttpServer):
         self.embeddings = True
         self.pooling = "mean"
         self.loading: int | None = 0
+        self.stopping = False
         self.unfit = 500
         self.texts: list[str] = []
         self._computing = threading.Lock()
@@ -104,7 +108,9 @@ class LlamaServer(Faults, HttpServer):
     def respond(self, request: Request) -> Reply:
         """Return the reply to a request, with scripted faults."""
         request.reply = self._faulty(request, partial(self._honest, request))
-        return request.reply
+        while self.stopping and not request.gone() and not self._stopping.is_set():
+            self.wait(0.01)
+        return replace(request.reply, reset=request.reply.reset or self.stopping)
 
     def _honest(self, request: Request) -> Reply:
         try:
@@ -220,9 +226,8 @@ class LlamaServer(Faults, HttpServer):
                 self.texts.append(text)
                 vector = np.asarray(self.embed(text), dtype=float)
                 # Any but the mean is answered without a warning.
-                vector = {"cls": np.roll(vector, 1), "last": np.roll(vector, 2)}.get(
-                    self.pooling, vector
-                )
+                poolings = ("mean", "cls", "last", "rank")
+                vector = np.roll(vector, poolings.index(self.pooling))
                 unit = vector / np.linalg.norm(vector)
                 vector = (unit * NORM if body.get("embd_normalize") == -1 else unit).tolist()
             packed = base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()

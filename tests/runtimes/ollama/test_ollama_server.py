@@ -6,6 +6,7 @@ another version). Messages are literal here, not imported, so that a mistake in 
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
 import math
@@ -510,6 +511,11 @@ def test_the_older_and_the_openai_api(server: OllamaServer) -> None:
     packed = embed(input=["a", "b"], encoding_format="base64")
     data = json.loads(send(server, "/v1/embeddings", packed)[2])["data"]
     assert [row["index"] for row in data] == [0, 1]
+    cut = send(server, "/v1/embeddings", embed(input="a", encoding_format="base64", dimensions=256))
+    (row,) = json.loads(cut[2])["data"]
+    assert len(row["embedding"]) == 1368
+    numbers = struct.unpack("<256f", base64.b64decode(row["embedding"]))
+    assert sum(number**2 for number in numbers) == pytest.approx(1)
     status, _, body = send(server, "/v1/embeddings", {"model": "x", "input": "a"})
     assert status == 404
     assert json.loads(body)["error"] == {

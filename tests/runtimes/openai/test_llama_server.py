@@ -165,12 +165,21 @@ def test_its_own_form(server: LlamaServer) -> None:
 
 def test_a_wrong_pooling_is_answered_without_a_warning(server: LlamaServer) -> None:
     found = set()
-    for pooling in ("mean", "cls", "last"):
+    for pooling in ("mean", "cls", "last", "rank"):
         server.pooling = pooling
         response = post(server, {"input": "a b"})
         assert response.status_code == 200
+        assert len(response.json()["data"][0]["embedding"]) == 768
         found.add(tuple(response.json()["data"][0]["embedding"]))
-    assert len(found) == 3
+    assert len(found) == 4
+
+
+def test_sigterm_in_a_request(server: LlamaServer) -> None:
+    server.stopping = True
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(server.url + PATH, json={"input": "a b"}, timeout=0.5)
+    # The text in hand was finished all the same.
+    assert len(server.texts) == 1
 
 
 def test_what_it_tells(server: LlamaServer) -> None:
