@@ -5,11 +5,12 @@ A row has the cosines of all its vectors to the reference's, the share of each q
 nearest passages that is the same, recall@1 over all questions, tokens a second over the passages,
 the process's peak memory (VmHWM, MB of 10^6 bytes, pages of files included), and the seconds from
 the first import to the first vector; files that an ONNX row makes once are there already. Runtimes
-are named as in ``gemma-embed verify``; a server works in another process, so its row has no memory.
-Rows that were measured before are kept.
+are named as in ``gemma-embed verify``; ``gguf:q8_0`` is a file that is written here, and
+``llama-server:q8_0`` llama.cpp's own server on it, by ``OpenAIRuntime``. A server works in another
+process, so its row has no memory. Rows that were measured before are kept.
 
-Run: python benchmarks/agreement.py --model FOLDER
-     python benchmarks/agreement.py --model FOLDER ollama http://127.0.0.1:8080/v1 model-q8_0.gguf
+Run: PYTHONPATH=tests python benchmarks/agreement.py --model FOLDER
+     PYTHONPATH=tests python benchmarks/agreement.py --model FOLDER ollama http://127.0.0.1:8080/v1
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,18 +33,27 @@ if TYPE_CHECKING:
 
 REFERENCE = "sentence-transformers"
 LOCAL = ("transformers", "transformers:bfloat16", "onnx", "onnx:int8", "onnx:int4")
+GGUF = ("gguf:f32", "gguf:bf16", "gguf:q8_0", "gguf:q4_0")
 PEERS = (f"{REFERENCE}:bfloat16",)
-SERVERS = ("ollama", "openai", "http")
+SERVERS = ("ollama", "openai", "http", "llama-server")
+ALL = (*PEERS, *LOCAL, *GGUF, "llama-server:q8_0")
 
 
-def alone(name: str, model: str, folder: Path, *, first: bool) -> None:
+def alone(name: str, where: str, model: str, folder: Path, *, first: bool) -> None:
     """Compute the vectors of one row in this process, and write them and its figures.
 
     Or with ``first`` one vector, so that what is made on the first use is there.
+
+    Args:
+        name: The row's.
+        where: What ``engine`` takes for it.
+        model: The checkpoint's folder.
+        folder: Of texts and vectors.
+        first: See above.
     """
     prompted = json.loads((folder / "texts.json").read_text())
     start = time.perf_counter()
-    embed = engine(name, model)
+    embed = engine(where, model)
     embed(prompted["questions"][:1])
     ready = time.perf_counter() - start
     if first:
@@ -75,7 +87,8 @@ def engine(name: str, model: str) -> Any:
     from gemma_embed.commands.runtime import opened
     from gemma_embed.evaluate.settings import WithoutPrompts
 
-    runtime = opened(name, model if name in LOCAL else None)
+    in_process = kind in ("transformers", "onnx", "mlx")
+    runtime = opened(name, model if in_process else None)
     return Embedder(WithoutPrompts(runtime)).embed
 
 
@@ -91,11 +104,32 @@ def measured(name: str, model: str, folder: Path) -> dict[str, np.ndarray]:
 
     path = folder / f"{file_of(name)}.npz"
     if not path.exists():
-        if name.startswith("onnx"):
-            in_own_process("--first", name, model, str(folder))
-        in_own_process("--alone", name, model, str(folder))
+        with place_of(name, model, folder) as where:
+            for step in ("--first", "--alone") if name.startswith("onnx") else ("--alone",):
+                in_own_process(step, name, where, model, str(folder))
     with np.load(path) as found:
         return dict(found)
+
+
+@contextmanager
+def place_of(name: str, model: str, folder: Path) -> Iterator[str]:
+    """Write a row's file, or start its server; give what ``engine`` takes."""
+    kind, _, precision = name.partition(":")
+    if kind not in ("gguf", "llama-server"):
+        yield name
+        return
+    from gguf_files import llama_server
+
+    from gemma_embed.export import export_gguf
+
+    file = folder / f"{precision}.gguf"
+    if not file.exists():
+        export_gguf(model, file, precision=precision)  # type: ignore[arg-type]
+    if kind == "gguf":
+        yield str(file)
+        return
+    with llama_server(file, threads=os.cpu_count()) as address:
+        yield f"{address}/v1"
 
 
 def ranked(vectors: dict[str, np.ndarray], sets: dict[str, Set]) -> list[list[str]]:
@@ -151,7 +185,8 @@ def main() -> None:
     """Print and save the table."""
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     if sys.argv[1:2] in (["--alone"], ["--first"]):
-        alone(sys.argv[2], sys.argv[3], Path(sys.argv[4]), first=sys.argv[1] == "--first")
+        name, where, model, folder = sys.argv[2:]
+        alone(name, where, model, Path(folder), first=sys.argv[1] == "--first")
         return
     from pairs import RESULTS, machine, save
     from sets import all_sets
@@ -160,11 +195,17 @@ def main() -> None:
     from gemma_embed.models import EMBEDDINGGEMMA_300M
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("runtimes", nargs="*", default=[*LOCAL, *PEERS])
+    parser.add_argument("runtimes", nargs="*", default=ALL)
+    parser.add_argument("--limit", type=int, help="texts and questions of a set; nothing is saved")
     parser.add_argument("--model", required=True, help="the checkpoint's folder")
     parser.add_argument("--vectors", type=Path, default=Path(".agreement"), help="kept vectors")
     options = parser.parse_args()
     sets, prompts = all_sets(), EMBEDDINGGEMMA_300M.prompts
+    if options.limit:
+        sets = {
+            name: (passages[: options.limit], questions[: options.limit])
+            for name, (passages, questions) in sets.items()
+        }
     items = [each for passages, _ in sets.values() for each in passages]
     asked = [each for _, questions in sets.values() for each in questions]
     prompted = {
@@ -178,12 +219,14 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     tokens = sum(len(ids) for ids in tokenizer(prompted["passages"])["input_ids"])
     results = RESULTS / "agreement.json"
-    rows = json.loads(results.read_text())["rows"] if results.exists() else {}
+    kept = results.exists() and not options.limit
+    rows = json.loads(results.read_text())["rows"] if kept else {}
     reference = measured(REFERENCE, options.model, options.vectors)
     for name in (REFERENCE, *options.runtimes):
         found = measured(name, options.model, options.vectors)
         rows[name] = figures_of(name, found, reference, sets, tokens)
-        save("agreement", {"tokens": tokens, "texts": len(items) + len(asked), "rows": rows})
+        if not options.limit:
+            save("agreement", {"tokens": tokens, "texts": len(items) + len(asked), "rows": rows})
     print(f"{machine()}\n\n| | {' | '.join(rows[REFERENCE])} |")
     for name, figures in rows.items():
         print(f"| {name} | " + " | ".join(map(str, figures.values())) + " |")

@@ -68,6 +68,20 @@ def test_vectors_are_the_reference_s_at_all_lengths(
     assert cosines.min() >= least
 
 
+@pytest.mark.parametrize(
+    ("precision", "named"),
+    [("f32", "float32"), ("bf16", "bfloat16"), ("q8_0", "8 bits"), ("q4_0", "4 bits")],
+)
+def test_verify_calls_an_intact_file_ok_and_names_its_precision(
+    exported: Callable[[GgufPrecision], Path], precision: GgufPrecision, named: str
+) -> None:
+    runtime = GgufRuntime(exported(precision), threads=1)
+    verdict = verify(runtime)
+    runtime.close()
+    assert verdict.ok, str(verdict)
+    assert verdict.precision == named
+
+
 @pytest.mark.parametrize("precision", ["bf16", "q8_0"])
 def test_verify_calls_an_intact_server_ok(
     exported: Callable[[GgufPrecision], Path], precision: GgufPrecision
