@@ -1,4 +1,4 @@
-"""A LangChain retriever over a narrow index, with full-width vectors for the last word."""
+"""A LangChain retriever over a small index, with full-width vectors for the last word."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field
 
 from gemma_embed.background import in_background
 from gemma_embed.errors import ConfigurationError
-from gemma_embed.matryoshka import TwoStepSearch, parts_of
+from gemma_embed.matryoshka import Candidates, TwoStepSearch, parts_of
 from gemma_embed.vectors import Vectors
 from langchain_gemma_embed.embeddings import GemmaEmbeddings
 from langchain_gemma_embed.errors import langchain_errors
@@ -42,6 +42,9 @@ class MatryoshkaRetriever(BaseRetriever):
         title_key: The metadata key of titles, where documents were embedded with them by other
             means than ``ChromaIndex.ingest``, whose rows say it themselves.
         search_kwargs: More arguments of the vector store's search, a filter say.
+        compact: A ``CompactIndex``, loaded, of the ``ChromaIndex`` that the vector store was opened
+            on: it finds the candidates, among all rows and in little memory. The embeddings may
+            have the full width then.
     """
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
@@ -51,6 +54,7 @@ class MatryoshkaRetriever(BaseRetriever):
     candidates: int = 100
     title_key: str | None = None
     search_kwargs: dict[str, Any] = Field(default_factory=dict)
+    compact: Any = None
 
     def __init__(
         self,
@@ -60,6 +64,7 @@ class MatryoshkaRetriever(BaseRetriever):
         candidates: int = 100,
         title_key: str | None = None,
         search_kwargs: Mapping[str, Any] | None = None,
+        compact: Candidates | None = None,
         **others: Any,
     ) -> None:
         """Check the options, which the class describes; ``others`` are LangChain's own.
@@ -73,7 +78,13 @@ class MatryoshkaRetriever(BaseRetriever):
             "candidates": candidates,
             "title_key": title_key,
             "search_kwargs": dict(search_kwargs or {}),
+            "compact": compact,
         }
+        if compact is not None and search_kwargs:
+            raise ConfigurationError(
+                f"search_kwargs {sorted(search_kwargs)} cannot be obeyed: a compact index searches "
+                "all rows; leave out one of both"
+            )
         super().__init__(**fields, **others)
         _ = self._steps
 
@@ -85,7 +96,7 @@ class MatryoshkaRetriever(BaseRetriever):
                 f"the vector store's embeddings are {type(embeddings).__name__}, not "
                 "GemmaEmbeddings: pass GemmaEmbeddings when you open it"
             )
-        return TwoStepSearch(embeddings.embedder, self.k, self.candidates)
+        return TwoStepSearch(embeddings.embedder, self.k, self.candidates, self.compact)
 
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun
@@ -94,10 +105,14 @@ class MatryoshkaRetriever(BaseRetriever):
         steps = self._steps
         with langchain_errors():
             full, narrow = steps.query(query)
-            found = self.vectorstore.similarity_search_by_vector(
-                narrow, k=self.candidates, **self.search_kwargs
-            )
-            return self._ordered(steps, full, found)
+            rows = steps.nearest(narrow)
+            if rows is not None:
+                found = self.vectorstore.get_by_ids(rows) if rows else []
+            else:
+                found = self.vectorstore.similarity_search_by_vector(
+                    narrow, k=self.candidates, **self.search_kwargs
+                )
+            return self._ordered(steps, full, found, rows)
 
     async def _aget_relevant_documents(
         self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun
@@ -106,16 +121,20 @@ class MatryoshkaRetriever(BaseRetriever):
         steps = self._steps
         with langchain_errors():
             full, narrow = await in_background(steps.query, query)
-            found = await self.vectorstore.asimilarity_search_by_vector(
-                narrow, k=self.candidates, **self.search_kwargs
-            )
-            return await in_background(self._ordered, steps, full, found)
+            rows = await in_background(steps.nearest, narrow)
+            if rows is not None:
+                found = await self.vectorstore.aget_by_ids(rows) if rows else []
+            else:
+                found = await self.vectorstore.asimilarity_search_by_vector(
+                    narrow, k=self.candidates, **self.search_kwargs
+                )
+            return await in_background(self._ordered, steps, full, found, rows)
 
     def _ordered(
-        self, steps: TwoStepSearch, query: Vectors, found: list[Document]
+        self, steps: TwoStepSearch, query: Vectors, found: list[Document], rows: list[str] | None
     ) -> list[Document]:
         parts = [
             parts_of(each.metadata, each.page_content, self.title_key) or (each.page_content, None)
             for each in found
         ]
-        return [found[place] for place, _ in steps.best(query, parts)]
+        return [found[place] for place, _ in steps.best(query, parts, rows)]

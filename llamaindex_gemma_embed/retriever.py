@@ -1,4 +1,4 @@
-"""A LlamaIndex retriever over a narrow index, with full-width vectors for the last word."""
+"""A LlamaIndex retriever over a small index, with full-width vectors for the last word."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from llama_index.core.schema import MetadataMode, NodeWithScore
 from llama_index.core.vector_stores import MetadataFilters
 
 from gemma_embed.background import in_background
-from gemma_embed.errors import InvalidInput
-from gemma_embed.matryoshka import TwoStepSearch, parts_of
+from gemma_embed.errors import ConfigurationError, InvalidInput
+from gemma_embed.matryoshka import Candidates, TwoStepSearch, parts_of
 from gemma_embed.passages import split_title, title_key_of
 from gemma_embed.vectors import Vectors
 from llamaindex_gemma_embed.embedding import GemmaEmbedding
@@ -40,6 +40,7 @@ class MatryoshkaRetriever(BaseRetriever):
         candidates: int = 100,
         title_key: str | None = None,
         filters: MetadataFilters | None = None,
+        compact: Candidates | None = None,
         callback_manager: CallbackManager | None = None,
     ) -> None:
         """Check the options.
@@ -53,12 +54,20 @@ class MatryoshkaRetriever(BaseRetriever):
             title_key: The metadata key of titles, where nodes were embedded with them by other
                 means than ``GemmaTitles`` or ``ChromaIndex.ingest``, which say it themselves.
             filters: LlamaIndex's own.
+            compact: A ``CompactIndex``, loaded, of the ``ChromaIndex`` that the index was opened
+                on: it finds the candidates, among all rows and in little memory. The embed model
+                may have the full width then.
             callback_manager: LlamaIndex's own.
 
         Raises:
             ConfigurationError: If they cannot work.
         """
-        self._steps = TwoStepSearch(embed_model.embedder, similarity_top_k, candidates)
+        if compact is not None and filters is not None:
+            raise ConfigurationError(
+                "the filters cannot be obeyed: a compact index searches all rows; leave out one of "
+                "both"
+            )
+        self._steps = TwoStepSearch(embed_model.embedder, similarity_top_k, candidates, compact)
         self._title_key = title_key
         self._vector_store = index.vector_store
         self._narrow = index.as_retriever(similarity_top_k=candidates, filters=filters)
@@ -66,16 +75,31 @@ class MatryoshkaRetriever(BaseRetriever):
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         full, narrow = self._steps.query(_text_of(query_bundle))
-        found = self._narrow.retrieve(QueryBundle(query_bundle.query_str, embedding=narrow))
-        return self._ordered(full, found)
+        rows = self._steps.nearest(narrow)
+        if rows is not None:
+            found = self._read(rows)
+        else:
+            found = self._narrow.retrieve(QueryBundle(query_bundle.query_str, embedding=narrow))
+        return self._ordered(full, found, rows)
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         full, narrow = await in_background(self._steps.query, _text_of(query_bundle))
         bundle = QueryBundle(query_bundle.query_str, embedding=narrow)
-        found = await self._narrow.aretrieve(bundle)
-        return await in_background(self._ordered, full, found)
+        rows = await in_background(self._steps.nearest, narrow)
+        if rows is not None:
+            found = await in_background(self._read, rows)
+        else:
+            found = await self._narrow.aretrieve(bundle)
+        return await in_background(self._ordered, full, found, rows)
 
-    def _ordered(self, query: Vectors, found: list[NodeWithScore]) -> list[NodeWithScore]:
+    def _read(self, rows: list[str]) -> list[NodeWithScore]:
+        # Asked for none, it returns all.
+        nodes = self._vector_store.get_nodes(rows) if rows else []
+        return [NodeWithScore(node=node) for node in nodes]
+
+    def _ordered(
+        self, query: Vectors, found: list[NodeWithScore], rows: list[str] | None
+    ) -> list[NodeWithScore]:
         stated = _stated_title_key(self._vector_store)
         parts = []
         for each in found:
@@ -84,7 +108,7 @@ class MatryoshkaRetriever(BaseRetriever):
             parts.append(own or split_title(each.node.get_content(MetadataMode.EMBED)))
         return [
             NodeWithScore(node=found[place].node, score=score)
-            for place, score in self._steps.best(query, parts)
+            for place, score in self._steps.best(query, parts, rows)
         ]
 
 

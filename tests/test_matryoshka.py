@@ -23,8 +23,15 @@ from llama_index.vector_stores.chroma import ChromaVectorStore
 
 import langchain_gemma_embed
 import llamaindex_gemma_embed
-from gemma_embed.chroma import ChromaIndex
-from gemma_embed.errors import ConfigurationError, InvalidInput, ServerBusy
+from gemma_embed.chroma import ChromaIndex, CompactIndex
+from gemma_embed.compact import CompactVectors, Form, packed
+from gemma_embed.errors import (
+    CollectionError,
+    CollectionMismatch,
+    ConfigurationError,
+    InvalidInput,
+    ServerBusy,
+)
 from gemma_embed.testing import bundled_runtime
 from langchain_gemma_embed import GemmaEmbeddings
 from llamaindex_gemma_embed import GemmaEmbedding, GemmaTitles
@@ -297,6 +304,138 @@ class TestLlamaIndex:
         index = VectorStoreIndex(nodes, embed_model=embed_model)
         with pytest.raises(ConfigurationError, match="pass store="):
             llamaindex_gemma_embed.MatryoshkaRetriever(index, embed_model)
+
+
+def retriever_of(through: str, index: ChromaIndex, model: Any, **options: Any) -> Any:
+    """A framework's retriever on a ChromaIndex, as a function from a query to numbers."""
+    if through == "langchain":
+        vectorstore = Chroma(index.collection_name, model, client=index.client)
+        langchain = langchain_gemma_embed.MatryoshkaRetriever(vectorstore, k=10, **options)
+        return lambda query: [each.metadata["n"] for each in langchain.invoke(query)]
+    opened = VectorStoreIndex.from_vector_store(
+        ChromaVectorStore(chroma_collection=index.open()), embed_model=model
+    )
+    llamaindex = llamaindex_gemma_embed.MatryoshkaRetriever(
+        opened, model, similarity_top_k=10, **options
+    )
+    return lambda query: [each.node.metadata["n"] for each in llamaindex.retrieve(query)]
+
+
+MODELS = {"langchain": GemmaEmbeddings, "llamaindex": GemmaEmbedding}
+
+
+@pytest.mark.parametrize("through", MODELS)
+class TestCompact:
+    @pytest.mark.parametrize("form", ["int8", "binary"])
+    @pytest.mark.parametrize("width", [768, 128])
+    def test_results_are_in_full_width_order(
+        self, through: str, fake: FakeRuntime, tmp_path: Path, form: Form, width: int
+    ) -> None:
+        model = MODELS[through](fake, dimensions=width, store=tmp_path / "vectors.sqlite")
+        with ChromaIndex(tmp_path / "db", "notes", model) as index:
+            index.ingest(langchain_gemma_embed.passages(documents("title")))
+            compact = CompactIndex(index, form)
+            fake.texts.clear()
+            assert compact.load() == len(TEXTS)
+            # The index's fixed sentence, and no row.
+            assert len(fake.texts) == 1
+            every = retriever_of(through, index, model, compact=compact, candidates=len(TEXTS))
+            fake.texts.clear()
+            assert every(QUERY) == exact(prompted_as_ingested())[:10]
+            assert fake.texts == [f"task: search result | query: {QUERY}"]
+            # Candidates are those of the packed vectors.
+            vectors = np.array([vector_of(text)[:width] for text in prompted_as_ingested()])
+            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+            narrow = QUERY_VECTOR[:width] / np.linalg.norm(QUERY_VECTOR[:width])
+            near = CompactVectors(packed(vectors, form), form, width).nearest(narrow, 15)
+            some = retriever_of(through, index, model, compact=compact, candidates=15)
+            assert some(QUERY) == [n for n in exact(prompted_as_ingested()) if n in near][:10]
+
+    def test_a_collection_that_changed_is_refused_until_it_is_loaded_again(
+        self, through: str, fake: FakeRuntime, tmp_path: Path
+    ) -> None:
+        model = MODELS[through](fake, store=tmp_path / "vectors.sqlite")
+        rows = [
+            {"text": text, "document": text, "metadata": {"n": n}} for n, text in enumerate(TEXTS)
+        ]
+        with ChromaIndex(tmp_path / "db", "notes", model) as index:
+            index.ingest(rows)
+            compact = CompactIndex(index)
+            with pytest.raises(ConfigurationError, match="call load"):
+                retriever_of(through, index, model, compact=compact)(QUERY)
+            compact.load()
+            search = retriever_of(through, index, model, compact=compact, candidates=10)
+            best = search(QUERY)[0]
+            changes: list[Any] = [
+                lambda: index.ingest([{"text": "more", "document": "m", "metadata": {"n": 300}}]),
+                lambda: index.remove([TEXTS[best]]),
+                # As many rows as before: one that is no candidate for one that was.
+                lambda: (
+                    index.remove([TEXTS[search(QUERY)[0]]]),
+                    index.ingest([{"text": "new", "document": "n", "metadata": {"n": 301}}]),
+                ),
+                # The same row with a title.
+                lambda: index.ingest(
+                    [
+                        {
+                            "text": TEXTS[(n := search(QUERY)[0])],
+                            "document": TEXTS[n],
+                            "metadata": {"n": n, "title": "T"},
+                        }
+                    ]
+                ),
+            ]
+            for change in changes:
+                change()
+                with pytest.raises(CollectionMismatch, match=r"load\(\)"):
+                    search(QUERY)
+                compact.load()
+                assert len(search(QUERY)) == 10
+            index.recreate(rows)
+            with pytest.raises(CollectionError, match="deleted"):
+                search(QUERY)
+
+    def test_an_empty_collection_has_no_answers(
+        self, through: str, fake: FakeRuntime, tmp_path: Path
+    ) -> None:
+        model = MODELS[through](fake, store=tmp_path / "vectors.sqlite")
+        with ChromaIndex(tmp_path / "db", "notes", model) as index:
+            index.open()
+            compact = CompactIndex(index, "binary")
+            assert compact.load() == 0
+            assert retriever_of(through, index, model, compact=compact)(QUERY) == []
+
+    def test_rows_that_others_wrote_and_other_embedders_are_refused(
+        self, through: str, fake: FakeRuntime, tmp_path: Path
+    ) -> None:
+        model = MODELS[through](fake, store=tmp_path / "vectors.sqlite")
+        with ChromaIndex(tmp_path / "db", "notes", model) as index:
+            index.ingest([{"text": "one", "metadata": {"n": 1}}])
+            compact = CompactIndex(index)
+            compact.load()
+            task = MODELS[through](
+                fake, document_task="clustering", store=tmp_path / "vectors.sqlite"
+            )
+            with pytest.raises(CollectionMismatch, match="one embedder"):
+                retriever_of(through, index, task, compact=compact)(QUERY)
+            index.open().add(ids=["x"], documents=["x"], embeddings=[vector_of("x")])
+            with pytest.raises(CollectionMismatch, match=r"'x'.*not written by ingest"):
+                compact.load()
+
+    def test_what_it_cannot_obey_is_refused(
+        self, through: str, fake: FakeRuntime, tmp_path: Path
+    ) -> None:
+        model = MODELS[through](fake, store=tmp_path / "vectors.sqlite")
+        only: dict[str, Any] = {"search_kwargs": {"filter": {"n": 1}}}
+        if through == "llamaindex":
+            only = {"filters": MetadataFilters(filters=[MetadataFilter(key="n", value=7)])}
+        wrong: Any = "float8"
+        with ChromaIndex(tmp_path / "db", "notes", model) as index:
+            index.open()
+            with pytest.raises(ConfigurationError, match="cannot be obeyed"):
+                retriever_of(through, index, model, compact=CompactIndex(index), **only)
+            with pytest.raises(ConfigurationError, match="float8"):
+                CompactIndex(index, wrong)
 
 
 def test_two_steps_find_the_same_as_the_full_width(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ sentence-transformers' ``quantize_embeddings`` makes of it with the ranges -128.
 the step of each vector. Ranges of each dimension, its default, have to be calibrated and kept with
 the codes, and a query's codes have to be shifted back before a product of codes means anything.
 Here nothing is calibrated or out of range, and the rule is the same at every width. The scale is
-not stored: norms were 1, so a code's direction is all there is, and any index that measures the
-cosine of int8 vectors takes the codes as they are.
+not stored: norms were 1, so a code's direction is all there is. Compare codes by their cosine, as
+any index of int8 vectors can; their bare products say nothing, since scales differ.
 
 ``binary``: one bit a number, 1 where it is above zero, packed with the first number in the highest
 bit; the same bytes as ``quantize_embeddings(..., precision="ubinary")``.
@@ -26,6 +26,9 @@ Form = Literal["int8", "binary"]
 Codes = npt.NDArray[np.int8] | npt.NDArray[np.uint8]
 
 _LARGEST = 127
+# Candidates by equal bits, for one that is returned by its product with the query's numbers: bits
+# alone leave too much open.
+_OVERSAMPLED = 8
 # Rows whose products are computed at once: they are made float32 for that.
 _ROWS = 16384
 
@@ -124,26 +127,23 @@ class CompactVectors:
         """Return the rows that are most similar to a query, best first.
 
         Args:
-            query: float32, shape (width,), norm 1. Only its signs count for binary codes.
+            query: float32, shape (width,), norm 1.
             count: Most rows.
 
         Returns:
-            By cosine for ``int8``, by equal bits for ``binary``; equals in the order of their rows.
+            By cosine. Of binary codes eight times as many are chosen by the bits that differ from
+            the query's, and put in order by their cosine to the query at full precision.
 
         Raises:
             InvalidInput: If the query has another width.
         """
         if query.shape != (self.width,):
             raise InvalidInput(f"a query of shape {query.shape} for vectors of width {self.width}")
-        scores = self._cosines(query) if self.form == "int8" else self._equal_bits(query)
-        some = min(count, len(scores))
-        if not some:
-            return []
-        # Ties at the end are broken by row too, so that a search finds the same each time.
-        least = np.partition(scores, len(scores) - some)[len(scores) - some]
-        rows = np.flatnonzero(scores >= least)
-        best: list[int] = rows[np.argsort(-scores[rows], kind="stable")[:some]].tolist()
-        return best
+        if self.form == "int8":
+            return [int(row) for row in _largest(self._cosines(query), count)]
+        some = np.sort(_largest(self._equal_bits(query), _OVERSAMPLED * count))
+        similarities = unpacked(self.codes[some], self.form, self.width) @ query
+        return [int(row) for row in some[_largest(similarities, count)]]
 
     def _numbers(self, start: int) -> Vectors:
         return self.codes[start : start + _ROWS].astype(np.float32)
@@ -159,6 +159,17 @@ class CompactVectors:
         differing = np.bitwise_count(self.codes ^ packed(query[None, :], "binary"))
         equal: npt.NDArray[np.int32] = -differing.sum(axis=1, dtype=np.int32)
         return equal
+
+
+def _largest(scores: npt.NDArray[Any], count: int) -> npt.NDArray[np.intp]:
+    """Places of the largest scores, largest first, equals in their order."""
+    some = min(count, len(scores))
+    if not some:
+        return np.empty(0, np.intp)
+    # Ties at the end are broken by place too, so that a search finds the same each time.
+    places = np.flatnonzero(scores >= np.partition(scores, len(scores) - some)[len(scores) - some])
+    best: npt.NDArray[np.intp] = places[np.argsort(-scores[places], kind="stable")[:some]]
+    return best
 
 
 def _check(codes: Codes, form: Form, width: int) -> None:

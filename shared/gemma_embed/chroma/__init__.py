@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from gemma_embed.chroma.compact import CompactIndex
 from gemma_embed.chroma.generations import Generation
 from gemma_embed.chroma.index import ChromaIndex
 from gemma_embed.chroma.ingestion import Failure, IngestReport
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ChromaIndex",
+    "CompactIndex",
     "Failure",
     "GemmaEmbeddingFunction",
     "Generation",
