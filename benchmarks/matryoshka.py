@@ -1,21 +1,27 @@
-"""Narrow indexes and search in two steps against exact search at full width, on Chroma.
+"""Small indexes and search in two steps against exact search at full width, on Chroma.
 
-Two sets of vectors. ``synthetic``: normal numbers whose variance falls with their position by a
-power law, so that the first ones carry most information, as Matryoshka training does; queries are
-noisy documents. ``docstrings``: paragraphs of the docstrings of the installed packages, embedded by
-the bundled model; queries are first sentences of paragraphs that are not in the index.
+Three sets of vectors. ``documentation``, with ``--real``: real sentences and the real weights, as
+``documentation.py`` writes them. ``synthetic``: normal numbers whose variance falls with their
+position by a power law, so that the first ones carry most information, as Matryoshka training does;
+queries are noisy documents. ``docstrings``: paragraphs of the docstrings of the installed packages,
+embedded by the bundled model; queries are first sentences of paragraphs that are not in the index.
 
     python benchmarks/matryoshka.py --vectors 50000 --queries 500
+    python benchmarks/matryoshka.py --real FOLDER
+    python benchmarks/matryoshka.py --real FOLDER --packed 1000000
 
 Prints and saves a table for each set: recall@10 against exact search at full width, for exact
-search of the cut vectors and for Chroma; bytes on disk; the median time of a search by a LangChain
-retriever, with a look-up instead of the model.
+search of the cut vectors, for Chroma and for packed vectors; bytes on disk, or of a packed vector;
+the median time of a search by a LangChain retriever, with a look-up instead of the model.
+``--packed`` instead searches vectors in memory, in 32, 8 and 1 bits a number: the real ones, then
+as many as given that have their mean and covariance.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import json
 import site
 import statistics
 import tempfile
@@ -25,28 +31,31 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import packed
 from langchain_chroma import Chroma
 from langchain_core.retrievers import BaseRetriever
+from packed import recall
 from pairs import machine, save
 
 from gemma_embed import Embedder
-from gemma_embed.chroma import ChromaIndex
+from gemma_embed.chroma import ChromaIndex, CompactIndex
+from gemma_embed.compact import Form
 from gemma_embed.identity import Identity
 from gemma_embed.models import EMBEDDINGGEMMA_300M, Model
 from gemma_embed.prompts import Prompts
-from gemma_embed.runtimes import Batch, TooLong, TransformersRuntime
+from gemma_embed.runtimes import Batch, Runtime, TooLong, TransformersRuntime
 from gemma_embed.vectors import Vectors, cut
 from langchain_gemma_embed import GemmaEmbeddings, MatryoshkaRetriever
 
-LIMIT = 10
-CANDIDATES = 100
+LIMIT, CANDIDATES = packed.LIMIT, packed.CANDIDATES
+FORMS: tuple[Form, ...] = ("int8", "binary")
 # Variance of number i of a vector: (i + 1) ** -DECAY.
 DECAY = 0.8
 NOISE = 0.7
 SHORTEST, LONGEST = 40, 400
 
 
-class Table:
+class Table(Runtime):
     """A runtime that looks vectors up, so that only searches are timed."""
 
     def __init__(self, texts: Sequence[str], vectors: Vectors) -> None:
@@ -102,6 +111,18 @@ def docstrings(count: int, queries: int, seed: int) -> Set:
     return Table(texts[:count] + questions, np.concatenate(vectors)), texts[:count], questions
 
 
+def documentation(folder: Path) -> Set:
+    """Read what ``documentation.py`` wrote."""
+    vectors = [np.load(folder / f"{name}.npy") for name in ("documents", "queries")]
+    texts = json.loads((folder / "texts.json").read_text())
+    count = len(vectors[1])
+    return (
+        Table(texts[count:] + texts[:count], np.concatenate(vectors)),
+        texts[count:],
+        texts[:count],
+    )
+
+
 def paragraphs() -> Iterator[str]:
     """Yield paragraphs of prose from the docstrings of the installed packages."""
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -128,7 +149,7 @@ def measure(runtime: Table, texts: list[str], questions: list[str]) -> dict[str,
         full = GemmaEmbeddings(runtime, store=store).embedder
         documents = full.embed(texts)
         wanted = full.embed(questions, task="query")
-        exact = nearest(documents, wanted)
+        exact = packed.exact(documents, wanted)
         print("| index | recall@10, exact | recall@10, Chroma | vectors' files | folder | search |")
         print("| --- | --- | --- | --- | --- | --- |")
         for width in runtime.model.dimensions:
@@ -137,36 +158,49 @@ def measure(runtime: Table, texts: list[str], questions: list[str]) -> dict[str,
             with ChromaIndex(folder / str(width), "notes", embeddings) as index:
                 index.ingest(rows, batch_size=5000)
                 narrow = cut(wanted, width)
-                of_cut = recall(nearest(cut(documents, width), narrow), exact)
+                of_cut = recall(packed.exact(cut(documents, width), narrow).tolist(), exact)
                 chroma = Chroma(index.collection_name, embeddings, client=index.client)
                 direct = chroma.as_retriever(search_kwargs={"k": LIMIT})
                 one = timed(direct, questions, exact)
                 found[str(width)] = report(str(width), of_cut, one, folder / str(width))
-                if width > full_width // 3:
+                if width in packed.WIDTHS[1:]:
+                    retriever = MatryoshkaRetriever(chroma, k=LIMIT, candidates=CANDIDATES)
+                    two = timed(retriever, questions, exact)
+                    steps = f"{width}, then {full_width}"
+                    found[steps] = report(steps, None, two, folder / str(width))
+                if width not in packed.WIDTHS:
                     continue
-                two = timed(
-                    MatryoshkaRetriever(chroma, k=LIMIT, candidates=CANDIDATES), questions, exact
-                )
-                steps = f"{width}, then {full_width}"
-                found[steps] = report(steps, None, two, folder / str(width))
+                for form in FORMS:
+                    steps = f"{width} x {form}, then {full_width}"
+                    found[steps] = compact(steps, index, form, chroma, questions, exact)
         found["store_mb"] = round(store.stat().st_size / 1e6)
         print(f"\nThe embedding store that all share: {found['store_mb']} MB\n")
     return found
 
 
-def nearest(documents: Vectors, queries: Vectors) -> np.ndarray:
-    """Rows of the ten most similar documents for each query."""
-    parts = []
-    for start in range(0, len(queries), 50):
-        similarities = queries[start : start + 50] @ documents.T
-        parts.append(np.argpartition(-similarities, LIMIT, axis=1)[:, :LIMIT])
-    return np.concatenate(parts)
-
-
-def recall(found: Sequence[Sequence[int]], exact: np.ndarray) -> float:
-    """Share of the exact ten that were found, mean over queries."""
-    shares = [len(set(a) & set(b)) / LIMIT for a, b in zip(found, exact.tolist(), strict=True)]
-    return statistics.mean(shares)
+def compact(
+    name: str,
+    index: ChromaIndex,
+    form: Form,
+    chroma: Chroma,
+    questions: list[str],
+    exact: np.ndarray,
+) -> dict[str, float]:
+    """Print the row of packed candidates, and return its numbers."""
+    first = CompactIndex(index, form)
+    began = time.perf_counter()
+    rows = first.load()
+    seconds = time.perf_counter() - began
+    retriever = MatryoshkaRetriever(chroma, k=LIMIT, candidates=CANDIDATES, compact=first)
+    found, search = timed(retriever, questions, exact)
+    width = index.embedder.dimensions
+    size = rows * (width if form == "int8" else width // 8) / 1e6
+    print(
+        f"| {name} | | {found:.3f} | {size:.0f} MB in memory, loaded in {seconds:.1f} s | "
+        f"| {search * 1000:.1f} ms |",
+        flush=True,
+    )
+    return {"recall": found, "memory_mb": size, "load_s": seconds, "search_ms": search * 1000}
 
 
 def timed(
@@ -203,6 +237,23 @@ def report(
     }
 
 
+def search_real(folder: Path, count: int | None, seed: int) -> None:
+    """Print and save the tables of the real vectors, on Chroma or in memory."""
+    made = documentation(folder)
+    print(f"{len(made[1])} real vectors, {len(made[2])} queries\n", flush=True)
+    if count is None:
+        save("matryoshka-real", measure(*made))
+        return
+    documents, queries = (np.load(folder / f"{name}.npy") for name in ("documents", "queries"))
+    found = {"real": packed.measure(documents, queries)}
+    for size in (len(documents), count):
+        print(f"\n{size} vectors of the same mean and covariance\n", flush=True)
+        vectors = packed.scaled(documents, size, seed)
+        found[str(size)] = packed.measure(vectors, queries[:100])
+        del vectors
+    save("matryoshka-packed", found)
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -210,9 +261,14 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=500)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--set", choices=["synthetic", "docstrings"], help="only this set")
+    parser.add_argument("--real", type=Path, help="only the set that documentation.py wrote here")
+    parser.add_argument("--packed", type=int, help="search in memory, and so many made vectors")
     args = parser.parse_args()
     print(f"{machine()}\n{args.vectors} vectors, {args.queries} queries, seed {args.seed}\n")
     found: dict[str, Any] = {"vectors": args.vectors, "queries": args.queries, "seed": args.seed}
+    if args.real is not None:
+        search_real(args.real, args.packed, args.seed)
+        return
     for make in (synthetic, docstrings):
         if args.set in (None, make.__name__):
             print(f"{make.__name__}\n", flush=True)
