@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from fakes import FakeRuntime
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_transformers.util.quantization import quantize_embeddings
 
+from gemma_embed import Embedder, EmbeddingStore
 from gemma_embed.compact import CompactVectors, Form, packed, unpacked
-from gemma_embed.errors import ConfigurationError, InvalidInput
+from gemma_embed.errors import CollectionMismatch, ConfigurationError, InvalidInput
+from gemma_embed.passport import check_passport, passport
+from gemma_embed.store import open_store
 from gemma_embed.vectors import Vectors, cut
 
 
@@ -130,3 +137,76 @@ def test_what_is_not_as_stated_is_refused() -> None:
         packed(unit(3, 16)[0], "int8")
     with pytest.raises(InvalidInput, match="width 16"):
         CompactVectors(codes, "int8", 16).nearest(unit(1, 8)[0], 2)
+
+
+class TestStore:
+    """A store in 8 bits: what comes back is the same each time, and known by its name."""
+
+    def test_computed_and_found_are_the_same(self, fake: FakeRuntime, tmp_path: Path) -> None:
+        store = EmbeddingStore(tmp_path / "vectors.sqlite", form="int8")
+        texts = [f"text {number}" for number in range(50)]
+        for width in (768, 128):
+            embedder = Embedder(fake, dimensions=width, store=store)
+            first = embedder.embed(texts)
+            np.testing.assert_array_equal(embedder.embed(texts), first)
+            exact = Embedder(fake, dimensions=width).embed(texts)
+            assert 0.9995 < np.sum(first * exact, axis=1).min() < 1 - 1e-6
+        assert len(fake.texts) == 3 * len(texts)
+        assert embedder.store is not None
+        assert embedder.store.stats().hits == 3 * len(texts)
+
+    def test_a_split_text_is_the_same_from_its_parts(
+        self, fake: FakeRuntime, tmp_path: Path
+    ) -> None:
+        runtime = FakeRuntime(max_tokens=60)
+        text = "some words of a long text, " * 9
+        kept = EmbeddingStore(tmp_path / "vectors.sqlite", form="int8")
+        embedder = Embedder(runtime, overlong="split", store=kept)
+        first = embedder.embed([text])
+        with closing(sqlite3.connect(kept.path)) as connection:
+            # The mean was stored last; its parts stay.
+            connection.execute("DELETE FROM vectors WHERE id = (SELECT max(id) FROM vectors)")
+            connection.commit()
+        runtime.texts.clear()
+        np.testing.assert_array_equal(embedder.embed([text]), first)
+        assert runtime.texts == []
+
+    def test_forms_do_not_mix(self, fake: FakeRuntime, tmp_path: Path) -> None:
+        path = tmp_path / "vectors.sqlite"
+        plain = Embedder(fake, store=path)
+        small = plain.replaced(store=EmbeddingStore(path, form="int8"))
+        assert len({plain.fingerprint, small.fingerprint}) == 2
+        assert plain.fingerprint == Embedder(fake).fingerprint
+        exact = plain.embed(["text"])
+        assert not np.array_equal(small.embed(["text"]), exact)
+        np.testing.assert_array_equal(plain.embed(["text"]), exact)
+        for one, other in ((plain, small), (small, plain)):
+            check_passport(passport(one), one)
+            with pytest.raises(CollectionMismatch, match="stored is"):
+                check_passport(passport(one), other)
+        old = {name: fact for name, fact in passport(plain).items() if "stored" not in name}
+        check_passport(old, plain)
+
+    def test_queries_keep_their_precision(self, fake: FakeRuntime, tmp_path: Path) -> None:
+        embedder = Embedder(fake, store=EmbeddingStore(tmp_path / "vectors.sqlite", form="int8"))
+        np.testing.assert_array_equal(embedder.embed_query("q"), Embedder(fake).embed_query("q"))
+
+    def test_it_takes_a_quarter_of_the_bytes(self, fake: FakeRuntime, tmp_path: Path) -> None:
+        texts = [f"text {number}" for number in range(2000)]
+        used = {}
+        for form in ("float32", "int8"):
+            store = EmbeddingStore(tmp_path / form, form=form)
+            store.put("space", texts, unit(2000, 768))
+            used[form] = store.stats().bytes / 2000
+        assert used["int8"] < 0.3 * used["float32"]
+
+    def test_settings_make_the_same_store(self, tmp_path: Path) -> None:
+        store = EmbeddingStore(tmp_path / "vectors.sqlite", form="int8")
+        again = open_store(store.settings)
+        assert again is not None
+        assert again.form == "int8"
+        assert "int8" in repr(again)
+        assert "form" not in EmbeddingStore(tmp_path / "other").settings
+        wrong: Any = "float16"
+        with pytest.raises(ConfigurationError, match="float16"):
+            EmbeddingStore(tmp_path / "vectors.sqlite", form=wrong)

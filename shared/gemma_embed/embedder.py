@@ -158,9 +158,11 @@ class Embedder:
         """Name of the vector space of a task, as ``fingerprint`` is that of documents."""
         prompts = self.runtime.prompts
         checked = checked_task(task)
+        stored = None if self.store is None else self.store.form
         return fingerprint(
             self.runtime.identity,
             {
+                **({"stored": stored} if stored == "int8" else {}),
                 "prompt": prompts.prefix(checked),
                 "titled": prompts.titled if checked == "document" else None,
                 "dimensions": self.dimensions,

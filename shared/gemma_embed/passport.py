@@ -86,6 +86,7 @@ def _facts(embedder: Embedder) -> dict[str, str | int]:
         "prompt": prompts.prefix(task),
         "titled_prompt": (prompts.titled or "") if task == "document" else "",
         "overlong": embedder.overlong,
+        "stored": "float32" if embedder.store is None else embedder.store.form,
     }
 
 
@@ -161,7 +162,8 @@ def compare_facts(what: str, metadata: Mapping[str, Any], embedder: Embedder) ->
     Raises:
         CollectionMismatch: If a fact or the vector of the fixed sentence differs.
     """
-    there = stated_facts(metadata)
+    # Passports of before there were forms do not state it.
+    there = {"stored": "float32"} | stated_facts(metadata)
     here = _facts(embedder) | {"fingerprint": embedder.fingerprint}
     # For the reader only: the same weights may be in another place.
     del here["source"]

@@ -62,6 +62,10 @@ class Route:
         """Name of the vector space in the store, at full width: a cut vector costs nothing."""
         return fingerprint(self.runtime.identity, {"overlong": self.rule})
 
+    def rounded(self, vectors: Vectors) -> Vectors:
+        """Return vectors as the store has them, so that it makes no difference who had them."""
+        return vectors if self.store is None else self.store.rounded(vectors)
+
 
 def embedded(items: Sequence[Prompted], route: Route, done: Callable[[int], object]) -> Vectors:
     """Return the vectors of prompted texts.
@@ -84,7 +88,7 @@ def embedded(items: Sequence[Prompted], route: Route, done: Callable[[int], obje
     firsts = [items[where[0]] for where in places.values()]
     for ready, vectors in _resolved(firsts, route):
         try:
-            narrow = cut(vectors, route.dimensions)
+            narrow = cut(route.rounded(vectors), route.dimensions)
         except BadResponse as error:
             error.index = ready[error.index or 0].index
             raise
@@ -146,9 +150,11 @@ def _resolved(items: Sequence[Prompted], route: Route) -> Iterator[Ready]:
                 store.check_writable()
         if missing:
             for outcome in _computed(missing, runtime, truncate):
-                if not isinstance(outcome, Overlength):
+                if isinstance(outcome, Overlength):
+                    yield outcome
+                else:
                     keep(outcome)
-                yield outcome
+                    yield outcome[0], route.rounded(outcome[1])
 
     def keep(ready: Ready) -> None:
         if store is None:

@@ -11,14 +11,17 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 
+from gemma_embed.compact import packed, unpacked
 from gemma_embed.errors import ConfigurationError, StoreError
 from gemma_embed.files import expanded
 from gemma_embed.store import database
 from gemma_embed.vectors import Vectors
+
+StoredForm = Literal["float32", "int8"]
 
 _Result = TypeVar("_Result")
 
@@ -86,14 +89,21 @@ class EmbeddingStore:
         path: The file.
         max_bytes: Beyond this the oldest vectors are deleted, though never those of the batch
             just written; None for no limit.
+        form: ``float32``; or ``int8``, a quarter of the bytes, by the rule of
+            ``gemma_embed.compact``. Then an embedder with this store returns what the store gives
+            back, computed or found: a vector near the model's, and another fingerprint. One file
+            may hold both forms, each for the embedders that ask for it.
     """
 
-    def __init__(self, path: str | Path, *, max_bytes: int | None = None) -> None:
+    def __init__(
+        self, path: str | Path, *, max_bytes: int | None = None, form: StoredForm = "float32"
+    ) -> None:
         """Check the options; the first use creates or opens the file.
 
         Args:
             path: The file, ``~`` for the home folder; missing folders are created.
             max_bytes: See the class.
+            form: See the class.
 
         Raises:
             ConfigurationError: If an option has a value that cannot work.
@@ -102,17 +112,23 @@ class EmbeddingStore:
             raise ConfigurationError(f"store path {path!r} is not a path")
         if max_bytes is not None and not (isinstance(max_bytes, int) and max_bytes >= 1_000_000):
             raise ConfigurationError(f"max_bytes={max_bytes!r}: use an int, at least 1,000,000")
+        if form not in get_args(StoredForm):
+            raise ConfigurationError(f"unknown form={form!r}; use 'float32' or 'int8'")
         self.path = expanded(path)
         self.max_bytes = max_bytes
+        self.form = form
         self._hits = self._misses = self._damaged = 0
 
     @property
     def settings(self) -> dict[str, Any]:
         """The constructor's arguments, as JSON values."""
-        return {"path": str(self.path), "max_bytes": self.max_bytes}
+        # As they were before there were forms, since indexes have them.
+        other = {} if self.form == "float32" else {"form": self.form}
+        return {"path": str(self.path), "max_bytes": self.max_bytes, **other}
 
     def __repr__(self) -> str:
-        return f"EmbeddingStore({str(self.path)!r}, max_bytes={self.max_bytes})"
+        form = "" if self.form == "float32" else f", form={self.form!r}"
+        return f"EmbeddingStore({str(self.path)!r}, max_bytes={self.max_bytes}{form})"
 
     def __enter__(self) -> EmbeddingStore:
         return self
@@ -124,7 +140,7 @@ class EmbeddingStore:
         """Look vectors up.
 
         Args:
-            space: Name of the vector space at full width, at most 64 bytes.
+            space: Name of the vector space at full width, at most 59 bytes.
             texts: Prompted texts, no text twice.
             width: Numbers in a vector.
 
@@ -135,7 +151,8 @@ class EmbeddingStore:
         Raises:
             StoreError: If the file cannot be used.
         """
-        keys = [_key(space, text) for text in texts]
+        keys = [self._key(space, text) for text in texts]
+        size = width if self.form == "int8" else 4 * width
 
         def look_up(connection: sqlite3.Connection) -> tuple[list[int], list[bytes], int]:
             missing = {key: row for row, key in enumerate(keys)}
@@ -147,7 +164,7 @@ class EmbeddingStore:
                 query = _SELECT.format(",".join("?" * len(asked)))
                 for key, vector, checksum in connection.execute(query, asked):
                     # A damaged index leads to rows of other keys.
-                    if key in missing and _is_intact(key, vector, checksum, width):
+                    if key in missing and _is_intact(key, vector, checksum, size):
                         rows.append(missing.pop(key))
                         found.append(vector)
                     else:
@@ -159,13 +176,25 @@ class EmbeddingStore:
             self._hits += len(rows)
             self._misses += len(keys) - len(rows)
             self._damaged += damaged
-        return rows, np.frombuffer(b"".join(found), dtype="<f4").reshape(len(rows), width)
+        kind = "i1" if self.form == "int8" else "<f4"
+        stored = np.frombuffer(b"".join(found), dtype=kind).reshape(len(rows), width)
+        return rows, unpacked(stored, "int8", width) if self.form == "int8" else stored
+
+    def rounded(self, vectors: Vectors) -> Vectors:
+        """Return vectors as the store would give them back, again and again the same.
+
+        Args:
+            vectors: float32, shape (n, width), rows of norm 1.
+        """
+        if self.form == "float32":
+            return vectors
+        return unpacked(packed(vectors, "int8"), "int8", vectors.shape[1])
 
     def put(self, space: str, texts: Sequence[str], vectors: Vectors) -> None:
         """Store vectors: when this returns, all of them are on the disk.
 
         Args:
-            space: Name of the vector space at full width, at most 64 bytes.
+            space: Name of the vector space at full width, at most 59 bytes.
             texts: Prompted texts.
             vectors: float32, shape (len(texts), width).
 
@@ -173,8 +202,9 @@ class EmbeddingStore:
             StoreError: If the file cannot be used; then it is as it was before.
         """
         rows = []
-        for text, vector in zip(texts, vectors, strict=True):
-            key, data = _key(space, text), vector.astype("<f4").tobytes()
+        stored = packed(vectors, "int8") if self.form == "int8" else vectors.astype("<f4")
+        for text, vector in zip(texts, stored, strict=True):
+            key, data = self._key(space, text), vector.tobytes()
             rows.append((key, data, _checksum(key, data)))
 
         def write(connection: sqlite3.Connection) -> None:
@@ -235,6 +265,11 @@ class EmbeddingStore:
     def close(self) -> None:
         """Do nothing: every operation closes the file by itself."""
 
+    def _key(self, space: str, text: str) -> bytes:
+        # Of its own for each form: a row of another one is never asked for.
+        name = space if self.form == "float32" else f"{space} {self.form}"
+        return hashlib.blake2b(text.encode(), key=name.encode(), digest_size=32).digest()
+
     def _run(self, operation: Callable[[sqlite3.Connection], _Result]) -> _Result:
         """Run an operation on the file; put a damaged file aside and run it again."""
         with _OPERATION:
@@ -280,13 +315,13 @@ def open_store(
         return store
     if not isinstance(store, Mapping):
         return EmbeddingStore(store)
-    if unknown := store.keys() - {"path", "max_bytes"}:
+    if unknown := store.keys() - {"path", "max_bytes", "form"}:
         raise ConfigurationError(f"a store has no settings {sorted(map(str, unknown))}")
-    return EmbeddingStore(store.get("path", ""), max_bytes=store.get("max_bytes"))
-
-
-def _key(space: str, text: str) -> bytes:
-    return hashlib.blake2b(text.encode(), key=space.encode(), digest_size=32).digest()
+    return EmbeddingStore(
+        store.get("path", ""),
+        max_bytes=store.get("max_bytes"),
+        form=store.get("form", "float32"),
+    )
 
 
 def _checksum(key: bytes, vector: bytes) -> int:
@@ -294,10 +329,6 @@ def _checksum(key: bytes, vector: bytes) -> int:
     return zlib.crc32(vector, zlib.crc32(key))
 
 
-def _is_intact(key: bytes, vector: object, checksum: object, width: int) -> bool:
+def _is_intact(key: bytes, vector: object, checksum: object, size: int) -> bool:
     # A flipped bit may change the type of a column as well.
-    return (
-        isinstance(vector, bytes)
-        and len(vector) == 4 * width
-        and _checksum(key, vector) == checksum
-    )
+    return isinstance(vector, bytes) and len(vector) == size and _checksum(key, vector) == checksum
