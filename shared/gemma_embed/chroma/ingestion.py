@@ -12,14 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from gemma_embed.chroma.failures import RECREATE
 from gemma_embed.chroma.stored import PAGE, Stored, differing, pages, read, rows_of
 from gemma_embed.embedder import Embedder
-from gemma_embed.errors import (
-    BadResponse,
-    CollectionIncomplete,
-    EmbeddingError,
-    InvalidInput,
-    OutOfMemory,
-    ServerFailed,
-)
+from gemma_embed.errors import CollectionIncomplete, EmbeddingError, InvalidInput
+from gemma_embed.one_text import TextFaults
 from gemma_embed.passages import DOCUMENT, TITLE, Passage, checked_passage, label, row_id, title_of
 from gemma_embed.vectors import Vectors
 
@@ -31,8 +25,6 @@ logger = logging.getLogger("gemma_embed.chroma")
 Passages = Iterable[Passage | Mapping[str, Any]]
 OnError = Literal["report", "raise"]
 
-# Texts of one call that the runtime may fail on. With more, it is not the texts' fault.
-_MOST_FAULTS = 3
 _ABSENT = Stored()
 
 
@@ -116,7 +108,7 @@ class Ingestion:
         self._spared: set[str] = set()
         self._spares_all = False
         self._failed: list[Failure] = []
-        self._faults = 0
+        self._faults = TextFaults()
         self._occurrences: Counter[str] = Counter()
         self._done: Counter[str] = Counter()
 
@@ -311,9 +303,7 @@ class Ingestion:
         error.index = index
         if source is not None:
             error.args = (f"{error.args[0]} (in {source!r})",)
-        self._faults += isinstance(error, (BadResponse, ServerFailed))
-        one_text = isinstance(error, (InvalidInput, OutOfMemory, BadResponse, ServerFailed))
-        if self._on_error == "raise" or not one_text or self._faults > _MOST_FAULTS:
+        if not self._faults.excuses(error) or self._on_error == "raise":
             raise error
         known = [each for each in (source, row) if isinstance(each, str)]
         self._spared |= set(known)
