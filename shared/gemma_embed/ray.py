@@ -182,6 +182,7 @@ class EmbedBatch:
         batch whose worker dies three times ends the job, instead of trying for ever, and so do
         errors that the class says are raised; they are then of this package's classes, and a
         ``TransientError`` is tried three times.
+        The settings for that are made in the dataset's own ``context``.
 
         Reading and writing need processors besides: with ``workers * cpus`` of a machine's logical
         processors taken, Ray waits for ever. On one machine start it with one more than it has.

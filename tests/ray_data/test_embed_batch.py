@@ -14,6 +14,7 @@ import pytest
 from fakes import FakeRuntime
 
 from gemma_embed import Embedder
+from gemma_embed.chroma import ChromaIndex
 from gemma_embed.compact import packed
 from gemma_embed.errors import (
     BadResponse,
@@ -26,6 +27,7 @@ from gemma_embed.errors import (
 )
 from gemma_embed.one_text import TextFaults
 from gemma_embed.parquet import finished_ids, load
+from gemma_embed.passages import Passage
 from gemma_embed.ray import EmbedBatch
 
 TEXTS = ["Mars is called the Red Planet.", "Venus is hot.", "Saturn has rings."]
@@ -187,6 +189,26 @@ def test_loaded_vectors_are_not_computed_again(
     expected = np.array(computed["vector"].to_pylist()[:2], np.float32)
     assert np.abs(found - expected).max() <= within
     assert stored.replaced(dimensions=128).embed(TEXTS[:1], titles=["Mars"]).shape == (1, 128)
+
+
+def test_an_index_is_filled_from_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job(tmp_path / "r", table(*TEXTS))
+    stored = Embedder("onnx", "bundled", dimensions=256, store=tmp_path / "store.sqlite")
+    load(tmp_path / "r", stored)
+    computed: list[str] = []
+    embed = stored.runtime.embed
+
+    def counted(texts: Any, **options: Any) -> Any:
+        computed.extend(texts)
+        return embed(texts, **options)
+
+    monkeypatch.setattr(stored.runtime, "embed", counted)
+    with ChromaIndex(tmp_path / "index", "texts", stored) as index:
+        report = index.ingest([Passage(text, id=str(n)) for n, text in enumerate(TEXTS)])
+    assert report.added == 3
+    # The sentence by which models are compared; once more past the store.
+    assert len(set(computed)) == 1
+    assert not any(text in computed[0] for text in TEXTS)
 
 
 def test_vectors_that_are_not_the_stores_are_refused(tmp_path: Path, embedder: Embedder) -> None:
