@@ -249,7 +249,7 @@ def search_real(folder: Path, count: int | None, seed: int) -> None:
     for size in (len(documents), count):
         print(f"\n{size} vectors of the same mean and covariance\n", flush=True)
         vectors = packed.scaled(documents, size, seed)
-        found[str(size)] = packed.measure(vectors, queries[:100])
+        found[str(size)] = packed.measure(vectors, queries[:60])
         del vectors
     save("matryoshka-packed", found)
 

@@ -72,7 +72,7 @@ def measure(documents: Vectors, queries: Vectors) -> dict[str, Any]:
                 (documents, list(row), query) for row, query in zip(rows, queries, strict=True)
             ]
             best, second = timed(ordered, pairs)
-            peer = None if other is None else timed(other, [(q, CANDIDATES) for q in asked[:50]])[1]
+            peer = None if other is None else timed(other, [(q, CANDIDATES) for q in asked[:20]])[1]
             one = recall([list(row[:LIMIT]) for row in rows], wanted)
             two = recall(best, wanted)
             label = f"{width} x {name}"
