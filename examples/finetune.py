@@ -295,7 +295,8 @@ def main() -> None:
     original = {name: weight.clone() for name, weight in model.state_dict().items()}
     train(model, train_pairs + more, options)
     mix(model, original, options.mix)
-    model.save_pretrained(str(options.out))
+    # The card would quote training pairs, which are nobody else's business.
+    model.save_pretrained(str(options.out), create_model_card=False)
     check_saved(model, before, options.out)
     sets = own_sets(train_pairs, held_out)
     sets |= {f"general, {path.stem}": general_set(path) for path in options.general}

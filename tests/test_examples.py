@@ -382,6 +382,9 @@ def test_a_fine_tune_loads_everywhere(
     assert "window, prompts, tokenizer and vectors are the trained model's" in output
     assert re.search(r"own field, new passages: \d+ questions, \d+ passages\n  recall@1 ", output)
     assert is_picture(tmp_path / "finetune.png")
+    pair = json.loads((tmp_path / "train.jsonl").read_text().splitlines()[0])
+    files = [path.read_bytes() for path in (tmp_path / "tuned").rglob("*") if path.is_file()]
+    assert not [text for text in pair.values() if any(text.encode() in each for each in files)]
     tuned = str(tmp_path / "tuned")
     chain = GemmaEmbeddings("onnx", tuned).embed_query("Who has the lamp?")
     node = GemmaEmbedding("transformers", model=tuned).get_query_embedding("Who has the lamp?")
