@@ -20,6 +20,7 @@ from gemma_embed.models import EMBEDDINGGEMMA_300M
 from gemma_embed.runtimes import OllamaRuntime, OnnxRuntime, Runtime, TransformersRuntime
 from private_search.documents import Unit, Unreadable
 from private_search.files import Folder, shown_path
+from private_search.generators import ollama_client
 
 NOTES = Path(__file__).parent / "notes"
 SUFFIXES = {".md", ".txt", ".rst", ".org"}
@@ -179,32 +180,18 @@ def _ollama_generator(name: str) -> Callable[[str], Iterator[str]] | None:
     import httpx
     import ollama
 
-    def without_key(request: httpx.Request) -> httpx.Request:
-        # The client would send OLLAMA_API_KEY to any host.
-        request.headers.pop("Authorization", None)
-        return request
-
-    # The address as the embedding runtime reads it from OLLAMA_HOST; it refuses cloud models.
-    client = ollama.Client(
-        OllamaRuntime(name).settings["host"],
-        timeout=httpx.Timeout(MOST_SECONDS, connect=5),
-        follow_redirects=False,
-        trust_env=False,
-        auth=without_key,
-    )
-    try:
-        names = [model.model for model in client.list().models]
-    except (ollama.ResponseError, httpx.HTTPError, ConnectionError):
-        return None
-    if name not in names:
+    client = ollama_client(name)
+    if client is None:
         return None
 
     def generate(text: str) -> Iterator[str]:
         end = time.monotonic() + MOST_SECONDS
         messages = [{"role": "user", "content": text}]
         limits = {"temperature": 0, "num_ctx": 8192, "num_predict": MOST_TOKENS}
+        done: bool | None = False
         try:
             for part in client.chat(name, messages, options=limits, stream=True):
+                done = part.done
                 yield part.message.content or ""
                 # Hanging up stops the server's work.
                 if part.done_reason == "length" or time.monotonic() > end:
@@ -212,6 +199,9 @@ def _ollama_generator(name: str) -> Callable[[str], Iterator[str]] | None:
                     return
         except (ollama.ResponseError, httpx.HTTPError, ConnectionError) as error:
             yield f" ... (the generator failed: {type(error).__name__})"
+            return
+        if not done:
+            yield " ... (the generator failed: its answer ended early)"
 
     return generate
 

@@ -76,11 +76,12 @@ def generator(
     asked: list[dict[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.reply({"models": [{"model": "gemma3:270m", "name": "gemma3:270m"}]})
-
         def do_POST(self) -> None:
-            asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if self.path == "/api/show":
+                self.reply({"capabilities": ["completion"]})
+                return
+            asked.append(body)
             self.send_response(200)
             self.send_header("Content-Type", "application/x-ndjson")
             self.end_headers()
@@ -89,7 +90,8 @@ def generator(
                 for part in itertools.repeat(answer) if endless else answer.split(" "):
                     self.line(part if endless else f"{part} ")
                     time.sleep(0.01 * endless)
-                self.line("", done=True, done_reason=reason)
+                if reason:
+                    self.line("", done=True, done_reason=reason)
 
         def line(self, content: str, **more: object) -> None:
             message = {"role": "assistant", "content": content}
@@ -215,6 +217,15 @@ def test_a_generator_that_does_not_stop_is_cut(
         assert time.monotonic() - started < 10
     assert said.startswith("and so on")
     assert said.endswith(common.BOUNDED)
+
+
+def test_an_answer_that_ends_early_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    common = importlib.import_module("common")
+    with generator("Number 31", reason="") as (url, _):
+        monkeypatch.setenv("OLLAMA_HOST", url)
+        said = "".join(common.open_generator("gemma3:270m")("Why?"))
+    assert said.endswith("(the generator failed: its answer ended early)")
 
 
 def test_a_gemma_3_checkpoint_folder_generates(

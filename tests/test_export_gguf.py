@@ -194,6 +194,7 @@ def test_how_to_serve_it(even: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert f"FROM {path}\nPARAMETER num_ctx 2048\n" in said
     assert f"llama-server -m '{path}' --embeddings -ub 2048 -np 1" in said
     assert "with 3 llama.cpp ends at start" in said
+    assert "gemma-embed verify ollama:NAME\n" in said
     assert "own prompts" not in said
     assert main(["export", "gguf", str(tmp_path / "none"), str(path)]) == 1
     assert "ModelNotFound" in capsys.readouterr().err

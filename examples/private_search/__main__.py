@@ -223,7 +223,9 @@ def _ask(library: Library, options: argparse.Namespace) -> int:
     if generator is None:
         if options.generator != "none":
             print(
-                f"No answer is written: for one, ollama pull {options.generator}", file=sys.stderr
+                f"No answer is written: no running Ollama has {options.generator}; "
+                f"for one, ollama pull {options.generator}",
+                file=sys.stderr,
             )
         return 0
     print("Answer:", flush=True)

@@ -7,16 +7,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Event, Thread
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gemma_embed.errors import ConfigurationError, MissingDependency, ServerFailed
+
+if TYPE_CHECKING:
+    from ollama import Client
 
 # From a prompt to pieces of an answer of at most TOKENS tokens.
 Generator = Callable[[str], Iterator[str]]
 
 TOKENS, CONTEXT = 256, 8192
-# Nothing for so many seconds, from a server, is an error.
-_SILENCE = 60
+# Nothing for so many seconds, from a server, is an error. It may have to load the model first.
+_SILENCE = 120
 
 
 def open_generator(name: str) -> Generator | None:
@@ -27,7 +30,8 @@ def open_generator(name: str) -> Generator | None:
 
     Raises:
         MissingDependency: If a package for it is not installed.
-        ConfigurationError: If a .gguf file does not exist.
+        ConfigurationError: If a .gguf file does not exist; or if the model writes no text, or runs
+            on another machine.
     """
     if name == "none":
         return None
@@ -36,7 +40,13 @@ def open_generator(name: str) -> Generator | None:
     return _ollama(name)
 
 
-def _ollama(name: str) -> Generator | None:
+def ollama_client(name: str) -> Client | None:
+    """Return a client of the Ollama server that has a model which writes, or None without one.
+
+    Raises:
+        ConfigurationError: If the model writes no text, or the server passes it on to another
+            machine.
+    """
     import httpx
     import ollama
 
@@ -48,27 +58,51 @@ def _ollama(name: str) -> Generator | None:
         return request
 
     # The address as the embedding runtime reads it from OLLAMA_HOST; it refuses cloud models.
-    client = ollama.Client(
-        OllamaRuntime(name).settings["host"],
+    host = OllamaRuntime(name).settings["host"]
+    try:
+        # Only the server knows which names are one: gemma3 is gemma3:latest there.
+        reply = httpx.post(f"{host}/api/show", json={"model": name}, timeout=10, trust_env=False)
+        model = reply.json() if reply.status_code == 200 else None
+    except (httpx.HTTPError, ValueError):
+        model = None
+    if not isinstance(model, dict):
+        return None
+    if model.get("remote_host") or model.get("remote_model"):
+        raise ConfigurationError(
+            f"--generator {name} runs on another machine, and what was found would go there; "
+            "name a model that runs on the server itself"
+        )
+    if "completion" not in model.get("capabilities", ["completion"]):
+        raise ConfigurationError(f"--generator {name} writes no text; name a Gemma 3")
+    return ollama.Client(
+        host,
         timeout=httpx.Timeout(_SILENCE, connect=5),
         follow_redirects=False,
         trust_env=False,
         auth=without_key,
     )
-    try:
-        if name not in [model.model for model in client.list().models]:
-            return None
-    except (ollama.ResponseError, httpx.HTTPError, ConnectionError):
+
+
+def _ollama(name: str) -> Generator | None:
+    import httpx
+    import ollama
+
+    client = ollama_client(name)
+    if client is None:
         return None
 
     def generate(prompt: str) -> Iterator[str]:
         options = {"temperature": 0, "num_ctx": CONTEXT, "num_predict": TOKENS}
         message = {"role": "user", "content": prompt}
+        done: bool | None = False
         try:
             for part in client.chat(name, [message], stream=True, options=options):
+                done = part.done
                 yield part.message.content or ""
         except (ollama.ResponseError, httpx.HTTPError) as error:
             raise ServerFailed(f"Ollama stopped while {name} was writing: {error!r}") from error
+        if not done:
+            raise ServerFailed(f"Ollama's answer ended while {name} was writing")
 
     return generate
 

@@ -69,7 +69,7 @@ class GgufExport:
             f"-ub: longer texts are refused, and without it those of more than 512 tokens. "
             "-np: 1, 2, 4 or 8; with 3 llama.cpp ends at start, and with -c all slots share it.\n"
             "Neither server adds prompts: OllamaRuntime and OpenAIRuntime do. Verify with\n"
-            "gemma-embed verify http://127.0.0.1:8080/v1"
+            "gemma-embed verify ollama:NAME\ngemma-embed verify http://127.0.0.1:8080/v1"
         )
 
 

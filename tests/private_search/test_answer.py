@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from gemma_embed.errors import ConfigurationError, ServerFailed
 from private_search.answer import answered, checked, plain, prompt
 from private_search.catalogue import Filter
 from private_search.generators import TOKENS, open_generator
@@ -167,29 +168,47 @@ def test_a_generator_that_does_not_stop_is_stopped(hits: tuple[Hit, ...]) -> Non
     assert len(closed) == 3
 
 
+# What a server says of its models, and how the answers of those end that do.
+WRITES: dict[str, Any] = {"capabilities": ["completion"], "details": {}}
+SHOWN = {
+    **dict.fromkeys(("gemma3:270m", "gemma3", "killed", "cut", "ended"), WRITES),
+    "old": {"details": {}},
+    "embeddinggemma": {"capabilities": ["embedding"]},
+    "away": {**WRITES, "remote_host": "https://ollama.com:443", "remote_model": "gpt-oss:20b"},
+}
+GONE = "an error was encountered while running the model: unexpected EOF"
+ENDS: dict[str, dict[str, Any]] = {
+    "killed": {"error": GONE},
+    "cut": {"message": {"role": "assistant", "content": "And"}, "done": False},
+    "ended": {"message": {"role": "assistant", "content": ""}, "done": True},
+}
+
+
 @pytest.fixture
 def ollama(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
     """A server whose Gemma 3 never stops by itself; gives what it was asked."""
     asked: list[dict[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.begin()
-            self.say({"models": [{"model": "gemma3:270m"}]})
-
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            asked.append({**json.loads(body), "headers": dict(self.headers)})
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if self.path == "/api/show":
+                shown = SHOWN.get(body["model"])
+                self.begin(404 if shown is None else 200)
+                self.say(shown or {"error": f"model '{body['model']}' not found"})
+                return
+            asked.append({**body, "headers": dict(self.headers)})
             self.begin()
             try:
-                for number in itertools.count():
+                for number in range(3) if body["model"] in ENDS else itertools.count():
                     content = f"The roof needs {number} square metres. "
                     self.say({"message": {"role": "assistant", "content": content}})
+                self.say(ENDS[body["model"]])
             except OSError:
                 asked.append({"closed": True})
 
-        def begin(self) -> None:
-            self.send_response(200)
+        def begin(self, status: int = 200) -> None:
+            self.send_response(status)
             self.send_header("Content-Type", "application/x-ndjson")
             self.end_headers()
 
@@ -227,3 +246,39 @@ def test_ollama_streams_within_bounds(hits: tuple[Hit, ...], ollama: list[dict[s
 def test_no_server_or_no_such_model_is_no_generator(ollama: list[dict[str, Any]]) -> None:
     assert open_generator("gemma3:4b") is None
     assert open_generator("none") is None
+    # The server completes a name; before 0.6.4 it does not tell what a model can do.
+    assert open_generator("gemma3") is not None
+    assert open_generator("old") is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("away", "another machine"), ("embeddinggemma", "writes no text"), ("x:cloud", "cloud")],
+)
+def test_a_model_that_must_not_or_cannot_write_is_refused(
+    ollama: list[dict[str, Any]], name: str, said: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        open_generator(name)
+    assert not ollama
+
+
+@pytest.mark.parametrize(("name", "said"), [("killed", "unexpected EOF"), ("cut", "ended while")])
+def test_a_generator_that_is_gone_is_told(
+    hits: tuple[Hit, ...], ollama: list[dict[str, Any]], name: str, said: str
+) -> None:
+    generator = open_generator(name)
+    assert generator is not None
+    sentences = answered(generator, "How many square metres?", hits)
+    # What it wrote before stays.
+    assert next(sentences).text == "The roof needs 0 square metres."
+    with pytest.raises(ServerFailed, match=said):
+        list(sentences)
+
+
+def test_a_generator_that_ends_has_written_all(
+    hits: tuple[Hit, ...], ollama: list[dict[str, Any]]
+) -> None:
+    generator = open_generator("ended")
+    assert generator is not None
+    assert len(list(answered(generator, "How many square metres?", hits))) == 3

@@ -159,7 +159,8 @@ CAUSES: dict[str, Cause] = {
     ),
     "space_before": Cause(
         "a space is put before every text, as by `ollama create` from a checkpoint's folder",
-        "write the GGUF with tokenizer.ggml.add_space_prefix = false (llama.cpp's converter does)",
+        "write the folder with gemma-embed export gguf and create the model from that file (GGUF: "
+        "tokenizer.ggml.add_space_prefix = false)",
     ),
     "no_bos": Cause("BOS is missing", _TOKENS),
     "no_eos": Cause("EOS is missing", _TOKENS),
