@@ -123,8 +123,8 @@ def draw_questions(
 
     A question is the title of a passage, if no other has the same, else its first sentence or
     heading; and it is taken out of the passage, which would be found by its very words. Weaker than
-    real questions: people ask in other words than authors write, so scores are too high, and
-    differences between settings may be others.
+    real questions: people ask in other words than authors write, and a first sentence may fit
+    several passages, so that scores and differences between settings may be others.
 
     Args:
         passages: Those to search.

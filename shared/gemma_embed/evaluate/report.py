@@ -140,8 +140,7 @@ class Report:
         if self.drawn:
             lines.append(
                 "The questions were drawn from the passages, which is weaker evidence than "
-                "questions that people asked: scores are too high, and differences may not carry "
-                "over."
+                "questions that people asked: neither scores nor differences need carry over."
             )
         return lines
 
