@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -189,12 +190,14 @@ def test_after_the_program_is_killed_only_the_missing_is_computed(
             time.sleep(0.05)
     finally:
         others = psutil.Process(process.pid).children(recursive=True)
+        agents = [each for each in others if each.name().endswith("Agent")]
         process.kill()
         process.wait()
-        # Ray ends them by itself; what they are doing at that moment may still be written.
-        _, left_over = psutil.wait_procs(others, timeout=30)
-        for each in left_over:
-            each.kill()
+        # Ray ends its workers by itself; what they are doing at that moment may still be written.
+        _, left_over = psutil.wait_procs([each for each in others if each not in agents], 30)
+        for each in (*agents, *left_over):
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
     assert not left_over
     # What a writer leaves that is killed while it writes.
     (target / "zz.parquet").write_bytes(next(target.glob("*.parquet")).read_bytes()[:5000])
