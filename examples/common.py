@@ -72,6 +72,10 @@ def run(main: Callable[[], None]) -> None:
     """Run an example; what this package reports is one line on stderr, with exit code 1."""
     try:
         main()
+    except KeyboardInterrupt:
+        print("\nStopped.", file=sys.stderr)
+        # As a shell reports it.
+        sys.exit(130)
     except EmbeddingError as error:
         sys.exit(" ".join(f"{type(error).__name__}: {error}".split()))
 

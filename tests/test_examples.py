@@ -7,6 +7,9 @@ import itertools
 import json
 import re
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -226,6 +229,22 @@ def test_an_answer_that_ends_early_is_told(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setenv("OLLAMA_HOST", url)
         said = "".join(common.open_generator("gemma3:270m")("Why?"))
     assert said.endswith("(the generator failed: its answer ended early)")
+
+
+def test_an_interrupt_ends_an_example_without_a_traceback() -> None:
+    script = "import common, time; common.run(lambda: (print('on', flush=True), time.sleep(60)))"
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=ROOT / "examples",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == "on\n"
+        program.send_signal(signal.SIGINT)
+        _, errors = program.communicate(timeout=30)
+    assert (program.returncode, errors) == (130, "\nStopped.\n")
 
 
 def test_a_gemma_3_checkpoint_folder_generates(

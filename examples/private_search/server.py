@@ -140,6 +140,8 @@ def serve(opened: Callable[[], Library], generator: Generator | None, port: int)
     with socket.socket() as listening:
         try:
             listening.bind(("127.0.0.1", port))
+            # Who opens the address at once is served as soon as the rest is ready.
+            listening.listen()
         except OSError as error:
             raise ConfigurationError(f"--port {port}: {error.strerror}; choose another") from error
         port, secret = listening.getsockname()[1], secrets.token_urlsafe(24)

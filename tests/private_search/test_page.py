@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 pytest.importorskip("starlette", reason='the page needs: pip install "gemma-embed[search]"')
 
+import uvicorn
 from starlette.testclient import TestClient
 
 from private_search.documents import Document
@@ -20,7 +22,7 @@ from private_search.files import Folder
 from private_search.indexer import Indexer
 from private_search.library import Library, Progress
 from private_search.projection import Projection
-from private_search.server import PAGE, Ask, Desk, application
+from private_search.server import PAGE, Ask, Desk, application, serve
 
 PORT, SECRET = 8765, "a-secret"
 HOME = f"http://127.0.0.1:{PORT}"
@@ -78,6 +80,21 @@ def asked(client: TestClient, **body: object) -> list[dict]:
 def test_only_the_page_itself_is_answered(client, headers, status) -> None:
     for path in ("/", "/api/state", "/original/1"):
         assert client.get(path, headers=headers).status_code == status, path
+
+
+def test_the_printed_address_can_be_opened_at_once(
+    shelf: Library, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened: list[int] = []
+
+    def run(server: uvicorn.Server, sockets: list[socket.socket]) -> None:
+        port = int(capsys.readouterr().out.partition("127.0.0.1:")[2].partition("/")[0])
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        opened.append(port)
+
+    monkeypatch.setattr(uvicorn.Server, "run", run)
+    serve(lambda: Library(shelf.folder, shelf.embedder.runtime), None, 0)
+    assert len(opened) == 1
 
 
 def test_a_post_needs_an_origin(client) -> None:
