@@ -72,6 +72,8 @@ class ServedModel:
         digest: 64 hexadecimal digits.
         quantization: ``BF16``, ``Q8_0``, ``Q4_0``.
         capabilities: Embedding requires ``embedding``.
+        space_prefix: ``tokenizer.ggml.add_space_prefix``; None in what ``ollama create`` makes of a
+            folder.
         tensors: Names that a verbose show lists.
         embed: The model, without truncation and special tokens; ``bag_of_words`` if None.
         tokens: Counts a text's tokens, without special ones. Never less for a longer text.
@@ -87,6 +89,7 @@ class ServedModel:
     digest: str = "85462619ee721b466c5927d109d4cb765861907d5417b9109caebc4e614679f1"
     quantization: str = "BF16"
     capabilities: tuple[str, ...] = ("embedding",)
+    space_prefix: bool | None = False
     tensors: tuple[str, ...] = (
         "token_embd.weight",
         "output_norm.weight",
@@ -128,6 +131,8 @@ class ServedModel:
             "tokenizer.ggml.model": "llama",
             "tokenizer.ggml.tokens": ["<pad>", "<eos>", "<bos>"] if verbose else None,
         }
+        if self.space_prefix is not None:
+            info["tokenizer.ggml.add_space_prefix"] = self.space_prefix
         if "embedding" in self.capabilities:
             info[f"{architecture}.pooling_type"] = 1
         answer: dict[str, Any] = {

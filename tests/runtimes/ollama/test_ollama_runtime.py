@@ -377,7 +377,7 @@ class TestIdentity:
             ({"width": 1024}, "1024 numbers, not 768"),
             ({"tensors": ("token_embd.weight", "output_norm.weight")}, "Dense layers \\(0 of 2\\)"),
             ({"tensors": ("token_embd.weight", "dense_2.weight")}, "Dense layers \\(1 of 2\\)"),
-            ({"quantization": "F16"}, "ollama create writes.*blank before every text"),
+            ({"quantization": "F16"}, "ollama create writes.*space before every text"),
         ],
     )
     def test_another_model_with_the_name_is_refused(
@@ -392,6 +392,18 @@ class TestIdentity:
                     caught.value
                 )
             assert server.texts == []
+
+    @pytest.mark.parametrize(("prefix", "warned"), [(None, 1), (True, 1), (False, 0)])
+    def test_a_space_before_every_text_is_told(
+        self, prefix: bool | None, warned: int, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.WARNING, "gemma_embed")
+        with OllamaServer([replace(MODEL, space_prefix=prefix)]) as server:
+            for _ in range(2):
+                assert OllamaRuntime(host=server.url).identity.precision == "BF16"
+        said = [record.getMessage() for record in caplog.records]
+        assert len(said) == 2 * warned
+        assert all("space before every text" in line for line in said)
 
     def test_properties_that_a_server_does_not_report_are_accepted(
         self, server: OllamaServer, runtime: OllamaRuntime

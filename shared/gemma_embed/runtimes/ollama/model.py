@@ -115,7 +115,7 @@ def checked_model(
     settings: OllamaSettings,
     listed_quantization: str | None,
     shown: Callable[[object], str],
-) -> tuple[str, int]:
+) -> tuple[str, int, bool]:
     """Check that the server has under a tag the model that it should be.
 
     What a server does not report passes: old ones report less.
@@ -127,7 +127,8 @@ def checked_model(
         shown: Makes the server's words fit to be shown.
 
     Returns:
-        Its quantisation, and the tokens that it reads of a text unless the server reads fewer.
+        Its quantisation, the tokens that it reads of a text unless the server reads fewer, and
+        whether llama.cpp puts a space before every text.
 
     Raises:
         WrongModel: If it does not embed, is of another architecture or width, lacks Dense layers,
@@ -166,7 +167,7 @@ def checked_model(
     quantization = str(listed_quantization or reported or UNKNOWN)
     if quantization.upper() == "F16":
         raise wrong(
-            "is stored as F16, as ollama create writes a checkpoint's folder, with a blank before "
+            "is stored as F16, as ollama create writes a checkpoint's folder, with a space before "
             "every text that the model was not trained with (cosine down to 0.993)",
             f"{pull}, or write the folder with gemma-embed export gguf and create it from that "
             "file",
@@ -174,7 +175,12 @@ def checked_model(
     context = facts.get(f"{architecture}.context_length")
     if isinstance(context, bool) or not isinstance(context, int) or context <= 0:
         context = model.context
-    return quantization, min(context, model.context, *_stated_limits(answer.get("parameters")))
+    limit = min(context, model.context, *_stated_limits(answer.get("parameters")))
+    # llama.cpp's default for this kind of vocabulary. Ollama's converter of folders leaves it.
+    spaced = facts.get("tokenizer.ggml.model") == "llama" and (
+        facts.get("tokenizer.ggml.add_space_prefix") is not False
+    )
+    return quantization, limit, bool(verified) and spaced
 
 
 def loaded_context(answer: Mapping[str, Any], tag: str) -> int | None:

@@ -45,7 +45,7 @@ _BYTES_AROUND = 1 << 16
 _LOADED_JUST_NOW = 100_000_000
 
 # What was found out of a model: a verbose /api/show takes a second or two and some megabytes.
-CHECKED: dict[tuple[str, str, str, bool], tuple[str, int]] = {}
+CHECKED: dict[tuple[str, str, str, bool], tuple[str, int, bool]] = {}
 
 logger = logging.getLogger("gemma_embed")
 
@@ -80,7 +80,15 @@ class OllamaService(Service):
             answer = await self.question("POST", "/api/show", body)
             listed = entry.details.quantization_level if entry.details else None
             CHECKED[key] = checked_model(answer, settings, listed, self.shown)
-        precision, max_tokens = CHECKED[key]
+        precision, max_tokens, spaced = CHECKED[key]
+        if spaced:
+            logger.warning(
+                "the server puts a space before every text for %r, as ollama create makes it from "
+                "a checkpoint's folder (cosine down to 0.993); write the folder with gemma-embed "
+                "export gguf, create it from that file, and embed again what it made (%s)",
+                settings.model,
+                settings.origin,
+            )
         coarse = settings.row.family.ollama.coarse.get(precision.upper())
         if coarse:
             logger.warning(
