@@ -80,16 +80,17 @@ class MatryoshkaRetriever(BaseRetriever):
             "search_kwargs": dict(search_kwargs or {}),
             "compact": compact,
         }
-        if compact is not None and search_kwargs:
-            raise ConfigurationError(
-                f"search_kwargs {sorted(search_kwargs)} cannot be obeyed: a compact index searches "
-                "all rows; leave out one of both"
-            )
         super().__init__(**fields, **others)
         _ = self._steps
 
     @property
     def _steps(self) -> TwoStepSearch:
+        # Each time, since both can be assigned.
+        if self.compact is not None and self.search_kwargs:
+            raise ConfigurationError(
+                f"search_kwargs {sorted(self.search_kwargs)} cannot be obeyed: a compact index "
+                "searches all rows; leave out one of both"
+            )
         embeddings = self.vectorstore.embeddings
         if not isinstance(embeddings, GemmaEmbeddings):
             raise ConfigurationError(

@@ -137,6 +137,15 @@ def test_what_is_not_as_stated_is_refused() -> None:
         packed(unit(3, 16)[0], "int8")
     with pytest.raises(InvalidInput, match="width 16"):
         CompactVectors(codes, "int8", 16).nearest(unit(1, 8)[0], 2)
+    for form in ("int8", "binary"):
+        vectors = CompactVectors(packed(unit(3, 16), form), form, 16)
+        with pytest.raises(InvalidInput, match="not finite"):
+            vectors.nearest(np.full(16, np.nan, np.float32), 2)
+    damaged = codes.copy()
+    damaged[1] = 0
+    with pytest.raises(InvalidInput, match="all zero") as caught:
+        CompactVectors(damaged, "int8", 16)
+    assert caught.value.index == 1
 
 
 class TestStore:

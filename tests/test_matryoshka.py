@@ -391,6 +391,12 @@ class TestCompact:
                     search(QUERY)
                 compact.load()
                 assert len(search(QUERY)) == 10
+            # Another thread's load, between the two steps of a search.
+            gone = compact.nearest(QUERY_VECTOR, 10)
+            index.remove([TEXTS[search(QUERY)[0]]])
+            compact.load()
+            with pytest.raises(CollectionMismatch, match=r"load\(\)"):
+                compact.confirm(gone, [("whatever was read for it", None)])
             index.recreate(rows)
             with pytest.raises(CollectionError, match="deleted"):
                 search(QUERY)
@@ -434,6 +440,14 @@ class TestCompact:
             index.open()
             with pytest.raises(ConfigurationError, match="cannot be obeyed"):
                 retriever_of(through, index, model, compact=CompactIndex(index), **only)
+            if through == "langchain":
+                vectorstore = Chroma(index.collection_name, model, client=index.client)
+                assigned = langchain_gemma_embed.MatryoshkaRetriever(
+                    vectorstore, compact=CompactIndex(index)
+                )
+                assigned.search_kwargs = only["search_kwargs"]
+                with pytest.raises(ConfigurationError, match="cannot be obeyed"):
+                    assigned.invoke(QUERY)
             with pytest.raises(ConfigurationError, match="float8"):
                 CompactIndex(index, wrong)
 

@@ -111,7 +111,8 @@ class CompactVectors:
 
         Raises:
             ConfigurationError: If the form is unknown.
-            InvalidInput: If the codes are not of that form and width.
+            InvalidInput: If the codes are not of that form and width, or those of a row are all
+                zero; ``index`` is the row.
         """
         _check(codes, form, width)
         self.codes, self.form, self.width = codes, form, width
@@ -119,6 +120,13 @@ class CompactVectors:
             parts = (self._numbers(start) for start in range(0, len(codes), _ROWS))
             norms = [np.linalg.norm(part, axis=1) for part in parts]
             self._norms = np.concatenate(norms) if norms else np.empty(0, np.float32)
+            if not self._norms.all():
+                # Its cosine would be NaN, which has no place among the others.
+                raise InvalidInput(
+                    "the codes of a row are all zero, so it has no direction; pack its vector "
+                    "again",
+                    index=int(self._norms.argmin()),
+                )
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -135,10 +143,12 @@ class CompactVectors:
             the query's, and put in order by their cosine to the query at full precision.
 
         Raises:
-            InvalidInput: If the query has another width.
+            InvalidInput: If the query has another width, or is not finite.
         """
         if query.shape != (self.width,):
             raise InvalidInput(f"a query of shape {query.shape} for vectors of width {self.width}")
+        if not np.isfinite(query).all():
+            raise InvalidInput("the query's vector is not finite; embed the query again")
         if self.form == "int8":
             return [int(row) for row in _largest(self._cosines(query), count)]
         some = np.sort(_largest(self._equal_bits(query), _OVERSAMPLED * count))

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 # Text and title of a row.
 Parts = tuple[str, str | None]
 
+# Bytes of what is kept of them.
+_DIGEST = 8
+
 
 @dataclass(frozen=True)
 class _Loaded:
@@ -31,15 +34,16 @@ class _Loaded:
     fingerprint: str
     rows: list[str]
     places: dict[str, int]
-    digests: list[bytes]
+    digests: bytes
     vectors: CompactVectors
 
 
 class CompactIndex:
     """Packed vectors of a ``ChromaIndex``, in memory, for the first step of a search in two.
 
-    With 768 numbers a vector, ``int8`` takes 772 bytes and ``binary`` 96, next to 3,072 and a
-    graph in Chroma, whose index is then never read. Every vector is compared with the query.
+    With 768 numbers a vector, ``int8`` takes 772 bytes and ``binary`` 96, and a row's id some 160
+    more, next to 3,072 and a graph in Chroma, whose index is then never read. Every vector is
+    compared with the query.
 
     It is a copy as of ``load``. A search raises if the collection has another number of rows by
     then, or a candidate is gone or has another text or title. What it cannot see is a row that was
@@ -106,7 +110,7 @@ class CompactIndex:
             embedder.fingerprint,
             rows,
             {row: place for place, row in enumerate(rows)},
-            digests,
+            b"".join(digests),
             CompactVectors(np.concatenate(codes), self.form, embedder.dimensions),
         )
         return len(rows)
@@ -151,7 +155,9 @@ class CompactIndex:
             CollectionMismatch: If a row is gone or was embedded from other words.
         """
         now = self._loaded
-        packed_then = sorted(now.digests[now.places[row]] for row in rows)
+        # Another thread may have loaded between the two steps of a search.
+        places = [now.places[row] for row in rows if row in now.places]
+        packed_then = sorted(now.digests[_DIGEST * at : _DIGEST * (at + 1)] for at in places)
         if packed_then != sorted(map(_digest, parts)):
             raise _stale("lacks a row that it had, or has other words in it than it had")
 
@@ -165,7 +171,7 @@ class CompactIndex:
 def _digest(parts: Parts) -> bytes:
     text, title = parts
     # No byte of UTF-8.
-    return blake2b((title or "").encode() + b"\xff" + text.encode(), digest_size=8).digest()
+    return blake2b((title or "").encode() + b"\xff" + text.encode(), digest_size=_DIGEST).digest()
 
 
 def _stale(said: str) -> CollectionMismatch:
