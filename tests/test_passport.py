@@ -58,7 +58,7 @@ def test_no_passport_is_refused(fake: FakeRuntime, tmp_path: Path, content: str 
     file = tmp_path / "passport.json"
     if content is not None:
         file.write_bytes(content.encode(errors="surrogateescape"))
-    with pytest.raises(CollectionMismatch, match=r"does not say whose|cannot be read"):
+    with pytest.raises(CollectionMismatch, match=r"does not say whose|cannot be read.*remove"):
         check_passport(file, Embedder(fake))
 
 

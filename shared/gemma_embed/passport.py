@@ -142,7 +142,10 @@ def check_passport(
         except FileNotFoundError:
             metadata = None
         except (OSError, ValueError) as error:
-            raise CollectionMismatch(f"{what}: its passport cannot be read: {error}") from error
+            raise CollectionMismatch(
+                f"{what}: its passport cannot be read: {error}; if it is damaged, remove the file "
+                "and the index, and fill the index again"
+            ) from error
     if not isinstance(metadata, Mapping) or "fingerprint" not in stated_facts(metadata):
         raise CollectionMismatch(
             f"{what} does not say whose vectors it holds: fill a new one, with its passport "

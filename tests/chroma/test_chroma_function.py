@@ -15,7 +15,7 @@ from chromadb.config import Settings
 from chromadb.utils.embedding_functions import known_embedding_functions
 from fakes import FakeRuntime, vector_of
 
-from gemma_embed import Embedder
+from gemma_embed import Embedder, EmbeddingStore
 from gemma_embed.chroma import GemmaEmbeddingFunction, check_collection
 from gemma_embed.errors import CollectionMismatch, ConfigurationError, InvalidInput
 from gemma_embed.runtimes import OllamaRuntime
@@ -89,6 +89,18 @@ def test_a_collection_takes_no_function_of_other_vectors(
         with pytest.raises(CollectionMismatch, match=f"{next(iter(options))} is .* there and"):
             check_collection(got, another)
         check_collection(got, same)
+
+
+def test_a_store_in_8_bits_is_another_space(tmp_path: Path) -> None:
+    own = Embedder(bundled_runtime())
+    exact = GemmaEmbeddingFunction(own.replaced(store=tmp_path / "a"))
+    rounded = GemmaEmbeddingFunction(
+        own.replaced(store=EmbeddingStore(tmp_path / "b", form="int8"))
+    )
+    exact.validate_config_update(GemmaEmbeddingFunction(own).get_config(), exact.get_config())
+    for old, new in ((exact, rounded), (rounded, exact)):
+        with pytest.raises(CollectionMismatch, match="stored is"):
+            new.validate_config_update(old.get_config(), new.get_config())
 
 
 def test_another_program_opens_it_without_the_function(tmp_path: Path) -> None:

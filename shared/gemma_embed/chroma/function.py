@@ -13,7 +13,8 @@ from gemma_embed.errors import ConfigurationError
 from gemma_embed.passport import HasEmbedder, embedder_of, refuse_differences
 from gemma_embed.runtimes import open_runtime, runtime_settings
 
-# Settings that decide document vectors with one model; the query task and the store do not.
+# Settings that decide document vectors with one model, beside the form of the store's; the query
+# task does not.
 _OF_DOCUMENTS = ("dimensions", "document_task", "overlong")
 
 
@@ -102,12 +103,17 @@ class GemmaEmbeddingFunction(EmbeddingFunction[Documents]):
         ``check_collection`` does.
 
         Raises:
-            CollectionMismatch: If width, document task or the policy for long texts differ.
+            CollectionMismatch: If width, document task, the policy for long texts or the store's
+                form differ.
         """
-        here = {name: new_config.get(name) for name in _OF_DOCUMENTS}
-        refuse_differences("the collection", old_config, here)
+        here = {name: new_config.get(name) for name in _OF_DOCUMENTS} | _stored(new_config)
+        refuse_differences("the collection", {**old_config, **_stored(old_config)}, here)
 
     @staticmethod
     def build_from_config(config: dict[str, Any]) -> GemmaEmbeddingFunction:
         """Make a function from its settings."""
         return GemmaEmbeddingFunction(config)
+
+
+def _stored(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"stored": (config.get("store") or {}).get("form", "float32")}
