@@ -32,7 +32,7 @@ _SEPARATORS = [
     r"(?<=[.!?])[ \t]|(?<=[。！？])",
     r"[ \t]",
     # Not single characters, of which megabytes without a space would be millions of pieces.
-    r"\S{32}",
+    r"(?s:.{32})",
 ]
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import re
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -83,11 +83,16 @@ def plain_name(path: Path) -> Path:
 
 
 def _bytes(path: Path) -> bytes:
-    data = path.read_bytes()
-    if plain_name(path) != path:
-        data = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(data, LARGEST + 1)
-        if len(data) > LARGEST:
-            raise Unreadable(f"larger than {LARGEST // 10**6} MB unpacked", skipped=True)
+    if plain_name(path) == path:
+        return path.read_bytes()
+    try:
+        # All that was appended, as to logs.
+        with gzip.open(path) as file:
+            data = file.read(LARGEST + 1)
+    except gzip.BadGzipFile as error:
+        raise Unreadable("damaged: BadGzipFile") from error
+    if len(data) > LARGEST:
+        raise Unreadable(f"larger than {LARGEST // 10**6} MB unpacked", skipped=True)
     return data
 
 

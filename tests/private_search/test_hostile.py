@@ -111,14 +111,25 @@ def test_a_word_document_that_unpacks_without_end_is_not_read(tmp_path: Path) ->
 
 def test_a_compressed_text_that_unpacks_without_end_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"a " * 30_000_000))
-    (tmp_path / "b.gz").write_bytes(gzip.compress(b"text")[:-9])
     with pytest.raises(Unreadable, match="larger than 50 MB unpacked"):
         read(Folder(tmp_path))
 
 
-@pytest.mark.parametrize("letter", ["a", "1", "漢", ";"])
-def test_a_megabyte_without_a_space_is_cut(letter: str) -> None:
-    document = Document(id="x", kind="file", title="x", text=letter * 10**6, address="x")
+@pytest.mark.parametrize(
+    "wrong",
+    [gzip.compress(b"Text.")[:-9], gzip.compress(b"Text.") + b"!"],
+    ids=["cut short", "something after it"],
+)
+def test_half_of_a_compressed_text_is_not_taken_for_it(tmp_path: Path, wrong: bytes) -> None:
+    (tmp_path / "a.log.gz").write_bytes(wrong)
+    with pytest.raises(Unreadable, match="damaged"):
+        read(Folder(tmp_path))
+
+
+@pytest.mark.parametrize("part", ["a", "1", "漢", ";", "word\xa0"])
+def test_a_megabyte_without_a_space_is_cut(part: str) -> None:
+    text = (part * 10**6)[: 10**6]
+    document = Document(id="x", kind="file", title="x", text=text, address="x")
     started = time.process_time()
     chunks = list(chunks_of(document))
     assert time.process_time() - started < 2

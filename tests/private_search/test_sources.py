@@ -95,6 +95,10 @@ def test_compressed_files_are_what_is_in_them(tmp_path: Path) -> None:
     news = read_one(tmp_path, "NEWS.md.GZ", gzip.compress(b"# News\n\nA new gauge."))
     assert (news.title, news.text) == ("News", "A new gauge.")
     assert reasons(Folder(tmp_path))["picture.png.gz"] == "no reader for .png"
+    # As logs are continued.
+    log = gzip.compress(b"One.\n") + gzip.compress(b"Two.\n")
+    (tmp_path / "logs").mkdir()
+    assert read_one(tmp_path / "logs", "a.log.gz", log).text == "One.\nTwo."
 
 
 def test_a_title_has_a_bounded_length(tmp_path: Path) -> None:
