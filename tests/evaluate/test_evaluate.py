@@ -312,7 +312,9 @@ def test_files_are_read_with_titles_and_in_parts(tmp_path: Path) -> None:
 
 def test_a_listing_without_an_empty_line_is_cut_at_its_lines(tmp_path: Path) -> None:
     listing = "\n".join(f"{number} 0x{number:08x}" for number in range(400))
-    (tmp_path / "a.md").write_text(f"{listing}\n\n{'word ' * 500}\n\n{'x' * 2500}")
+    (tmp_path / "a.md").write_text(
+        f"{listing}\n\n{'word ' * 500}\n\n{'x' * 2500}\n\n{'y' * 2000} z"
+    )
     parts = [each.text for each in read_passages(tmp_path)]
     assert max(map(len, parts)) <= 2000
     assert "".join(" ".join(parts).split()) == "".join((tmp_path / "a.md").read_text().split())

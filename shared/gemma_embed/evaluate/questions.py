@@ -21,7 +21,7 @@ _JSON_LINES = {".jsonl", ".ndjson"}
 _LONGEST_PART = 2000  # characters; some 500 tokens of English
 # A paragraph, or what fits of it: up to the end of a line, else of a word.
 _PIECE = re.compile(
-    rf".{{1,{_LONGEST_PART}}}(?:\n|\Z)|.{{1,{_LONGEST_PART}}}(?:\s|\Z)|.{{1,{_LONGEST_PART}}}",
+    rf".{{1,{_LONGEST_PART}}}(?:\n|\Z)|.{{0,{_LONGEST_PART - 1}}}\s|.{{1,{_LONGEST_PART}}}",
     re.DOTALL,
 )
 _SENTENCE = re.compile(r"(?<=[.!?؟۔।])\s+|(?<=[。！？])|\n\s*\n")
