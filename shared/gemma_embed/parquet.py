@@ -69,7 +69,7 @@ class LoadReport:
     without_vector: dict[str, int] = field(default_factory=dict)
 
 
-def finished_ids(folder: str | Path, fingerprint: str, *, id_column: str = "id") -> pa.Array:
+def finished_ids(folder: str | Path, fingerprint: str, *, id_column: str = "id") -> pa.ChunkedArray:
     """Return the ids that need no further work, for a job that is run again.
 
     Rows of status ``failed`` are not among them, since a server may work again. A file that is
@@ -83,14 +83,16 @@ def finished_ids(folder: str | Path, fingerprint: str, *, id_column: str = "id")
         id_column: The column of ids. An id names one text: a changed text needs another id.
 
     Returns:
-        A column of the ids, in the type of the files.
+        The ids in the type of the files, a chunk or more of each file.
 
     Raises:
         CollectionMismatch: If a row has another fingerprint.
-        CollectionDamaged: If a file lacks a column.
+        CollectionDamaged: If a file lacks a column, or there are folders in the folder.
     """
+    # In chunks: one array has room for 2 GB of text, which 60 million ids take.
     found: list[pa.Array] = []
-    for place, file in _files(folder):
+    for place in _places(folder):
+        file = place.opened()
         if file is None:
             _put_aside(place)
             continue
@@ -99,7 +101,7 @@ def finished_ids(folder: str | Path, fingerprint: str, *, id_column: str = "id")
             _check_space(rows, fingerprint, place)
             done = rows.filter(pc.not_equal(rows[STATUS], FAILED))
             found += done[id_column].chunks
-    return pa.concat_arrays(found) if found else pa.nulls(0)
+    return pa.chunked_array(found or [pa.nulls(0)])
 
 
 def load(folder: str | Path, embedder: Embedder) -> LoadReport:
@@ -111,10 +113,10 @@ def load(folder: str | Path, embedder: Embedder) -> LoadReport:
 
     Args:
         folder: The job's results, as for ``finished_ids``.
-        embedder: With a store, and the model and ``overlong`` of the job.
+        embedder: With a store of either form, and the model and ``overlong`` of the job.
 
     Raises:
-        ConfigurationError: If the embedder has no store.
+        ConfigurationError: If the embedder has no store, or the folder no Parquet file.
         CollectionMismatch: If a row has another fingerprint than the embedder's at full width, or
             vectors that are cut or int8, which a store does not hold; nothing of its file is
             stored.
@@ -122,13 +124,17 @@ def load(folder: str | Path, embedder: Embedder) -> LoadReport:
             missing, not finite or not of norm 1.
         StoreError: If the store cannot be used.
     """
-    full = embedder.replaced(dimensions=None)
-    store = full.store
+    full = embedder.replaced(dimensions=None, store=None)
+    store = embedder.store
     if store is None:
         raise ConfigurationError("load() needs an embedder with a store='path/of/a/file'")
     space = Route(full.runtime, full.overlong, store, full.dimensions).space
+    files = list(_places(folder))
+    if not files:
+        raise ConfigurationError(f"{folder} has no Parquet file: name the folder of the job")
     loaded, failed = 0, Counter[str]()
-    for place, file in _files(folder):
+    for place in files:
+        file = place.opened()
         if file is None:
             raise CollectionDamaged(
                 f"{place.path} is half written, as a killed job leaves it: run the job again, it "
@@ -163,22 +169,32 @@ class _Place:
     system: fs.FileSystem
     path: str
 
+    def opened(self) -> pq.ParquetFile | None:
+        """Open the file; None for one without its end."""
+        try:
+            return pq.ParquetFile(self.path, filesystem=self.system)
+        except pa.ArrowInvalid:
+            # A writer adds the footer last: without it nothing of the file can be read.
+            return None
 
-def _files(folder: str | Path) -> Iterator[tuple[_Place, pq.ParquetFile | None]]:
-    """Yield the Parquet files of a folder by their names; None for one without its end."""
+
+def _places(folder: str | Path) -> Iterator[_Place]:
+    """Yield the Parquet files of a folder."""
     if "://" in str(folder):
         system, path = fs.FileSystem.from_uri(str(folder))
     else:
         system, path = fs.LocalFileSystem(), str(expanded(folder))
     for each in system.get_file_info(fs.FileSelector(path, allow_not_found=True)):
         name = each.base_name
-        if each.type == fs.FileType.File and name.endswith(".parquet") and name[0] not in "._":
-            place = _Place(system, each.path)
-            try:
-                yield place, pq.ParquetFile(each.path, filesystem=system)
-            except pa.ArrowInvalid:
-                # A writer adds the footer last: without it nothing of the file can be read.
-                yield place, None
+        if name[0] in "._":
+            continue
+        if each.type == fs.FileType.Directory:
+            raise CollectionDamaged(
+                f"{folder} has the folder {name!r}, and results are read from the folder itself "
+                "only: write them without partition_cols, or move that folder elsewhere"
+            )
+        if name.endswith(".parquet"):
+            yield _Place(system, each.path)
 
 
 def _put_aside(place: _Place) -> None:

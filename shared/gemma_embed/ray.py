@@ -72,7 +72,7 @@ class EmbedBatch:
     The table comes back with four columns more:
 
     - ``vector``: a fixed-size list of numbers; null for a row that cannot be embedded.
-    - ``fingerprint``: of the vector space, as ``Embedder.fingerprint``.
+    - ``fingerprint``: of the vector space, as ``EmbedBatch.fingerprint``.
     - ``status``: ``ok``; ``too_long`` or ``invalid`` for a text that can never be embedded;
       ``failed`` for one that the runtime broke down on, or that did not fit into memory.
     - ``error``: for those, what is wrong and what to do. Never the text.
@@ -160,12 +160,14 @@ class EmbedBatch:
 
     @property
     def fingerprint(self) -> str:
-        """Name of the vector space; see ``Embedder.fingerprint``.
+        """Name of the vector space: ``Embedder.fingerprint``, and ``-int8`` after that of codes.
 
         Raises:
             EmbeddingError: If the model is missing, or is not the one that it should be.
         """
-        return self._embedder.fingerprint
+        own = self._embedder.fingerprint
+        # Nobody can compare codes with vectors, so that one folder must not have both.
+        return f"{own}-int8" if self._vector_type == "int8" else own
 
     def over(
         self,

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from fakes import FakeRuntime
 
-from gemma_embed import Embedder
+from gemma_embed import Embedder, EmbeddingStore
 from gemma_embed.chroma import ChromaIndex
 from gemma_embed.compact import packed
 from gemma_embed.errors import (
@@ -159,6 +159,34 @@ def test_what_is_finished(tmp_path: Path, embedder: Embedder) -> None:
         finished_ids(folder, "0123")
     with pytest.raises(CollectionDamaged, match="no column 'key'"):
         finished_ids(folder, own, id_column="key")
+    # More ids than one array of Arrow's has room for stay apart, as they were read.
+    job(folder, table(TEXTS[2]), "b.parquet")
+    assert finished_ids(folder, own).num_chunks == 2
+    job(folder / "page=1", table(TEXTS[2]))
+    with pytest.raises(CollectionDamaged, match="folder 'page=1'"):
+        finished_ids(folder, own)
+
+
+def test_codes_and_vectors_do_not_share_a_folder(tmp_path: Path, embedder: Embedder) -> None:
+    job(tmp_path, table(*TEXTS))
+    codes = EmbedBatch("onnx", "bundled", vector_type="int8")
+    assert codes.fingerprint != embedder.fingerprint
+    assert set(codes(table(*TEXTS))["fingerprint"].to_pylist()) == {codes.fingerprint}
+    with pytest.raises(CollectionMismatch, match="int8"):
+        finished_ids(tmp_path, codes.fingerprint)
+
+
+def test_a_store_in_8_bits_is_filled_with_what_it_would_have(
+    tmp_path: Path, embedder: Embedder
+) -> None:
+    job(tmp_path / "r", table(*TEXTS))
+    computed, loaded = (
+        embedder.replaced(store=EmbeddingStore(tmp_path / name, form="int8")) for name in "ab"
+    )
+    assert load(tmp_path / "r", loaded).loaded == 3
+    assert np.array_equal(loaded.embed(TEXTS), computed.embed(TEXTS))
+    assert loaded.store is not None
+    assert loaded.store.stats().hits == 3
 
 
 def test_a_half_written_file_is_put_aside(
@@ -215,6 +243,8 @@ def test_vectors_that_are_not_the_stores_are_refused(tmp_path: Path, embedder: E
     stored = embedder.replaced(store=tmp_path / "store.sqlite")
     with pytest.raises(ConfigurationError, match="store="):
         load(tmp_path, embedder)
+    with pytest.raises(ConfigurationError, match="no Parquet file"):
+        load(tmp_path / "none", stored)
     job(tmp_path / "split", table(*TEXTS), overlong="split")
     job(tmp_path / "int8", table(*TEXTS), vector_type="int8")
     job(tmp_path / "narrow", table(*TEXTS), dimensions=128)
