@@ -196,7 +196,7 @@ def compact(
     width = index.embedder.dimensions
     size = rows * (width if form == "int8" else width // 8) / 1e6
     print(
-        f"| {name} | | {found:.3f} | {size:.0f} MB in memory, loaded in {seconds:.1f} s | "
+        f"| {name} | | {found:.3f} | {size:.0f} MB of codes, loaded in {seconds:.1f} s | "
         f"| {search * 1000:.1f} ms |",
         flush=True,
     )

@@ -29,8 +29,8 @@ _LARGEST = 127
 # Candidates by equal bits, for one that is returned by its product with the query's numbers: bits
 # alone leave too much open.
 _OVERSAMPLED = 8
-# Rows whose products are computed at once: they are made float32 for that.
-_ROWS = 16384
+# Rows whose products are computed at once: they are made float32 for that, in a processor's cache.
+_ROWS = 4096
 
 
 def packed(vectors: Vectors, form: Form) -> Codes:
