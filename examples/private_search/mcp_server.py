@@ -89,7 +89,7 @@ def server(opened: Callable[[], Library]) -> MCPServer:
         sender: str = "",
         limit: int = 5,
     ) -> Answerable:
-        """Search by meaning and exact words; filter by kind, days and sender."""
+        """Search by meaning and exact words; filter by kind, sender, days (``before`` excluded)."""
         filters = Filter(kind, start_of(after), start_of(before), sender)
         with turn:
             results = reader.current().ask(query, filters, limit=min(max(limit, 1), 20))
