@@ -1,8 +1,9 @@
 """A job on Ray Data, its worker and its program killed: what is lost, what doubled, how fast it is.
 
-Short passages, of 6 to 12 words, with the bundled model. The rate is compared with one process in
-the same run. The last table is what ten million passages take at that rate, or, with ``--rate``, at
-that of one's own model: passages a second of one worker.
+Short passages, of 6 to 12 words, with the bundled model. The rate is compared in the same run with
+one process, and with two that share nothing, which is what Ray could reach. The last table is what
+ten million passages take at that rate, or, with ``--rate``, at that of one's own model: passages a
+second of one worker.
 
 Run: python benchmarks/ray_jobs.py --rows 100000
      python benchmarks/ray_jobs.py --rate 7.4
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -20,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -119,6 +122,12 @@ def alone(texts: list[str], threads: int) -> float:
     return len(texts) / (time.monotonic() - begin)
 
 
+def together(texts: list[str]) -> float:
+    """Return the passages a second of two processes of one thread, without Ray: the most it can."""
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        return sum(pool.map(alone, [texts, texts], [1, 1]))
+
+
 def notes(events: Path) -> list[dict[str, float]]:
     """Return what the workers wrote down."""
     return [json.loads(line) for line in (events / "batches").read_text().splitlines()]
@@ -147,8 +156,9 @@ def measure(rows: int) -> None:
             ids = [f"{number:032}" for number in range(start, start + len(part))]
             pq.write_table(pa.table({"id": ids, "text": part}), source / f"{start:08}.parquet")
         sample = texts[: min(rows, 10_000)]
-        one, two = alone(sample, 1), alone(sample, 2)
+        one, two, both = alone(sample, 1), alone(sample, 2), together(sample)
         print(f"one process: {one:.0f} passages/s with one thread, {two:.0f} with two")
+        print(f"two processes of one thread at once, without Ray: {both:.0f}")
         first = run_job(source, target, events, rows // 2)
         before = len(notes(events))
         second = run_job(source, target, events, None)
@@ -163,7 +173,10 @@ def measure(rows: int) -> None:
         span = max(each["end"] for each in rest) - min(each["start"] for each in rest)
         rate = sum(each["rows"] for each in rest) / span
         print(f"two workers, from the first batch to the last: {rate:.0f} passages/s")
-        print(f"  = {rate / (2 * one):.2f} of twice one thread, {rate / two:.2f} of two threads")
+        print(
+            f"  = {rate / both:.2f} of two processes without Ray, {rate / (2 * one):.2f} of twice "
+            f"one thread, {rate / two:.2f} of two threads"
+        )
         print(f"seconds: until killed {first:.0f}, the rest {second:.0f}, nothing left {again:.0f}")
         for pid in {each["pid"] for each in rest}:
             own = [each for each in rest if each["pid"] == pid]
