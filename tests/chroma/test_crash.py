@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 CAMPAIGN = Path(__file__).parents[2] / "benchmarks" / "crash.py"
 
 
@@ -28,6 +30,7 @@ def campaign(seed: int) -> dict[str, Any]:
     return report
 
 
+@pytest.mark.timeout(300)
 def test_kills_and_torn_files_cost_at_most_a_batch_each() -> None:
     half_written = 0
     # Whether one of four kills comes while vectors are being written depends on the machine's
