@@ -234,7 +234,7 @@ def _embedded(schema: pa.Schema, width: int, place: _Place) -> tuple[str, str | 
     if _TEXT not in stated:
         raise CollectionDamaged(
             f"{place.path} does not say of which columns its vectors are, as EmbedBatch's own "
-            f"column {VECTOR!r} does: another program has written it anew"
+            f"column {VECTOR!r} does: another program has rewritten it"
         )
     kind = schema.field(VECTOR).type
     if kind not in [pa.list_(number, width) for number in _WHOLE]:

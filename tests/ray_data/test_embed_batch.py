@@ -280,7 +280,7 @@ def test_a_missing_vector_and_a_rewritten_file_are_refused(
         load(tmp_path, stored)
     plain = pa.table({name: result[name].to_pylist() for name in result.column_names})
     pq.write_table(plain, tmp_path / "a.parquet")
-    with pytest.raises(CollectionDamaged, match="another program has written it anew"):
+    with pytest.raises(CollectionDamaged, match="another program has rewritten it"):
         load(tmp_path, stored)
 
 

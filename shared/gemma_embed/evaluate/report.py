@@ -195,7 +195,7 @@ class Report:
             size_axes.set(xscale="log", xlabel="bytes per vector", ylabel=f"{ADVISED}, points")
             size_axes.set_xticks(sizes, [f"{each:,}" for each in sizes])
             size_axes.minorticks_off()
-            # From 0: widths of one runtime differ by microseconds, which nobody waits for.
+            # From 0: widths of one runtime differ by microseconds, too little to see.
             slowest = max(row.milliseconds or 0 for row in self.rows)
             time_axes.set(xlabel="milliseconds per question, search included")
             time_axes.set_xlim(0, 1.1 * slowest or 1)
