@@ -32,6 +32,8 @@ class LlamaNetwork:
     nobody has.
     """
 
+    in_flight = None
+
     def __init__(self, path: Path, tokenize: Tokenizer, limit: int, threads: int | None) -> None:
         """Load a file.
 

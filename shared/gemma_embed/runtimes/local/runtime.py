@@ -25,6 +25,7 @@ from gemma_embed.runtimes.base import Batch, Runtime, TooLong
 from gemma_embed.runtimes.local.checkpoint import Checkpoint
 from gemma_embed.runtimes.local.files import check_unchanged, read_json
 from gemma_embed.runtimes.local.hub import model_folder
+from gemma_embed.runtimes.local.in_flight import InFlight
 from gemma_embed.runtimes.local.loading import explained
 from gemma_embed.runtimes.local.memory import is_out_of_memory, within_memory
 from gemma_embed.runtimes.local.pages import token_pages
@@ -35,6 +36,10 @@ from gemma_embed.vectors import Vectors
 
 class Network(Protocol):
     """A loaded model."""
+
+    @property
+    def in_flight(self) -> InFlight | None:
+        """Computes the batches of large calls; None where one at a time is as fast."""
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Return each text's token ids, special tokens included, however many.
@@ -64,9 +69,9 @@ class _Loaded:
 class LocalRuntime(Runtime):
     """Loads a checkpoint from a folder or the Hugging Face hub, on first use.
 
-    One batch is computed at a time; threads wait for each other. A batch that does not fit into
-    memory is halved until it does. Copies share the loaded model, pickles carry only the settings,
-    a forked process loads its own.
+    One batch is computed at a time, or of large calls one a thread (``in_flight.py``); callers wait
+    for each other. A batch that does not fit into memory is halved until it does. Copies share the
+    loaded model, pickles carry only the settings, a forked process loads its own.
     """
 
     _name: ClassVar[str]
@@ -167,7 +172,12 @@ class LocalRuntime(Runtime):
             if isinstance(page, TooLong):
                 yield page
                 continue
-            for rows in network.batches({row: len(ids) for row, ids in page.items()}):
+            batches = list(network.batches({row: len(ids) for row, ids in page.items()}))
+            crew = network.in_flight and network.in_flight.crew_for(len(batches))
+            if crew:
+                yield from crew.computed(lock, batches, page)
+                continue
+            for rows in batches:
                 yield from within_memory(network.forward, lock, rows, page)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:

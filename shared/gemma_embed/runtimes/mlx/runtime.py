@@ -91,6 +91,8 @@ class MlxRuntime(LocalRuntime):
 class _Network:
     """Tokenizer and network."""
 
+    in_flight = None
+
     def __init__(self, checkpoint: Checkpoint, dtype: DType) -> None:
         try:
             import mlx.core as mx

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Never, get_args
 
@@ -13,6 +14,7 @@ from gemma_embed.identity import Identity
 from gemma_embed.runtimes.local.cache import Cache
 from gemma_embed.runtimes.local.checkpoint import Checkpoint
 from gemma_embed.runtimes.local.files import check_unchanged
+from gemma_embed.runtimes.local.in_flight import InFlight
 from gemma_embed.runtimes.local.loaded import Forward, check_vectors
 from gemma_embed.runtimes.local.loading import explained, loading, require
 from gemma_embed.runtimes.local.runtime import LocalRuntime
@@ -24,7 +26,7 @@ from gemma_embed.runtimes.options import FLOAT16, check_choice, check_kind, chec
 from gemma_embed.runtimes.unknown_options import reject_unknown
 from gemma_fast.architecture import Architecture
 from gemma_fast.graph import VERSION, write_graph
-from gemma_fast.onnx_forward import OnnxForward
+from gemma_fast.onnx_forward import OnnxForward, processor_cores
 from gemma_fast.quantization import Precision
 from gemma_fast.weights import dense_matrix
 
@@ -71,7 +73,8 @@ class OnnxRuntime(LocalRuntime):
                 ``int8`` is several times faster in a quarter of the memory; ``int4`` mixes 4
                 bits with 8 where 4 lose most, and keeps the weights of a checkpoint trained for
                 Q4_0 as they are, in 4 bits.
-            threads: Threads that compute; None for one a processor core.
+            threads: Threads that compute; None for one a processor core. In int8 and int4 they
+                share the batches of a large job, one each, on a second copy of the weights.
             layout: ``safetensors`` for a checkpoint, of which the graph is written; ``published``
                 for finished graphs, as in ``onnx-community/embeddinggemma-300m-ONNX``. None for
                 what a folder holds; for a hub id ``safetensors``, except for the one named here.
@@ -160,17 +163,21 @@ class OnnxRuntime(LocalRuntime):
     def _open(self, checkpoint: Checkpoint) -> _Network:
         cache = Cache(checkpoint, self._cache_dir)
         tokenize = open_tokenizer(checkpoint, cache)
+        in_flight = None
         if _is_published(checkpoint):
             graph = checkpoint.weights[0]
             with loading(str(graph), f"download the model again{_OR_UPDATE}"):
                 forward: Forward = PublishedForward(graph, self._threads)
         else:
-            forward = self._written(checkpoint, cache)
+            forward = self._written(checkpoint, cache, self._threads)
+            if self._precision != "float32":
+                load = partial(self._of_one_thread, checkpoint, cache)
+                in_flight = InFlight(load, self._threads or processor_cores())
         check_vectors(forward, checkpoint, "onnxruntime")
         check_unchanged(checkpoint.files)
-        return _Network(tokenize, batches_by_length, forward)
+        return _Network(tokenize, batches_by_length, forward, in_flight)
 
-    def _written(self, checkpoint: Checkpoint, cache: Cache) -> Forward:
+    def _written(self, checkpoint: Checkpoint, cache: Cache, threads: int | None) -> Forward:
         """Load a checkpoint's graph, and write it if it is not cached."""
         sizes = Architecture.of(checkpoint.config, checkpoint.max_tokens)
         weights = checkpoint.tensors()
@@ -183,7 +190,14 @@ class OnnxRuntime(LocalRuntime):
 
         folder = cache.folder(self._precision, VERSION, write)
         with loading(str(folder), f"remove that folder, so that it is recreated{_OR_UPDATE}"):
-            return OnnxForward(folder, sizes, weights, self._threads)
+            return OnnxForward(folder, sizes, weights, threads)
+
+    def _of_one_thread(self, checkpoint: Checkpoint, cache: Cache) -> Forward:
+        """Load it once more, from the same files."""
+        with explained(self._name):
+            forward = self._written(checkpoint, cache, 1)
+        check_unchanged(checkpoint.files)
+        return forward
 
 
 @dataclass(frozen=True)
@@ -191,6 +205,7 @@ class _Network:
     tokenize: Tokenizer
     batches: Callable[[Mapping[int, int]], Iterator[list[int]]]
     forward: Forward
+    in_flight: InFlight | None
 
 
 def _is_published(checkpoint: Checkpoint) -> bool:

@@ -1,0 +1,257 @@
+"""Large calls in int8 and int4: batches in flight, one a thread, with the same vectors."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import numpy as np
+import pytest
+from onnxruntime import InferenceSession
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail
+
+from gemma_embed import Embedder
+from gemma_embed.errors import ModelChanged, OutOfMemory
+from gemma_embed.runtimes import OnnxRuntime
+from gemma_embed.runtimes.local import in_flight
+from gemma_embed.runtimes.onnx import runtime as runtime_file
+from gemma_fast.onnx_forward import OnnxForward
+
+WORDS = " ".join(path.read_text() for path in sorted(checkpoints.NOTES.glob("*.md"))).split()
+# From a word to two hundred; some 60 batches.
+TEXTS = [" ".join(WORDS[n : n + 1 + (37 * n) % 200]) for n in range(120)]
+
+
+def embedder(folder: Path, threads: int, precision: Any = "int8") -> Embedder:
+    return Embedder(OnnxRuntime(folder, precision=precision, threads=threads))
+
+
+@pytest.fixture
+def most(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """Return the largest number of batches that were computed at once so far."""
+    running, seen, lock, real = 0, [0], threading.Lock(), OnnxForward.__call__
+
+    def call(self: OnnxForward, tokens: Any) -> Any:
+        nonlocal running
+        with lock:
+            running += 1
+            seen.append(running)
+        # Long enough that two which may overlap do, on a machine of one core as well.
+        time.sleep(0.002)
+        try:
+            return real(self, tokens)
+        finally:
+            with lock:
+                running -= 1
+
+    monkeypatch.setattr(OnnxForward, "__call__", call)
+    return lambda: max(seen)
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
+    """The threads of each graph that was loaded."""
+    counted: list[int | None] = []
+    real = OnnxForward.__init__
+
+    def init(self: OnnxForward, folder: Path, sizes: Any, weights: Any, threads: Any) -> None:
+        counted.append(threads)
+        real(self, folder, sizes, weights, threads)
+
+    monkeypatch.setattr(OnnxForward, "__init__", init)
+    return counted
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_vectors_are_those_of_one_batch_at_a_time(
+    narrow: Path, most: Callable[[], int], precision: str
+) -> None:
+    alone = embedder(narrow, 1, precision).embed(TEXTS)
+    assert most() == 1
+    together = embedder(narrow, 3, precision).embed(TEXTS)
+    assert most() == 3
+    np.testing.assert_array_equal(together, alone)
+
+
+def test_a_copy_is_loaded_for_large_work_only(narrow: Path, loads: list[int | None]) -> None:
+    few = embedder(narrow, 2)
+    few.embed_query("Mars")
+    few.embed(TEXTS[:5])
+    assert loads == [2]
+    few.embed(TEXTS)
+    few.embed(TEXTS)
+    assert loads == [2, 1]
+
+
+def test_calls_of_a_framework_s_size_add_up(narrow: Path, loads: list[int | None]) -> None:
+    small = embedder(narrow, 2)
+    for start in range(0, len(TEXTS), 20):
+        small.embed(TEXTS[start : start + 20])
+    assert loads == [2, 1]
+
+
+def test_float32_and_one_thread_stay_alone(
+    narrow: Path, loads: list[int | None], most: Callable[[], int]
+) -> None:
+    embedder(narrow, 2, "float32").embed(TEXTS)
+    embedder(narrow, 1).embed(TEXTS)
+    assert (loads, most()) == ([2, 1], 1)
+
+
+def test_callers_share_the_threads(narrow: Path, most: Callable[[], int]) -> None:
+    shared = embedder(narrow, 2)
+    right = shared.embed(TEXTS)
+    with ThreadPoolExecutor(4) as pool:
+        for vectors in pool.map(shared.embed, [TEXTS] * 4):
+            np.testing.assert_array_equal(vectors, right)
+    assert most() == 2
+
+
+def test_what_does_not_fit_beside_others_is_computed_alone(
+    narrow: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = embedder(narrow, 1).embed(TEXTS)
+    running, real = threading.Semaphore(1), InferenceSession.run
+
+    def run(session: InferenceSession, outputs: list[str], inputs: dict[str, Any]) -> Any:
+        # Memory for one batch of any size.
+        if not running.acquire(blocking=False):
+            raise Fail("std::bad_alloc")
+        try:
+            time.sleep(0.002)
+            return real(session, outputs, inputs)
+        finally:
+            running.release()
+
+    monkeypatch.setattr(InferenceSession, "run", run)
+    np.testing.assert_allclose(embedder(narrow, 2).embed(TEXTS), right, atol=1e-6)
+
+
+def test_the_text_at_fault_is_named(narrow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = embedder(narrow, 2).runtime
+    lengths = runtime.count_tokens([f"title: none | text: {text}" for text in TEXTS])
+    longest, real = max(lengths), InferenceSession.run
+
+    def run(session: InferenceSession, outputs: list[str], inputs: dict[str, Any]) -> Any:
+        if inputs["mean"].shape[-1] >= longest:
+            raise Fail("std::bad_alloc")
+        return real(session, outputs, inputs)
+
+    monkeypatch.setattr(InferenceSession, "run", run)
+    with pytest.raises(OutOfMemory) as caught:
+        Embedder(runtime).embed(TEXTS)
+    assert lengths[caught.value.index or 0] == longest
+
+
+def test_no_memory_for_the_copy_is_said_and_costs_speed_only(
+    narrow: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    right = embedder(narrow, 1).embed(TEXTS)
+    starved = embedder(narrow, 2)
+    starved.embed_query("loaded")
+
+    def refuse(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(runtime_file, "OnnxForward", refuse)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            np.testing.assert_array_equal(starved.embed(TEXTS), right)
+    assert [record.getMessage() for record in caplog.records] == [
+        "memory does not suffice for batches in flight: one at a time"
+    ]
+
+
+def test_a_copy_of_other_weights_is_refused(
+    narrow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = checkpoints.build(tmp_path / "model", checkpoints.SHAPES["narrow"])
+    changing = embedder(folder, 2)
+    changing.embed_query("loaded")
+    real = OnnxForward.__init__
+
+    def init(self: OnnxForward, *arguments: Any) -> None:
+        real(self, *arguments)
+        os.utime(folder / "model.safetensors")
+
+    monkeypatch.setattr(OnnxForward, "__init__", init)
+    with pytest.raises(ModelChanged):
+        changing.embed(TEXTS)
+
+
+def test_whoever_stops_reading_stops_the_work(
+    narrow: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = embedder(narrow, 2).runtime
+    calls, real = [], OnnxForward.__call__
+
+    def call(self: OnnxForward, tokens: Any) -> Any:
+        calls.append(len(tokens))
+        return real(self, tokens)
+
+    list(runtime.embed(TEXTS))
+    monkeypatch.setattr(OnnxForward, "__call__", call)
+    outcomes: Iterator[object] = runtime.embed(TEXTS)
+    next(outcomes)
+    outcomes.close()  # type: ignore[attr-defined]
+    time.sleep(0.5)
+    # The one that was read, four in flight.
+    assert 1 <= len(calls) <= 5
+
+
+INTERRUPTED = """
+import sys, threading, time
+from gemma_embed import Embedder
+from gemma_embed.runtimes import OnnxRuntime
+embedder = Embedder(OnnxRuntime(sys.argv[1], precision="int8", threads=2))
+texts = [f"{n} " * 150 for n in range(5000)]
+embedder.embed(texts[:100])
+print("begins", flush=True)
+try:
+    embedder.embed(texts)
+except KeyboardInterrupt:
+    print("stopped", flush=True)
+"""
+
+
+def test_an_interrupt_ends_it(narrow: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, str(narrow)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begins\n"
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=20)
+    assert (out, process.returncode) == ("stopped\n", 0)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_has_threads_of_its_own(narrow: Path) -> None:
+    parent = embedder(narrow, 2)
+    right = parent.embed(TEXTS)
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        np.testing.assert_array_equal(pool.apply_async(parent.embed, [TEXTS]).get(60), right)
+    np.testing.assert_array_equal(parent.embed(TEXTS), right)
+
+
+def test_the_crew_is_kept(narrow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_flight, "_PAYS", 1)
+    runtime = embedder(narrow, 2).runtime
+    crews = []
+    for _ in range(2):
+        list(runtime.embed(TEXTS))
+        crews.append(runtime._load().in_flight.crew_for(4))  # type: ignore[attr-defined]
+    assert crews[0] is crews[1] is not None
