@@ -291,6 +291,27 @@ def test_a_repository_without_an_optional_file_is_asked_for_it_once(
     assert caplog.text == ""
 
 
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_a_hub_whose_cache_cannot_be_written_is_not_called_out_of_reach(
+    tmp_path: Path,
+    sharded: Path,
+    at: Callable[[str], None],
+    name: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    less = Path(shutil.copytree(sharded, tmp_path / "less"))
+    (less / name).unlink()
+    snapshot = cached(tmp_path, less)
+    # In place of a folder that may not be written to, which root may.
+    (snapshot.parent.parent / ".no_exist").touch()
+    with hub_with(less) as endpoint:
+        at(endpoint)
+        assert model_folder(GOOGLE, None, offline=False) == snapshot
+    assert f"{GOOGLE} has no {name} cannot be noted in" in caplog.text
+    assert "could not be reached" not in caplog.text
+    assert "the model card's are used" not in caplog.text
+
+
 def test_a_missing_file_in_a_repository_and_an_unreachable_hub_are_distinguished(
     tmp_path: Path, sharded: Path, at: Callable[[str], None]
 ) -> None:

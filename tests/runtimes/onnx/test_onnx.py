@@ -405,7 +405,7 @@ def test_an_export_mixes_no_two_models(copied: Path, tmp_path: Path) -> None:
     weights = load_file(copied / "model.safetensors")
     save_file({**weights, "norm.weight": weights["norm.weight"] + 1}, copied / "model.safetensors")
     changed = OnnxRuntime(copied)
-    with pytest.raises(ConfigurationError, match=r"another checkpoint \(model_quantized\.onnx\)"):
+    with pytest.raises(ConfigurationError, match=r"another .*\(model_quantized\.onnx\)"):
         changed.export(folder)
     checkpoint = Path(shutil.copytree(copied, tmp_path / "another"))
     with pytest.raises(ConfigurationError, match="holds a checkpoint"):
@@ -416,6 +416,21 @@ def test_an_export_mixes_no_two_models(copied: Path, tmp_path: Path) -> None:
     changed.export(folder)
     vectors = vectors_of(OnnxRuntime(folder), SHORT)
     np.testing.assert_allclose(vectors, vectors_of(changed, SHORT), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", ["onnx/model.onnx", "onnx/model.onnx_data", "config.json", "tokenizer.json"]
+)
+def test_an_export_replaces_nothing_that_it_did_not_write(
+    copied: Path, tmp_path: Path, name: str
+) -> None:
+    file = tmp_path / "out" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("{}")
+    with pytest.raises(ConfigurationError, match=rf"another .*program \({file.name}\)"):
+        OnnxRuntime(copied).export(tmp_path / "out")
+    assert file.read_text() == "{}"
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [file]
 
 
 def test_an_export_that_is_stopped_leaves_no_graph_of_another_model(
@@ -432,6 +447,11 @@ def test_an_export_that_is_stopped_leaves_no_graph_of_another_model(
         OnnxRuntime(copied).export(folder)
     with pytest.raises(ModelNotFound, match=r"no onnx/model\.onnx"):
         vectors_of(OnnxRuntime(folder, layout="published"), ["a"])
+    # Nor anything that keeps the next one from a new folder.
+    with pytest.raises(KeyboardInterrupt):
+        OnnxRuntime(copied).export(tmp_path / "new")
+    monkeypatch.undo()
+    assert OnnxRuntime(copied).export(tmp_path / "new").is_file()
 
 
 @pytest.mark.parametrize("gone", ["model.safetensors", "tokenizer.json"])

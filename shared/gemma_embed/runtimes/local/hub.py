@@ -57,7 +57,7 @@ def model_folder(
     if not _HUB_ID.fullmatch(model) or _is_file(folder):
         raise ModelNotFound(_not_a_model(model, folder))
     from huggingface_hub import snapshot_download
-    from huggingface_hub.constants import HF_HUB_OFFLINE
+    from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     weights = [graph, f"{graph}_data*", f"{graph}.data*"] if graph else ["*.safetensors"]
@@ -90,7 +90,17 @@ def model_folder(
     if missing is not None:
         # Out of reach, the hub's library silently returns what an earlier download left.
         raise ModelNotFound(_advice(model, f"{incomplete}, or has no {missing} of it"))
-    if _PROMPTS in _not_asked_for(model, found):
+    unknown = _not_asked_for(model, found)
+    if asked and unknown:
+        # It was reached, and has none of them.
+        logger.warning(
+            "that %s has no %s cannot be noted in %s, so the hub is asked again at every start; "
+            "let HF_HOME name a folder that may be written to",
+            model,
+            " and no ".join(unknown),
+            HF_HUB_CACHE,
+        )
+    elif _PROMPTS in unknown:
         logger.warning(
             "%s has no %s on this disk, and %s, so nobody knows whether it has prompts of its own: "
             "the model card's are used. To be sure, run: hf download %s",

@@ -65,18 +65,22 @@ def export_onnx(checkpoint: Checkpoint, folder: Path, precision: Precision = "fl
 
 
 def _check_place(folder: Path, checkpoint: Checkpoint, graph: str) -> None:
-    """Make sure that no other model's files would share their names with this one's."""
+    """Make sure that nothing is replaced but an earlier export, and no other graph's files."""
     if any(folder.glob("*.safetensors")):
         raise ConfigurationError(f"{folder} holds a checkpoint; name another folder")
-    others = sorted(path.name for path in folder.glob("onnx/*.onnx") if path != folder / graph)
     source = None
     # Whatever cannot be read is no note of this function's.
     with suppress(OSError, ValueError, AttributeError):
         source = json.loads((folder / "config.json").read_bytes()).get(_WRITTEN_FROM)
+    there = [*folder.glob("onnx/*"), *(folder / name for name in ("config.json", *_COPIED))]
+    if source is not None:
+        there = [path for path in folder.glob("onnx/*.onnx") if path != folder / graph]
+    others = sorted(path.name for path in there if path.exists())
     if others and source != checkpoint.revision:
         raise ConfigurationError(
-            f"{folder} holds graphs of another checkpoint ({', '.join(others)}), which would get "
-            "this one's tokenizer and config.json; name another folder, or remove that one"
+            f"{folder} holds files of another checkpoint or program ({', '.join(others)}), which "
+            "would be replaced, or get this one's tokenizer and config.json; name another folder, "
+            "or remove that one"
         )
 
 
@@ -104,7 +108,8 @@ def _write(checkpoint: Checkpoint, folder: Path, precision: Precision) -> Path:
     for name in _COPIED:
         # Of an earlier export.
         (folder / name).unlink(missing_ok=True)
-    for name, content in {**copies, "config.json": config.encode()}.items():
+    # The note first, without which whoever stops this could not go on in this folder.
+    for name, content in {"config.json": config.encode(), **copies}.items():
         (folder / name).write_bytes(content)
     write_published(graph, sizes, weights, dense, precision)
     try:
