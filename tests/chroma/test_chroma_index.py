@@ -554,6 +554,33 @@ def test_the_old_one_serves_until_it_is_dropped(index: ChromaIndex) -> None:
     assert new.check() == 40
 
 
+def test_a_deleted_collection_leaves_no_vectors_on_the_disk(
+    fake: FakeRuntime, tmp_path: Path
+) -> None:
+    folder, hnsw = tmp_path / "db", {"sync_threshold": 50, "batch_size": 50}
+
+    def size() -> int:
+        return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+    with ChromaIndex(folder, "notes", Embedder(fake), hnsw=hnsw) as index:
+        index.ingest(documents(120))
+        embedder = index.embedder.replaced(dimensions=128)
+        narrow = ChromaIndex(index.client, "notes", embedder, hnsw=hnsw)
+        narrow.ingest(documents(60))
+        before = size()
+        assert len(list(folder.glob("*/data_level0.bin"))) == 2
+        kept = narrow.open().get(include=["embeddings"])["embeddings"]
+        for _ in range(3):
+            index.recreate(documents(120))
+        assert size() < 1.2 * before
+        index.drop(index.collection_name, current=True)
+    # Of the other generation all files stay, also after the client is closed.
+    assert len(list(folder.glob("*/data_level0.bin"))) == 1
+    with ChromaIndex(folder, "notes", embedder) as opened:
+        np.testing.assert_array_equal(opened.open().get(include=["embeddings"])["embeddings"], kept)
+        assert opened.check() == 60
+
+
 def test_only_generations_are_dropped(index: ChromaIndex) -> None:
     index.ingest(documents(2))
     index.client.create_collection("notes-abcdef01", embedding_function=None)

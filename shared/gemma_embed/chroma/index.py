@@ -356,14 +356,14 @@ class ChromaIndex:
             CollectionLocked: If another process is writing to the folder.
         """
         with self._reached() as (client, name), self._place.writing(generation) as writing:
-            names = list(generations_of(self.name, client))
-            if generation not in names:
+            known = generations_of(self.name, client)
+            if generation not in known:
                 raise ConfigurationError(
-                    f"{generation!r} is not a generation of {self.name!r}: there are {names}"
+                    f"{generation!r} is not a generation of {self.name!r}: there are {list(known)}"
                 )
             if generation == name and not current:
                 raise ConfigurationError(f"{generation!r} is this embedder's: pass current=True")
-            client.delete_collection(generation)
+            self._place.delete(known[generation])
             writing.suspect = False
 
     def close(self) -> None:
@@ -429,7 +429,7 @@ class ChromaIndex:
                     first = run.first_embedded(chain([first], batches))
                 with explained(name):
                     if collection is not None:
-                        client.delete_collection(name)
+                        self._place.delete(collection)
                     collection = self._created(client, name, stated, writing)
                 self._collection_name = name
             taken, total = 0, len(passages) if isinstance(passages, Sized) else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
@@ -21,6 +22,7 @@ from gemma_embed.errors import (
 from gemma_embed.files import expanded
 
 if TYPE_CHECKING:
+    from chromadb import Collection
     from chromadb.api import ClientAPI
     from chromadb.config import System
 
@@ -29,6 +31,8 @@ CREATION = 10.0
 _DATABASE = "chroma.sqlite3"
 # Says that Chroma's database is set up; the database itself is there before.
 _CREATED = "gemma_embed.created"
+# The folder of a segment's files has its name.
+_SEGMENTS = "SELECT id FROM segments WHERE collection = ?"
 
 
 class Place:
@@ -81,6 +85,22 @@ class Place:
         if self.folder is not None and not (self.folder / _DATABASE).exists():
             raise lost(self.folder, f"{_DATABASE} is not there any more")
         return self.client
+
+    def delete(self, collection: Collection) -> None:
+        """Delete a collection with its vector files, which Chroma 1.5 leaves on the disk for good.
+
+        See https://github.com/chroma-core/chroma/issues/5259. A file that is open, which Windows
+        does not delete, stays.
+        """
+        files: list[Path] = []
+        if self.folder is not None:
+            # A later Chroma may have other tables, and delete its files by itself.
+            with suppress(sqlite3.Error), closing(_connected(self.folder)) as opened:
+                found = opened.execute(_SEGMENTS, (str(collection.id),))
+                files = [self.folder / name for (name,) in found]
+        self.client.delete_collection(collection.name)
+        for segment in files:
+            shutil.rmtree(segment, ignore_errors=True)
 
     def close(self) -> None:
         """Close the folder's client; one that was handed over stays open."""
@@ -166,9 +186,8 @@ def _check(folder: Path) -> None:
         raise ConfigurationError(f"{folder} is a file; Chroma needs a folder: pass another path")
     if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
         raise read_only(folder)
-    database = folder / _DATABASE
     try:
-        with closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True)) as opened:
+        with closing(_connected(folder)) as opened:
             tables = {name for (name,) in opened.execute("SELECT name FROM sqlite_master")}
     except sqlite3.OperationalError:
         # There is none, or it is locked: Chroma says more of it.
@@ -178,6 +197,11 @@ def _check(folder: Path) -> None:
     # Chroma's first one.
     if tables and "migrations" not in tables:
         raise lost(folder, f"{_DATABASE} is another program's database")
+
+
+def _connected(folder: Path) -> sqlite3.Connection:
+    """Open Chroma's database for reading."""
+    return sqlite3.connect(f"{(folder / _DATABASE).resolve().as_uri()}?mode=ro", uri=True)
 
 
 def _opened(folder: Path) -> ClientAPI:
