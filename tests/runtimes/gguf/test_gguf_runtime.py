@@ -325,3 +325,13 @@ assert (embedder.embed(["a"]) == vector).all()
         [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, timeout=100
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_child_where_the_c_library_is_not_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gemma_embed.runtimes.gguf import engine
+
+    # As of musl's and macOS's: it has no on_exit.
+    monkeypatch.setattr(engine.ctypes, "CDLL", lambda name: object())
+    monkeypatch.setattr(engine, "_FORKED", threading.Event())
+    engine._in_child()
+    assert engine._FORKED.is_set()

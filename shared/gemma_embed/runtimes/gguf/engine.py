@@ -103,6 +103,7 @@ def _in_child() -> None:
     """
     _FORKED.set()
     library = ctypes.CDLL(None)
-    # glibc's: called with the exit code, before what was registered earlier.
+    # glibc's alone: called with the exit code, before what was registered earlier. Without it a
+    # child has to end by os._exit, since no other way knows the code.
     if hasattr(library, "on_exit"):
         library.on_exit(library._exit, None)
