@@ -91,12 +91,18 @@ def write_golden(folder: Path) -> None:
     """Write a checkpoint's golden values into the package."""
     model = model_of(folder)
     network = network_of(folder)
-    answers = differing(answers_of(network, model, probes()[:COMPARED]))
+    texts = probes()[:COMPARED]
+    answers = differing(answers_of(network, model, texts))
+    prompted = [probe.prompted(model.prompts) for probe in texts]
+    right = Broken(network, FAULTS["ok"], model).vectors(prompted)
     content = {
         "model": model.name,
         "revision": Checkpoint.read(folder, model).revision,
         "command": "python benchmarks/verify.py --golden FOLDER",
         "inner": network.inner,
+        "complete": {
+            probe.name: encoded(vector) for probe, vector in zip(texts, right, strict=True)
+        },
         "answers": {
             fault: {name: encoded(part) for name, part in own.items()}
             for fault, own in answers.items()

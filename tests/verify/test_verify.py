@@ -69,6 +69,8 @@ def test_the_golden_values_are_those_of_the_network(network: Network) -> None:
             (vector,) = Broken(network, FAULTS[fault], BUNDLED).vectors([texts[name]])
             # They are stored in 16 bits.
             assert np.abs(compared(vector) - golden).max() < 1e-3, (fault, name)
+            if fault == "ok":
+                assert np.abs(vector - GOLDEN.complete[name]).max() < 1e-3, name
 
 
 @pytest.mark.parametrize(
@@ -319,6 +321,23 @@ def test_vectors_that_were_cut_and_filled_up_are_not_ok(kept: int) -> None:
     zeros = [0.0] * (768 - kept)
     verdict = verify(Own(whole(lambda vectors: [one[:kept] + zeros for one in vectors])))
     assert verdict.causes == ("cut",)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda vector: vector[:64] + [-number for number in vector[64:]],
+        lambda vector: vector[:64] + vector[:63:-1],
+        lambda vector: vector[:512] + vector[:256],
+        lambda vector: [*vector[:-1], 0.5],
+    ],
+    ids=["signs", "order", "repeated", "one"],
+)
+def test_wrong_numbers_after_those_of_the_golden_values_are_not_ok(
+    change: Callable[[list[float]], list[float]],
+) -> None:
+    verdict = verify(Own(whole(lambda vectors: [change(one) for one in vectors])))
+    assert verdict.causes == ("later_numbers",)
 
 
 def test_a_runtime_is_named_with_its_precision_or_tag(tmp_path: Path) -> None:

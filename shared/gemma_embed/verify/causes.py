@@ -198,6 +198,10 @@ CAUSES: dict[str, Cause] = {
         "verify the runtime that filled it, and embed the documents again",
     ),
     # Nothing known.
+    "later_numbers": Cause(
+        "the first 64 numbers of the vectors are right, and later ones are not",
+        "update the runtime, or report it to its author",
+    ),
     "several": Cause(
         "several faults at once, or a fine-tune of the model",
         "a fine-tune has vectors of its own, which this cannot judge; otherwise compare weights, "

@@ -1,7 +1,8 @@
 """Golden values: what the trained model answers, and what it answers with each fault.
 
 One file a model, ``golden/<name>.json``, made by ``benchmarks/verify.py --golden FOLDER``. A vector
-is stored as its first numbers, which trained models make a vector of their own.
+is stored as its first numbers, which trained models make a vector of their own; without a fault
+also as all of them.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from gemma_embed.prompts import Prompts
-from gemma_embed.vectors import Vectors
+from gemma_embed.vectors import Vectors, cut
 
 _HERE = Path(__file__).parent
 NUMBERS = 64
@@ -101,10 +102,12 @@ class Golden:
     Attributes:
         inner: The width between its Dense layers.
         answers: For ``ok`` and each fault the compared part of each probe's vector.
+        complete: For ``ok`` each probe's vector.
     """
 
     inner: int
     answers: Mapping[str, Mapping[str, Vectors]]
+    complete: Mapping[str, Vectors] = field(default_factory=dict)
 
     def nearest(self, seen: Mapping[str, Vectors]) -> Nearest:
         """Find the fault whose answers are nearest.
@@ -145,6 +148,19 @@ class Golden:
         cause = "ok" if "ok" in near else _cause(best)
         return Nearest(cause, distance, tuple(sorted(near - {cause})))
 
+    def differs_later(self, unit: Mapping[str, Vectors], distance: float) -> bool:
+        """Tell whether numbers are wrong that are not compared with those of faults.
+
+        Args:
+            unit: Each probe's vector, of length 1; of the same width.
+            distance: Of their compared parts to the right ones.
+        """
+        seen = np.array(list(unit.values()))
+        right = cut(np.array([self.complete[name] for name in unit]), seen.shape[1])
+        apart = np.sqrt(np.square(seen - right).sum(1).mean())
+        usual = max(distance, _PRECISIONS[0][0])
+        return bool(apart > min(_STANDS_OUT * usual, _PRECISIONS[-1][0]))
+
 
 def golden_of(model: str) -> Golden | None:
     """Return a model's golden values; None if there are none."""
@@ -158,6 +174,7 @@ def golden_of(model: str) -> Golden | None:
             fault: {name: _decoded(text) for name, text in own.items()}
             for fault, own in stored["answers"].items()
         },
+        complete={name: _decoded(text) for name, text in stored["complete"].items()},
     )
 
 
@@ -170,5 +187,5 @@ def _decoded(text: str) -> Vectors:
 
 
 def encoded(part: Vectors) -> str:
-    """Return the compared part of a vector as the file has it."""
+    """Return a vector, or the compared part of one, as the file has it."""
     return base64.b64encode(part.astype("<f2").tobytes()).decode()
