@@ -77,7 +77,7 @@ def abstention(search: Search) -> None:
         QUESTIONS, search.queries([row["question"] for row in QUESTIONS]), strict=True
     ):
         ranking = search.ranked(row["question"], query, Filter())
-        confidence.append(calibration.confidence(query, ranking.best, ranking.share))
+        confidence.append(calibration.confidence(ranking))
     judged = np.array(confidence)
     answered = np.array([bool(row["in"]) for row in QUESTIONS])
     for needed in (0.5, 0.7, 0.8, 0.85, 0.9, 0.95):

@@ -11,21 +11,22 @@ of the question's rare words in one passage.
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from private_search.catalogue import Filter
+from private_search.catalogue import ALL
 from private_search.text import folded
 
 if TYPE_CHECKING:
     from gemma_embed.vectors import Vectors
     from private_search.library import Library
-    from private_search.search import Search
+    from private_search.search import Ranking, Search
 
 # A question must do better than this share of those; some of them a library may answer.
 NEEDED = 0.9
@@ -50,53 +51,49 @@ class Calibration:
     """What unrelated questions find in a library.
 
     Attributes:
-        background: Vectors of some of its passages, shape (n, width).
+        passages: How many the library has.
+        background: Vectors of some of them, shape (n, width).
         spread: Standard deviation of how far the best hits stand out.
         scores: Of the questions, in order.
     """
 
+    passages: int
     background: Vectors
-    spread: float
-    scores: tuple[float, ...]
+    spread: float = 1.0
+    scores: tuple[float, ...] = ()
 
-    def score(self, query: Vectors, best: float, share: float) -> float:
-        """Join the two numbers into one.
+    def score(self, ranking: Ranking, words: float = _WORDS) -> float:
+        """Join the two numbers of what a question found into one."""
+        others = self.background @ ranking.query
+        # One passage stands out from nothing.
+        apart = (ranking.best - others.mean()) / max(others.std(), 1e-6) if len(others) > 1 else 0.0
+        return float(apart) / self.spread + words * ranking.share
 
-        Args:
-            query: The question's vector.
-            best: The highest cosine of a passage.
-            share: Of rare words.
-        """
-        return _apart(self.background, query, best) / self.spread + _WORDS * share
-
-    def confidence(self, query: Vectors, best: float, share: float) -> float:
+    def confidence(self, ranking: Ranking) -> float:
         """Return the share of unrelated questions with a lower score."""
-        score = self.score(query, best, share)
-        return float(np.searchsorted(self.scores, score) / len(self.scores))
+        return float(np.searchsorted(self.scores, self.score(ranking)) / len(self.scores))
 
 
 def calibrated(search: Search) -> Calibration:
     """Ask a library the unrelated questions, or take what they found the last time."""
-    library = search.library
-    count, name = library.catalogue.count(), f"calibration {library.embedder.fingerprint}"
-    background = _background(library)
-    known = json.loads(library.catalogue.setting(name) or "null")
-    if known is None or abs(known["passages"] - count) > _DRIFT * count:
-        found = []
+    catalogue, embedder = search.library.catalogue, search.library.embedder
+    plain = Calibration(catalogue.count(), _background(search.library))
+    name = f"calibration {embedder.fingerprint}"
+    known = catalogue.all("SELECT value FROM settings WHERE name = ?", name)
+    asked, spread, scores = json.loads(known[0][0]) if known else (math.inf, 1.0, [])
+    if abs(asked - plain.passages) > _DRIFT * plain.passages:
         queries = search.queries(UNRELATED)
-        for question, query in zip(UNRELATED, queries, strict=True):
-            ranking = search.ranked(question, query, Filter())
-            found.append((query, ranking.best, ranking.share))
-        apart = [_apart(background, query, best) for query, best, _ in found]
-        plain = Calibration(background, float(np.std(apart)) or 1.0, ())
-        scores = sorted(plain.score(*each) for each in found)
-        known = {"passages": count, "spread": plain.spread, "scores": scores}
-        library.catalogue.setting(name, json.dumps(known))
-    return Calibration(background, known["spread"], tuple(known["scores"]))
+        found = [search.ranked(*each, ALL) for each in zip(UNRELATED, queries, strict=True)]
+        spread = float(np.std([plain.score(ranking, words=0.0) for ranking in found])) or 1.0
+        scores = sorted(map(replace(plain, spread=spread).score, found))
+        with catalogue.db:
+            value = json.dumps([plain.passages, spread, scores])
+            catalogue.insert("settings", name=name, value=value)
+    return replace(plain, spread=spread, scores=tuple(scores))
 
 
 def _background(library: Library) -> Vectors:
-    numbers = [number for (number,) in library.catalogue.db.execute("SELECT number FROM passages")]
+    numbers = [number for (number,) in library.catalogue.all("SELECT number FROM passages")]
     # The same ones each time, so that a question is judged alike.
     chosen = random.Random(0).sample(numbers, min(_SAMPLE, len(numbers)))  # noqa: S311
     passages = library.catalogue.by_number(chosen).values()
@@ -104,10 +101,3 @@ def _background(library: Library) -> Vectors:
     titles = [each.title for each in passages] if full.takes_titles else None
     # The store has them.
     return full.embed_documents([each.text for each in passages], titles)
-
-
-def _apart(background: Vectors, query: Vectors, best: float) -> float:
-    if len(background) < 2:
-        return 0.0
-    others = background @ query
-    return float((best - others.mean()) / max(float(others.std()), 1e-6))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -24,9 +28,16 @@ from private_search.mail import Mail
 if TYPE_CHECKING:
     from chromadb import Collection
 
-# Passages that are embedded before their documents are noted as done, and documents of one unit
-# between two commits: what a kill costs.
-_PAGE, _COMMIT = 1024, 200
+# Documents that are noted as read, or as embedded, together: what a kill costs.
+_STEP = 200
+_UNEMBEDDED = """
+SELECT id, count(*) FROM documents JOIN passages ON document = documents.number
+WHERE space IS NOT ? AND unit IS NOT NULL GROUP BY documents.number
+"""
+_STATES = {True: "failed", False: "skipped"}
+_SOURCES: dict[str, Callable[..., Source]] = {
+    kind.__name__: kind for kind in (Folder, Mail, History)
+}
 
 
 @dataclass(frozen=True)
@@ -98,14 +109,11 @@ class Library:
         embedder = Embedder(runtime, dimensions=dimensions, overlong="split")
         self.vectors = ChromaIndex(folder / "chroma", "private-search", embedder)
         self.embedder = self.vectors.embedder
-        self._collection: Collection | None = None
 
-    @property
+    @cached_property
     def collection(self) -> Collection:
-        """Chroma's collection of the vectors; an update closes it."""
-        if self._collection is None:
-            self._collection = self.vectors.open()
-        return self._collection
+        """Chroma's collection of the vectors."""
+        return self.vectors.open()
 
     def __enter__(self) -> Self:
         return self
@@ -120,29 +128,23 @@ class Library:
 
     def add(self, *sources: Source) -> None:
         """Remember sources; the next update reads them."""
-        for source in sources:
-            path = source.database if isinstance(source, History) else source.root  # type: ignore[attr-defined]
-            pages = getattr(source, "pages", None)
-            self.catalogue.db.execute(
-                "INSERT OR REPLACE INTO sources VALUES (?, ?, ?, ?)",
-                (source.name, type(source).__name__, str(path), pages and str(pages)),
-            )
-        self.catalogue.db.commit()
+        with self.catalogue.db:
+            for source in sources:
+                paths = json.dumps([path and os.fspath(path) for path in vars(source).values()])
+                kind = type(source).__name__
+                self.catalogue.insert("sources", name=source.name, kind=kind, paths=paths)
 
     def forget(self, name: str) -> None:
         """Leave a source out from now on; the next update removes what it gave."""
-        self.catalogue.db.execute("DELETE FROM sources WHERE name = ?", (name,))
-        self.catalogue.db.commit()
+        with self.catalogue.db as db:
+            db.execute("DELETE FROM sources WHERE name = ?", (name,))
 
     def sources(self) -> list[Source]:
         """Return the sources, in the order of their names."""
-        rows = self.catalogue.db.execute("SELECT * FROM sources ORDER BY name").fetchall()
-        kinds: dict[str, Callable[[Path], Source]] = {"Folder": Folder, "Mail": Mail}
+        rows = self.catalogue.all("SELECT kind, paths FROM sources ORDER BY name")
         return [
-            History(Path(path), pages and Path(pages))
-            if kind == "History"
-            else kinds[kind](Path(path))
-            for _, kind, path, pages in rows
+            _SOURCES[kind](*(path and Path(path) for path in json.loads(paths)))
+            for kind, paths in rows
         ]
 
     def update(self, progress: Callable[[Progress], None] = lambda _: None) -> Changes:
@@ -154,130 +156,107 @@ class Library:
         """
         changes = Changes()
         # Two scans at once would each undo what the other one notes.
-        with locked(self.folder, 0):
+        with locked(self.folder, 0), self.catalogue.db:
             self._scan(changes, progress)
-            self._embed(changes, progress)
+            try:
+                self._embed(changes, progress)
+            except CollectionDamaged:
+                # A killed writer; the store has all vectors that were computed.
+                self._drop(current=True)
+                self.catalogue.db.execute("UPDATE documents SET space = NULL")
+                self._embed(changes, progress)
         return changes
 
     def _scan(self, changes: Changes, progress: Callable[[Progress], None]) -> None:
-        sources, db = self.sources(), self.catalogue.db
-        names = [source.name for source in sources]
-        for (name,) in db.execute("SELECT DISTINCT source FROM units").fetchall():
-            if name not in names:
-                for number, *_ in self.catalogue.known(name).values():
-                    changes.removed += self.catalogue.remove(number)
-        started = time.monotonic()
-        work: list[tuple[Source, Unit]] = []
-        for source in sources:
-            known = self.catalogue.known(source.name)
+        db, started = self.catalogue.db, time.monotonic()
+        db.execute("DELETE FROM units WHERE source NOT IN (SELECT name FROM sources)")
+        known_units = "SELECT key, stamp FROM units WHERE source = ? AND within IS NULL"
+        work: list[tuple[Source, Unit | Skipped, str]] = []
+        for source in self.sources():
+            known = dict(self.catalogue.all(f"{known_units} ORDER BY number", source.name))
             for unit in source.units():
                 changes.units += 1
-                number, stamp, state = known.pop(unit.key, (0, "", ""))
-                if isinstance(unit, Skipped):
-                    self._skip(source, unit, number, state, changes)
-                elif stamp != unit.stamp:
-                    work.append((source, unit))
-            for number, *_ in known.values():
-                changes.removed += self.catalogue.remove(number)
-        db.commit()
-        for done, (source, unit) in enumerate(work, 1):
-            self._read(source, unit, changes)
+                stamp = unit.stamp if isinstance(unit, Unit) else unit.reason
+                if known.pop(unit.key, None) != stamp:
+                    work.append((source, unit, stamp))
+            left = ((source.name, key) for key in known)
+            db.executemany("DELETE FROM units WHERE source = ? AND key = ?", left)
+        for done, (source, unit, stamp) in enumerate(work, 1):
+            self._read(source, unit, stamp, changes)
             progress(Progress("reading", done, len(work), time.monotonic() - started))
         db.commit()
 
-    def _skip(
-        self, source: Source, unit: Skipped, number: int, state: str, changes: Changes
-    ) -> None:
-        now = "failed" if unit.failed else "skipped"
-        if state != now:
-            if number:
-                changes.removed += self.catalogue.keep(number, set())
-            self.catalogue.note(source.name, unit, now, unit.reason)
-
-    def _read(self, source: Source, unit: Unit, changes: Changes) -> None:
-        catalogue, ids = self.catalogue, set[str]()
-        notes: list[str] = []
-        number = catalogue.note(source.name, unit, "reading")
-        catalogue.db.execute("DELETE FROM units WHERE parent = ?", (number,))
+    def _read(self, source: Source, unit: Unit | Skipped, stamp: str, changes: Changes) -> None:
+        """Read a unit beside what it gave before; what it does not give any more leaves."""
+        catalogue, db, at = self.catalogue, self.catalogue.db, (source.name, unit.key)
+        # Without a stamp, so that after a kill it is read again.
+        number = catalogue.insert("units", source=at[0], key=at[1], state="reading")
         # A parser may take minutes, and questions write their calibration.
-        catalogue.db.commit()
-        state = "indexed"
-        read: Unit | Skipped = unit
+        db.commit()
+        state, notes = "indexed", list[str]()
         try:
-            for count, item in enumerate(source.read(unit), 1):
+            if isinstance(unit, Skipped):
+                raise Unreadable(unit.reason, skipped=not unit.failed)
+            for item in source.read(unit):
                 if isinstance(item, Skipped):
-                    part = "failed" if item.failed else "skipped"
-                    catalogue.note(source.name, item, part, item.reason, parent=number)
+                    catalogue.insert("units", source=source.name, key=item.key, within=number,
+                                     state=_STATES[item.failed], reason=item.reason)  # fmt: skip
                     continue
-                ids.add(item.id)
-                notes.append(item.note)
                 changes.changed += catalogue.put(number, item, chunks_of(item))
-                if count % _COMMIT == 0:
-                    catalogue.db.commit()
+                notes.append(item.note)
+                if len(notes) % _STEP == 0:
+                    db.commit()
+            if not notes:
+                raise Unreadable("nothing in it", skipped=True)
         except Unreadable as error:
-            state, notes = "skipped" if error.skipped else "failed", [str(error)]
+            state, notes = _STATES[not error.skipped], [str(error)]
         except OSError as error:
-            # Without a stamp: it is tried again at each scan, since rights may change.
-            state, notes, read = "failed", [str(error.strerror)], Skipped(unit.key, "")
+            # Without a stamp here, too: rights may change.
+            stamp, state, notes = "", "failed", [str(error.strerror)]
         except ImportError as error:
             raise MissingDependency(f'{error}: pip install "gemma-embed[search]"') from error
-        if not ids and state == "indexed":
-            state, notes = "skipped", ["nothing in it"]
-        changes.removed += catalogue.keep(number, ids)
-        catalogue.note(source.name, read, state, notes[0] if len(notes) == 1 else "")
+        reason = notes[0] if len(notes) == 1 else ""
+        ended = "UPDATE units SET stamp = ?, state = ?, reason = ? WHERE number = ?"
+        db.execute(ended, (stamp, state, reason, number))
+        db.execute("DELETE FROM units WHERE source = ? AND key = ? AND number < ?", (*at, number))
 
     def _embed(self, changes: Changes, progress: Callable[[Progress], None]) -> None:
-        catalogue, space = self.catalogue, self.embedder.fingerprint
-        gone = [name for (name,) in catalogue.db.execute("SELECT id FROM gone")]
-        waiting = "SELECT count(*) FROM passages JOIN documents ON documents.number = document "
-        total = catalogue.db.execute(waiting + "WHERE space IS NOT ?", (space,)).fetchone()[0]
-        if not gone and not total:
-            return
-        self._collection = None
-        started = time.monotonic()
-        done = 0
+        catalogue, space, started = self.catalogue, self.embedder.fingerprint, time.monotonic()
+        left = catalogue.all("SELECT id FROM documents WHERE unit IS NULL")
+        gone, passages = [name for (name,) in left], dict(catalogue.all(_UNEMBEDDED, space))
+        changes.embedded = 0
 
         def advanced(more: int, _: int) -> None:
-            progress(Progress("embedding", done + more, total, time.monotonic() - started))
+            done, total = changes.embedded + more, sum(passages.values())
+            progress(Progress("embedding", done, total, time.monotonic() - started))
 
-        try:
-            if gone:
-                self.vectors.remove(gone)
-            for numbers, page in self._pages(space):
-                self.vectors.ingest(map(_passage, page), progress=advanced)
-                catalogue.embedded(space, numbers)
-                done += len(page)
-                changes.embedded += len(page)
-        except CollectionDamaged:
-            # A killed writer; the store has all vectors that were computed.
-            done = 0
-            everything = catalogue.passages()
-            if everything:
-                self.vectors.recreate(map(_passage, everything), progress=advanced)
-            rows = catalogue.db.execute("SELECT number FROM documents").fetchall()
-            catalogue.embedded(space, (number for (number,) in rows))
-            changes.embedded = len(everything)
-        catalogue.db.execute("DELETE FROM gone")
         if gone:
-            # Otherwise their words stay in the file until FTS5 merges its segments.
-            catalogue.db.execute("INSERT INTO words (words) VALUES ('optimize')")
-        catalogue.db.commit()
-        # What was deleted must not stay in the collection of another model.
-        for generation in self.vectors.generations():
-            if not generation.current:
-                self.vectors.drop(generation.name)
+            self.vectors.remove(gone)
+            # What was deleted must not stay in the collection of another model.
+            self._drop(current=False)
+            with catalogue.db as db:
+                db.execute("DELETE FROM documents WHERE unit IS NULL")
+                # Otherwise their words stay in the file until FTS5 merges its segments.
+                db.execute("INSERT INTO words (words) VALUES ('optimize')")
+            changes.removed += len(gone)
+        documents = list(passages)
+        for start in range(0, len(documents), _STEP):
+            step = documents[start : start + _STEP]
+            found = chain.from_iterable(catalogue.passages("document = ?", name) for name in step)
+            self.vectors.ingest(map(_passage, found), progress=advanced)
+            changes.embedded += sum(passages[name] for name in step)
+            with catalogue.db as db:
+                rows = ((space, name) for name in step)
+                db.executemany("UPDATE documents SET space = ? WHERE id = ?", rows)
+        if passages:
+            self._drop(current=False)
 
-    def _pages(self, space: str) -> Iterator[tuple[list[int], list[Found]]]:
-        numbers: list[int] = []
-        page: list[Found] = []
-        for number, passages in self.catalogue.pending(space):
-            numbers.append(number)
-            page += passages
-            if len(page) >= _PAGE:
-                yield numbers, page
-                numbers, page = [], []
-        if page:
-            yield numbers, page
+    def _drop(self, *, current: bool) -> None:
+        # It was opened before, and may be another one from now on.
+        self.__dict__.pop("collection", None)
+        for generation in self.vectors.generations():
+            if generation.current == current:
+                self.vectors.drop(generation.name, current=current)
 
     def coverage(self, units: int = -1) -> list[Coverage]:
         """Say what of each source is indexed, what is not, and why.
@@ -285,39 +264,25 @@ class Library:
         Args:
             units: How many are named of each source, failed ones first; -1 for all.
         """
-        db, report = self.catalogue.db, []
-        for source in self.sources():
-            states = db.execute(
-                "SELECT state, count(*) FROM units WHERE source = ? GROUP BY state", (source.name,)
-            )
-            documents, passages = db.execute(
-                "SELECT count(DISTINCT documents.number), count(passages.number) FROM units "
-                "JOIN documents ON documents.unit = units.number "
-                "LEFT JOIN passages ON document = documents.number WHERE source = ?",
-                (source.name,),
-            ).fetchone()
-            named = db.execute(
+        report, ask = [], self.catalogue.all
+        for (name,) in ask("SELECT name FROM sources ORDER BY name"):
+            states = ask("SELECT state, count(*) FROM units WHERE source = ? GROUP BY state", name)
+            ((documents, passages),) = ask(
+                "SELECT count(DISTINCT document), count(*) FROM passages JOIN documents "
+                "ON documents.number = document JOIN units ON units.number = unit "
+                "WHERE source = ?", name
+            )  # fmt: skip
+            told = ask(
                 "SELECT key, state, reason FROM units WHERE source = ? "
-                "AND (state != 'indexed' OR reason != '') ORDER BY state, key LIMIT ?",
-                (source.name, units),
-            )
-            told = [{"unit": key, "state": state, "reason": reason} for key, state, reason in named]
-            report.append(Coverage(source.name, dict(states), documents, passages, told))
+                "AND (state != 'indexed' OR reason != '') ORDER BY state, key LIMIT ?", name, units
+            )  # fmt: skip
+            named = [dict(zip(("unit", "state", "reason"), row, strict=True)) for row in told]
+            report.append(Coverage(name, dict(states), documents, passages, named))
         return report
 
 
 def _passage(found: Found) -> Passage:
     """What Chroma filters by goes into the metadata."""
-    return Passage(
-        found.text,
-        id=str(found.number),
-        document=found.document,
-        metadata={
-            "title": found.title,
-            "kind": found.kind,
-            "date": found.date,
-            "sender": found.sender or None,
-            "folder": found.folder or None,
-            "site": found.site or None,
-        },
-    )
+    names = ("title", "kind", "date", "sender", "folder", "site")
+    about = {name: value for name in names if (value := getattr(found, name)) != ""}
+    return Passage(found.text, id=str(found.number), document=found.document, metadata=about)

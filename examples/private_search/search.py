@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 from gemma_embed import Task
 from gemma_embed.matryoshka import TwoStepSearch
+from gemma_embed.store import EmbeddingStore
 from gemma_embed.vectors import Vectors, cut
 from private_search.abstention import NEEDED, QUESTION_WORDS, Calibration, calibrated
-from private_search.catalogue import Filter, Found
+from private_search.catalogue import ALL, Filter, Found
 from private_search.library import Library
 from private_search.text import folded
 
@@ -31,6 +32,8 @@ _WORDS = 0.3
 # Of the first hits, so many sentences at most are compared by meaning: each costs what a question
 # costs, and all sentences of all hits would be nine tenths of the time.
 _MEANT, _READ = 2, 8
+# Bytes of their vectors that are kept: of some 300 questions.
+_KEPT = 16_000_000
 # Shared words, as a share of all words, from which two passages are the same one twice.
 _ALIKE = 0.7
 _HEADING = re.compile(r"\s*#{1,6}[ \t][^\n]*$")
@@ -81,23 +84,30 @@ class Results:
         confidence: From 0 to 1: the share of unrelated questions that it does better than.
     """
 
-    hits: tuple[Hit, ...]
-    answerable: bool
-    confidence: float
+    hits: tuple[Hit, ...] = ()
+    answerable: bool = False
+    confidence: float = 0.0
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Passages, best first; cosines of those found by meaning; the greatest share of words."""
+    """What was found.
 
+    Attributes:
+        query: The question's vector, of full width.
+        weights: How rare its words are.
+        passages: Best first.
+        similarity: Cosines of those found by meaning.
+        best: The highest one.
+        share: The greatest share of the question's words, by weight, that a passage has.
+    """
+
+    query: Vectors
+    weights: dict[str, float]
     passages: list[Found]
     similarity: dict[int, float]
+    best: float
     share: float
-
-    @property
-    def best(self) -> float:
-        """The highest cosine."""
-        return max(self.similarity.values(), default=0.0)
 
 
 class Search:
@@ -112,26 +122,21 @@ class Search:
         """
         self.library = library
         self._task = task
-        # Questions go past the store; sentences into it, since the same ones are found again.
+        # Questions go past every store; sentences into one of their own, since they come again.
         self._full = library.embedder.replaced(dimensions=None, store=None)
-        self._stored = library.embedder.replaced(dimensions=None)
+        kept = EmbeddingStore(library.folder / "sentences.sqlite", max_bytes=_KEPT)
+        self._kept = self._full.replaced(store=kept)
         self._two_step: TwoStepSearch | None = None
         if library.embedder.dimensions < self._full.dimensions:
             self._two_step = TwoStepSearch(library.embedder, _CANDIDATES, 2 * _CANDIDATES)
         self._calibration: Calibration | None = None
-        self._counted = 0
 
     def queries(self, questions: Sequence[str]) -> Vectors:
         """Embed questions, at full width."""
         return self._full.embed(questions, self._task)
 
     def ask(
-        self,
-        question: str,
-        filters: Filter = Filter(),  # noqa: B008 - frozen
-        *,
-        limit: int = 5,
-        mode: Mode = "hybrid",
+        self, question: str, filters: Filter = ALL, *, limit: int = 5, mode: Mode = "hybrid"
     ) -> Results:
         """Search, and judge the best hit.
 
@@ -141,21 +146,19 @@ class Search:
             limit: Hits at most.
             mode: Both searches, or one.
         """
-        query = self.queries([question])[0]
-        ranking = self.ranked(question, query, filters, mode)
-        groups = _grouped(ranking.passages, limit)
-        sentences = self._sentences(question, query, [first for first, *_ in groups])
-        hits = tuple(
-            Hit(first, ranking.similarity.get(first.number), best, tuple(others))
-            for (first, *others), best in zip(groups, sentences, strict=True)
-        )
+        ranking = self.ranked(question, self.queries([question])[0], filters, mode)
+        hits = list[Hit]()
+        for first, *others in _grouped(ranking.passages, limit):
+            sentences = self._sentences(ranking, first, by_meaning=len(hits) < _MEANT)
+            similarity = ranking.similarity.get(first.number)
+            hits.append(Hit(first, similarity, sentences, tuple(others)))
         if not hits:
-            return Results((), answerable=False, confidence=0.0)
+            return Results()
         count = self.library.catalogue.count()
-        if self._calibration is None or self._counted != count:
-            self._calibration, self._counted = calibrated(self), count
-        confidence = self._calibration.confidence(query, ranking.best, ranking.share)
-        return Results(hits, confidence >= NEEDED, confidence)
+        if self._calibration is None or self._calibration.passages != count:
+            self._calibration = calibrated(self)
+        confidence = self._calibration.confidence(ranking)
+        return Results(tuple(hits), confidence >= NEEDED, confidence)
 
     def ranked(
         self, question: str, query: Vectors, filters: Filter, mode: Mode = "hybrid"
@@ -168,66 +171,41 @@ class Search:
             filters: What is searched.
             mode: How.
         """
-        meaning = [] if mode == "words" else self._by_meaning(query, filters)
+        near = {} if mode == "words" else self._by_meaning(query, filters)
         weights = self.weights(question)
         words = [] if mode == "meaning" else self._by_words(weights, filters)
-        numbers = [number for number, _ in meaning]
-        found = self.library.catalogue.by_number(list({*numbers, *words}))
-        total = sum(weights.values()) or 1.0
+        found = self.library.catalogue.by_number({*near, *words})
         shares = {
-            number: sum(weights.get(word, 0.0) for word in folded(f"{each.title} {each.text}"))
-            / total
-            for number, each in found.items()
+            number: _share(weights, f"{each.title} {each.text}") for number, each in found.items()
         }
         if mode == "hybrid":
             words = [number for number in words if shares.get(number, 0.0) >= _SHARE]
         scores: defaultdict[int, float] = defaultdict(float)
-        for ranks in (numbers, words):
+        for ranks in (near, words):
             for rank, number in enumerate(ranks, 1):
                 scores[number] += 1 / (_RANK + rank)
         ordered = sorted(scores, key=lambda number: -scores[number])
-        return Ranking(
-            [found[number] for number in ordered if number in found],
-            dict(meaning),
-            max(shares.values(), default=0.0),
-        )
+        passages = [found[number] for number in ordered if number in found]
+        best, share = (max(each.values(), default=0.0) for each in (near, shares))
+        return Ranking(query, weights, passages, near, best, share)
 
-    def _by_meaning(self, query: Vectors, filters: Filter) -> list[tuple[int, float]]:
-        collection, where = self.library.collection, self._where(filters)
-        count = collection.count()
-        if where is None or not count:
-            return []
-        narrow = cut(query[None, :], self.library.embedder.dimensions)[0]
-        got: Any = collection.query(
-            query_embeddings=[narrow.tolist()],
-            n_results=min(2 * _CANDIDATES if self._two_step else _CANDIDATES, count),
-            where=where or None,
+    def _by_meaning(self, query: Vectors, filters: Filter) -> dict[int, float]:
+        """Return cosines by passages' numbers, the best first."""
+        library, parts = self.library, self.library.catalogue.conditions(filters)
+        where: list[Any] = [{column: {operator: value}} for column, operator, value in parts]
+        got: Any = library.collection.query(
+            query_embeddings=cut(query[None, :], library.embedder.dimensions),
+            n_results=2 * _CANDIDATES if self._two_step else _CANDIDATES,
+            where={"$and": where} if len(where) > 1 else next(iter(where), None),
             include=["distances"],
         )
-        numbers, distances = [int(row) for row in got["ids"][0]], got["distances"][0]
+        near = {int(row): 1 - far
+                for row, far in zip(got["ids"][0], got["distances"][0], strict=True)}  # fmt: skip
         if self._two_step is None:
-            return [(number, 1 - far) for number, far in zip(numbers, distances, strict=True)]
-        found = self.library.catalogue.by_number(numbers)
-        there = [found[number] for number in numbers if number in found]
+            return near
+        there = list(library.catalogue.by_number(near).values())
         best = self._two_step.best(query, [(each.text, each.title) for each in there])
-        return [(there[place].number, similarity) for place, similarity in best]
-
-    def _where(self, filters: Filter) -> dict[str, Any] | None:
-        """Return a filter as Chroma's; None if nothing can pass it."""
-        parts: list[dict[str, Any]] = []
-        if filters.kind:
-            parts.append({"kind": filters.kind})
-        if filters.after is not None:
-            parts.append({"date": {"$gte": filters.after}})
-        if filters.before is not None:
-            parts.append({"date": {"$lt": filters.before}})
-        for column in ("sender", "folder", "site"):
-            if getattr(filters, column):
-                chosen = self.library.catalogue.chosen(column, filters)
-                if not chosen:
-                    return None
-                parts.append({column: {"$in": chosen}})
-        return {"$and": parts} if len(parts) > 1 else (parts[0] if parts else {})
+        return {there[place].number: similarity for place, similarity in best}
 
     def _by_words(self, weights: dict[str, float], filters: Filter) -> list[int]:
         common = math.log(1 / _COMMON)
@@ -236,35 +214,27 @@ class Search:
         return self.library.catalogue.matching(expression, filters, _CANDIDATES) if weights else []
 
     def weights(self, question: str) -> dict[str, float]:
-        """Return a question's words but those of any question, with how rare they are here (IDF).
-
-        A word that the library does not have is the rarest of all.
-        """
+        """Return a question's words but those of any question, with how rare they are here."""
         words = [word for word in folded(question) if word not in QUESTION_WORDS]
-        total = self.library.catalogue.count() + 1
-        frequency = self.library.catalogue.frequency(words)
-        return {word: max(math.log(total / (frequency.get(word, 0) + 0.5)), 0.0) for word in words}
+        return self.library.catalogue.rarity(words)
 
-    def _sentences(
-        self, question: str, query: Vectors, passages: Sequence[Found]
-    ) -> list[tuple[str, ...]]:
-        """Choose two sentences of each, by meaning and rare words; of later ones by words alone."""
-        weights = self.weights(question)
-        total = sum(weights.values()) or 1.0
-        chosen: list[tuple[str, ...]] = []
-        for place, each in enumerate(passages):
-            parts = _sentences_of(each.text)
-            shares = [sum(weights.get(word, 0.0) for word in folded(part)) for part in parts]
-            rows = sorted(range(len(parts)), key=lambda row: -shares[row])
-            if place < _MEANT:
-                rows = rows[:_READ]
-                titles = [each.title] * len(rows) if self._stored.takes_titles else None
-                vectors = self._stored.embed_documents([parts[row] for row in rows], titles)
-                scores = {row: vector @ query + _WORDS * shares[row] / total
-                          for row, vector in zip(rows, vectors, strict=True)}  # fmt: skip
-                rows.sort(key=lambda row: -scores[row])
-            chosen.append(tuple(parts[row] for row in sorted(rows[:2])))
-        return chosen
+    def _sentences(self, ranking: Ranking, passage: Found, *, by_meaning: bool) -> tuple[str, ...]:
+        """Choose two sentences of a passage, by the question's rare words, or by meaning too."""
+        shares = {part: _share(ranking.weights, part) for part in _sentences_of(passage.text)}
+        best = sorted(shares, key=lambda part: -shares[part])
+        if by_meaning:
+            best = best[:_READ]
+            titles = [passage.title] * len(best) if self._kept.takes_titles else None
+            cosines = self._kept.embed_documents(best, titles) @ ranking.query
+            scores = {part: cosine + _WORDS * shares[part]
+                      for part, cosine in zip(best, cosines, strict=True)}  # fmt: skip
+            best.sort(key=lambda part: -scores[part])
+        return tuple(part for part in shares if part in best[:2])
+
+
+def _share(weights: dict[str, float], text: str) -> float:
+    """Return how much of a question's words a text has, by weight; from 0 to 1."""
+    return sum(weights.get(word, 0.0) for word in folded(text)) / (sum(weights.values()) or 1.0)
 
 
 def _sentences_of(text: str) -> list[str]:
@@ -279,11 +249,10 @@ def _grouped(passages: Sequence[Found], limit: int) -> list[list[Found]]:
     groups: list[tuple[set[str], list[Found]]] = []
     for passage in passages:
         words = set(folded(passage.text))
-        for known, group in groups:
-            if words and len(words & known) >= _ALIKE * len(words | known):
-                group.append(passage)
-                break
-        else:
-            if len(groups) < limit:
-                groups.append((words, [passage]))
+        same = (group for known, group in groups
+                if 0 < _ALIKE * len(words | known) <= len(words & known))  # fmt: skip
+        if group := next(same, None):
+            group.append(passage)
+        elif len(groups) < limit:
+            groups.append((words, [passage]))
     return [group for _, group in groups]

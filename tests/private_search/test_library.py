@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from fakes import FakeRuntime
 
+from gemma_embed.errors import CollectionDamaged, ConfigurationError
 from private_search.catalogue import Filter
 from private_search.files import Folder
 from private_search.library import Library, Progress
@@ -146,7 +149,7 @@ from fakes import FakeRuntime
 from private_search import library
 from private_search.files import Folder
 
-library._PAGE, library._COMMIT = 8, 8
+library._STEP = 8
 folder, notes, step, done = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 opened = library.Library(folder, FakeRuntime())
 opened.add(Folder(notes))
@@ -181,6 +184,57 @@ def test_after_a_kill_it_goes_on(tmp_path: Path, step: str, done: int) -> None:
             assert change.changed == 0
             assert len([text for text in runtime.texts if "Note" in text]) <= 40 - 16 + 8
         assert library.update().embedded == 0
+
+
+# Dies while Chroma writes its vector files, which are not as its mark says they were.
+HALF_WRITTEN = """
+import os, sys
+from pathlib import Path
+from chromadb import Collection
+from fakes import FakeRuntime
+from private_search.library import Library
+
+def upsert(*arguments, original=Collection.upsert, **more):
+    original(*arguments, **more)
+    (mark,) = Path(sys.argv[1]).glob("chroma/*.unfinished")
+    mark.write_text("other files")
+    os._exit(9)
+
+Collection.upsert = upsert
+Library(Path(sys.argv[1]), FakeRuntime()).update()
+"""
+
+
+def test_a_collection_that_a_kill_left_half_written_is_filled_from_the_store(
+    tmp_path: Path, notes: Path
+) -> None:
+    with Library(tmp_path / "library", FakeRuntime()) as library:
+        library.add(Folder(notes))
+        library.update()
+    (notes / "bread.md").write_text("# The bread\n\nIt is done at 96 degrees.")
+    (notes / "cat.md").unlink()
+    killed = subprocess.run(
+        [sys.executable, "-c", HALF_WRITTEN, tmp_path / "library"],
+        env={"PYTHONPATH": ":".join(sys.path)},
+        check=False,
+    )
+    assert killed.returncode == 9
+    runtime, seen = FakeRuntime(), list[Progress]()
+    with Library(tmp_path / "library", runtime) as library:
+        with pytest.raises(CollectionDamaged):
+            library.vectors.open()
+        assert library.update(seen.append).embedded == 2
+        assert [(each.done, each.total) for each in seen] == [(2, 2)]
+        assert rows(library) == numbers(library)
+        assert library.update().embedded == 0
+    assert not [text for text in runtime.texts if "bread" in text or "router" in text]
+
+
+def test_an_index_of_another_version_is_refused(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "catalogue.sqlite")) as old:
+        old.execute("CREATE TABLE units (number INTEGER PRIMARY KEY, source TEXT, key TEXT)")
+    with pytest.raises(ConfigurationError, match="index again"):
+        Library(tmp_path, FakeRuntime())
 
 
 def test_the_folder_is_for_nobody_else(opened) -> None:

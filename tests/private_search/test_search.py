@@ -161,6 +161,16 @@ def test_the_sentence_of_the_readmes_question(opened, tmp_path: Path) -> None:
     assert any("96 °C" in sentence for sentence in loaf.sentences)
 
 
+def test_questions_leave_no_vectors_in_the_index_store(search: Search) -> None:
+    store, kept = search.library.embedder.store, search.library.folder / "sentences.sqlite"
+    assert store is not None
+    search.ask("When does the night ferry leave?")
+    before, size = store.stats().vectors, kept.stat().st_size
+    search.ask("How warm may the cellar be for the wine?")
+    assert store.stats().vectors == before
+    assert kept.stat().st_size >= size
+
+
 def test_places_point_back(search: Search) -> None:
     (mail,) = search.ask("salt mine", Filter(kind="mail"), limit=1).hits
     assert mail.where.endswith(".eml, school-trip@example.org")
@@ -197,7 +207,7 @@ def test_confidence_is_about_the_unrelated_questions(
     for row in QUESTIONS:
         query = queries[row["question"]]
         ranking = search.ranked(row["question"], query, Filter())
-        judged.append(calibration.confidence(query, ranking.best, ranking.share))
+        judged.append(calibration.confidence(ranking))
     answered = np.array([row["in"] is not None for row in QUESTIONS])
     confidence = np.array(judged)
     assert ((confidence >= 0) & (confidence <= 1)).all()
