@@ -18,8 +18,8 @@ from gemma_embed.chroma import IngestReport
 from gemma_embed.errors import EmbeddingError
 from gemma_embed.models import EMBEDDINGGEMMA_300M
 from gemma_embed.runtimes import OllamaRuntime, OnnxRuntime, Runtime, TransformersRuntime
-from private_search.documents import Unit, Unreadable
-from private_search.files import Folder, shown_path
+from private_search.documents import Unit, Unreadable, shown_path
+from private_search.files import Folder
 from private_search.generators import ollama_client
 
 NOTES = Path(__file__).parent / "notes"

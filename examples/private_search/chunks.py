@@ -20,7 +20,6 @@ from private_search.documents import Document
 TOKENS, OVERLAP = 512, 64
 # What the prompt for documents takes around title and text.
 _PROMPT = 8
-_LEAST = 128
 # A word of up to four letters, a digit, a sign, a character of Chinese, Japanese or Korean.
 _PIECE = re.compile(r"[\u2e80-\u9fff\uac00-\ud7af\uff00-\uffef]|[^\W\d_]{1,4}|\d|[^\w\s]|_|\n\n")
 # A line that begins with # in a block of code is a comment.
@@ -60,7 +59,7 @@ def chunks_of(document: Document) -> Iterator[Chunk]:
     """Cut a document. Every character of it but white space is in some passage."""
     text, position, line, counted, heading = document.text, -1, document.line, 0, ""
     headings = [found for found in _HEADING.finditer(text) if found[1]]
-    most = max(_LEAST, TOKENS - _PROMPT - estimated_tokens(document.title))
+    most = TOKENS - _PROMPT - estimated_tokens(document.title)
     parts = [text] if estimated_tokens(text) <= most else _splitter(most).split_text(text)
     for part in parts:
         # Passages overlap, so each begins after the one before it began.

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Self
 
 Kind = Literal["file", "mail", "page"]
+Entry = Path | os.DirEntry[str]
+_NEVER = {"node_modules", "__pycache__", "lost+found"}
 
 
 class Unreadable(Exception):
@@ -29,9 +32,12 @@ def guarded() -> Iterator[None]:
     """Make any failure of a parser `Unreadable`: one hostile file must not stop all others."""
     try:
         yield
-    except (Unreadable, OSError, ImportError):
+    except (Unreadable, ImportError):
         raise
     except Exception as error:
+        # The system's errors have a number; a parser's, such as BadGzipFile, have none.
+        if isinstance(error, OSError) and error.errno:
+            raise
         raise Unreadable(f"damaged: {type(error).__name__}") from error
 
 
@@ -48,6 +54,11 @@ class Unit:
     key: str
     path: Path
     stamp: str
+
+    @classmethod
+    def of(cls, path: Path, *others: Path) -> Self:
+        """Look at a file, and at others that it changes with."""
+        return cls(shown_path(path), path, stamp_of(path, *others))
 
 
 @dataclass(frozen=True)
@@ -109,16 +120,22 @@ class Document:
             object.__setattr__(self, "date", None)
 
 
-class Source(Protocol):
-    """Where documents come from."""
+@dataclass(frozen=True)
+class Source(ABC):
+    """Where documents come from: a folder, a mailbox, a history database."""
+
+    root: Path
 
     @property
     def name(self) -> str:
         """What the coverage report calls it."""
+        return shown_path(self.root)
 
+    @abstractmethod
     def units(self) -> Iterator[Unit | Skipped]:
         """Look at what is there, without reading it."""
 
+    @abstractmethod
     def read(self, unit: Unit) -> Iterator[Document | Skipped]:
         """Read a unit.
 
@@ -127,17 +144,68 @@ class Source(Protocol):
         """
 
 
-def stamp_of(*paths: Path) -> str:
-    """Return what changes with files: their times and sizes. A missing one counts as such."""
-    parts = []
-    for path in paths:
+def read_part(key: str, read: Callable[[], Document]) -> Document | Skipped:
+    """Read one of a unit's documents; what fails is said, and leaves the others alone."""
+    try:
+        with guarded():
+            return read()
+    except Unreadable as error:
+        return Skipped(key, str(error), failed=not error.skipped)
+    except OSError as error:
+        return Skipped(key, str(error.strerror), failed=True)
+
+
+def walked(root: Path, refused: Callable[[Path], str]) -> Iterator[Unit | Skipped]:
+    """List the files below a folder, in a fixed order, and say what is left out.
+
+    Args:
+        root: Or one file.
+        refused: Says why a file is not read; nothing if it is.
+    """
+    waiting: list[Entry] = [root]
+    while waiting:
+        entry = waiting.pop()
+        path = Path(entry)
         try:
-            parts.append(stamp(path.stat()))
-        except OSError:
-            parts.append("-")
-    return " ".join(parts)
+            if entry is not root and (reason := _left_out(entry, root, refused)):
+                yield Skipped(shown_path(path), reason)
+            elif entry.is_dir():
+                with os.scandir(entry) as listed:
+                    waiting += sorted(listed, key=lambda each: each.name, reverse=True)
+            else:
+                yield Unit.of(path)
+        except OSError as error:
+            yield Skipped(shown_path(path), str(error.strerror), failed=True)
 
 
-def stamp(stat: os.stat_result) -> str:
-    """Return times and size; the time of change is the system's, which no copy sets back."""
-    return f"{stat.st_mtime_ns:x}-{stat.st_ctime_ns:x}-{stat.st_size:x}"
+def _left_out(entry: Entry, root: Path, refused: Callable[[Path], str]) -> str:
+    path, linked = Path(entry), entry.is_symlink()
+    if entry.name.startswith(".") or entry.name in _NEVER:
+        return "hidden, or not a person's own"
+    if entry.is_dir():
+        return "a link to a folder" if linked else ""
+    if not entry.is_file():
+        return "a broken link" if linked else "not a file"
+    # Somebody's archive may point at a person's keys.
+    if linked and not path.resolve().is_relative_to(root.resolve()):
+        return "a link out of the folder"
+    return refused(path)
+
+
+def stamp_of(*paths: Path) -> str:
+    """Return what changes with files: the newest times, and the size of all that are there.
+
+    The time of change among them is the system's, which no copy sets back.
+    """
+    modified = changed = size = 0
+    for path in paths:
+        with suppress(OSError):
+            stat = path.stat()
+            modified, changed = max(modified, stat.st_mtime_ns), max(changed, stat.st_ctime_ns)
+            size += stat.st_size
+    return f"{modified:x}-{changed:x}-{size:x}"
+
+
+def shown_path(path: Path) -> str:
+    """Write a path, also one that is not UTF-8, so that no two are alike."""
+    return os.fsencode(path).decode(errors="backslashreplace")

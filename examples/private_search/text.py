@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import codecs
 import re
 import unicodedata
+from contextlib import suppress
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit, urlunsplit
 
 TITLE_LENGTH = 200
-_BOMS = {
-    codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF32_LE: "utf-32",
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
 # Controls, zero-width and direction marks, halves of characters, tags: no reader sees them, a model
-# does. The joiners
-# U+200C and U+200D stay: Persian, Hindi and emoji need them.
+# does. The joiners U+200C and U+200D stay: Persian, Hindi and emoji need them.
 _INVISIBLE = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff"
     "\ud800-\udfff\U000e0000-\U000e007f]"
@@ -34,23 +28,22 @@ _ACCENTS, _WORD = re.compile("[\u0300-\u036f]"), re.compile(r"\w+")
 _LONGEST_ADDRESS = 160
 
 
-def decoded(data: bytes) -> tuple[str, str]:
-    """Return text, and a remark if the encoding had to be guessed.
+def decoded(data: bytes, declared: str | None = None) -> tuple[str, str]:
+    """Return text, and a remark if its encoding had to be guessed.
 
-    Raises:
-        UnicodeDecodeError: If a byte order mark names an encoding that the bytes are not in.
+    Args:
+        data: In the declared encoding, or UTF-8, or one that its byte order mark names.
+        declared: An encoding's name, which may be wrong.
     """
-    for mark, name in _BOMS.items():
-        if data.startswith(mark):
+    for name in filter(None, (declared, "utf-8-sig")):
+        with suppress(LookupError, ValueError):
             return data.decode(name), ""
-    try:
-        return data.decode(), ""
-    except UnicodeDecodeError:
-        from charset_normalizer import from_bytes
+    from charset_normalizer import from_bytes
 
-        best = from_bytes(data[:65536]).best()
-        name = best.encoding if best is not None else "cp1252"
-        return data.decode(name, errors="replace"), f"not UTF-8: read as {name}"
+    best = from_bytes(data[:65536]).best()
+    name = best.encoding if best else "cp1252"
+    remark = "" if best and best.bom else f"not UTF-8: read as {name}"
+    return data.decode(name, errors="replace"), remark
 
 
 def visible(text: str) -> str:
@@ -88,6 +81,15 @@ def title_from(*candidates: str | None) -> str:
         if title:
             return title if len(title) <= TITLE_LENGTH else title[: TITLE_LENGTH - 1] + "…"
     return "Untitled"
+
+
+def seconds_of(moment: object) -> float | None:
+    """Return a date, or a text that says one as ISO 8601 or mails do, in seconds since 1970."""
+    for parsed in (datetime.fromisoformat, parsedate_to_datetime):
+        with suppress(ValueError, TypeError, OverflowError):
+            found = parsed(str(moment))
+            return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+    return None
 
 
 def on_terminal(text: str) -> str:

@@ -7,21 +7,21 @@ import re
 from typing import Any
 
 from private_search.documents import Unreadable
-from private_search.text import cleaned
+from private_search.text import cleaned, decoded
 
-_BLOCK = re.compile(
-    "p|div|br|tr|li|ul|ol|table|h[1-6]|pre|blockquote|section|article|header|footer|dt|dd|hr"
-)
+# What blocks begin with; others with a new line.
+_BEGINNINGS = {"p": "\n\n", "td": " ", "th": " "}
 _UNSEEN = (
-    "//script|//style|//head|//template|//noscript|//svg|//iframe|//object|//*[@hidden]"
-    "|//*[contains(translate(@style,' ','') , 'display:none')]"
-    "|//*[contains(translate(@style,' ','') , 'visibility:hidden')]"
-    "|//*[contains(translate(@style,' ','') , 'font-size:0')]|//comment()"
+    "//script|//style|//head|//template|//noscript|//svg|//iframe|//object|//*[@hidden]|//comment()"
+    "|//*[re:test(@style, '(display *: *none|visibility *: *hidden|font-size *: *0"
+    "(?![.\\d]*[1-9]))', 'i')]"
 )
 _QUOTED = (
     "//blockquote|//*[contains(@class,'gmail_quote')]|//*[contains(@class,'moz-cite-prefix')]"
     "|//*[@id='divRplyFwdMsg']|//*[contains(@class,'gmail_signature')]"
 )
+_TITLE = "//head/title|//meta[@property='og:title']/@content|//h1"
+_ADDRESS = "//link[@rel='canonical']/@href|//meta[@property='og:url']/@content"
 _SAVED_FROM = re.compile(r"saved from url=\(\d+\)(\S+)|^\s*url:\s*(\S+)", re.MULTILINE)
 
 
@@ -29,39 +29,31 @@ def parsed(html: str) -> Any:
     """Parse a page.
 
     Raises:
-        Unreadable: If there is nothing in it, or more than the parser takes.
+        Unreadable: If it has more than the parser takes.
     """
-    from lxml import etree
     from lxml.html import HTMLParser, document_fromstring
 
-    parser = HTMLParser()
-    try:
-        # A declaration of another encoding would be an error: the text is decoded already.
-        tree = document_fromstring(re.sub(r"^\s*<\?xml[^>]*\?>", "", html) or " ", parser=parser)
-    except (etree.ParserError, ValueError):
-        tree = None
+    # Bytes, since text that declares an encoding is an error.
+    parser = HTMLParser(encoding="utf-8")
+    tree = document_fromstring(f"<html>{html}".encode(errors="replace"), parser=parser)
     if any(each.type_name == "ERR_RESOURCE_LIMIT" for each in parser.error_log):
         raise Unreadable("nested deeper than 255 elements")
-    if tree is None:
-        raise Unreadable("empty page", skipped=True)
     return tree
 
 
-def page_title(tree: Any) -> str:
-    """Return the page's title, or its first heading."""
-    found = tree.xpath("//head/title|//meta[@property='og:title']/@content|//h1")
-    return next(
-        (str(getattr(each, "text_content", lambda each=each: each)()) for each in found), ""
-    )
+def read_page(data: bytes) -> tuple[str, str, str, str]:
+    """Read a page of the web.
 
-
-def page_address(html: str, tree: Any) -> str:
-    """Return the address that a saved page came from, as browsers and SingleFile note it."""
+    Returns:
+        Its title, or first heading; the address that it was saved from, as browsers and SingleFile
+        note it; its main text; and a remark if its encoding had to be guessed.
+    """
+    html, note = decoded(data)
+    tree = parsed(html)
+    title = str(tree.xpath(f"string({_TITLE})"))
     saved = _SAVED_FROM.search(html[:4000])
-    if saved:
-        return str(saved[1] or saved[2])
-    stated = tree.xpath("//link[@rel='canonical']/@href|//meta[@property='og:url']/@content")
-    return str(stated[0]) if stated else ""
+    address = str(saved[1] or saved[2] if saved else tree.xpath(f"string({_ADDRESS})"))
+    return title, address, main_text(tree), note
 
 
 def main_text(tree: Any) -> str:
@@ -78,29 +70,29 @@ def main_text(tree: Any) -> str:
         return text
     # It takes short pages, and those of other scripts, for menus.
     _drop(tree, "//nav|//header|//footer|//aside|//form|//button")
-    return max(text, seen_text(tree), key=len)
+    return max(text, _seen_text(tree), key=len)
 
 
 def mail_text(html: str) -> str:
     """Return the visible text of an HTML mail, without what it quotes."""
     tree = parsed(html)
     _drop(tree, f"{_UNSEEN}|{_QUOTED}")
-    return seen_text(tree)
+    return _seen_text(tree)
 
 
-def seen_text(tree: Any) -> str:
+def _seen_text(tree: Any) -> str:
     """Return the text of all elements, a line for a block."""
-    parts: list[str] = []
-    for element in tree.iter():
-        if isinstance(element.tag, str) and _BLOCK.fullmatch(element.tag):
-            parts.append("\n\n" if element.tag == "p" else "\n")
-        parts.append(" ".join((element.text or "").split(" ")) if element.text else "")
-        if element.tail:
-            parts.append(element.tail)
-    return cleaned(re.sub(r"[ \t]*\n[ \t]*", "\n", re.sub(r"[ \t\r\f]+", " ", "".join(parts))))
+    from lxml.html.defs import block_tags
+
+    for element in tree.iter(*block_tags, "br", "section", "article", "header", "footer"):
+        element.text = _BEGINNINGS.get(element.tag, "\n") + (element.text or "")
+        if element.tag != "br" and (element.tail or "").strip():
+            element.tail = f"\n{element.tail}"
+    text = re.sub(r"[ \t\r\f]+", " ", tree.text_content())
+    return cleaned(re.sub(r" *\n *", "\n", text))
 
 
 def _drop(tree: Any, path: str) -> None:
-    for element in tree.xpath(path):
+    for element in tree.xpath(path, namespaces={"re": "http://exslt.org/regular-expressions"}):
         if element.getparent() is not None:
             element.drop_tree()

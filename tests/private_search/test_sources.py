@@ -11,8 +11,10 @@ from email.message import EmailMessage
 from pathlib import Path
 
 import pytest
+from pypdf import PdfWriter
 
 from private_search.__main__ import SAMPLE, sample
+from private_search.chunks import chunks_of
 from private_search.documents import Document, Skipped, Source, Unit, Unreadable
 from private_search.files import Folder
 from private_search.history import History
@@ -119,6 +121,12 @@ def test_front_matter_that_is_no_yaml_gives_its_title(tmp_path: Path) -> None:
     assert (found.title, found.text) == ("a: b: c", "Text.")
 
 
+def test_front_matter_that_is_no_yaml_gives_the_rest_too(tmp_path: Path) -> None:
+    data = b"---\ntitle: a: b\ndate: 2026-01-02\ntags: [x, y]\n---\nText.\n"
+    found = read_one(tmp_path, "a.md", data)
+    assert (found.title, found.date, found.labels) == ("a: b", 1767312000, "x, y")
+
+
 def test_hidden_folders_are_skipped(tmp_path: Path) -> None:
     (tmp_path / ".trash").mkdir()
     (tmp_path / ".trash" / "old.md").write_text("deleted")
@@ -144,6 +152,34 @@ def test_the_samples_files() -> None:
     assert found["utf16.txt"].text.startswith("Postcode of the cabin")
     assert "Müllabfuhr" in found["latin1.txt"].text
     assert found["heating.txt"].folder == "files/house"
+
+
+def test_pages_are_counted_from_the_first_also_if_it_has_no_text(tmp_path: Path) -> None:
+    pdf = PdfWriter(SAMPLE / "files" / "house" / "warranty-washer.pdf")
+    pdf.insert_blank_page(index=0)
+    pdf.write(tmp_path / "a.pdf")
+    (found,) = documents(Folder(tmp_path)).values()
+    assert next(chunks_of(found)).place == "page 2"
+
+
+def test_a_folder_whose_name_is_not_utf8_is_a_place_that_can_be_stored(tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), b"caf\xe9")))  # noqa: PTH118
+    folder.mkdir()
+    (folder / "a.md").write_text("text")
+    (found,) = documents(Folder(tmp_path)).values()
+    assert found.folder.encode() == f"{tmp_path.name}/caf\\xe9".encode()
+
+
+def test_html_keeps_its_order_and_its_cells_apart(tmp_path: Path) -> None:
+    page = (
+        "<table><tr><td>Boiler</td><td>240 euros</td></tr></table><div>One <b>two</b> three.</div>"
+        "Four.<p style='font-size:0.9em'>Five.</p><p style='font-size: 0px'>Six.</p>"
+        "<p style='DISPLAY : none'>Seven.</p>"
+    )
+    text = "Boiler 240 euros\nOne two three.\nFour.\n\nFive."
+    (tmp_path / "a.eml").write_text(f"Content-Type: text/html\n\n{page}")
+    (found,) = documents(Mail(tmp_path)).values()
+    assert found.text == text
 
 
 def test_the_samples_mail() -> None:
@@ -180,9 +216,33 @@ def test_a_maildir_message_keeps_its_id_when_it_is_read(tmp_path: Path) -> None:
     assert (found.folder, found.text) == ("box", "A message.")
 
 
+def test_a_mailbox_of_any_name_is_one(tmp_path: Path) -> None:
+    (tmp_path / "2026-January.txt").write_text("From a\nSubject: Hello\n\nThe text.\n")
+    (tmp_path / "notes.txt").write_text("No mail.")
+    (found,) = documents(Mail(tmp_path)).values()
+    assert (found.text, found.folder) == ("The text.", "2026-January")
+    assert reasons(Mail(tmp_path)) == {"notes.txt": "no mail"}
+
+
+def test_what_is_forwarded_is_the_message(tmp_path: Path) -> None:
+    body = "-----Original Message-----\nFrom: C\n\n> The key is under the pot.\n"
+    (tmp_path / "a.eml").write_text(f"Subject: Fwd: key\n\nFor you.\n\n{body}")
+    (found,) = documents(Mail(tmp_path)).values()
+    assert "under the pot" in found.text
+
+
+def test_a_mail_with_an_empty_page_is_its_subject(tmp_path: Path) -> None:
+    (tmp_path / "a.eml").write_text("Subject: At ten?\nContent-Type: text/html\n\n")
+    (found,) = documents(Mail(tmp_path)).values()
+    assert found.text == "At ten?"
+
+
 @pytest.mark.parametrize(
     ("text", "own"),
     [
+        ("Yes.\nAnna wrote:\n> Come?\n", "Yes."),
+        ("Hello\n> On 22 Aug, A <a@b.c> wrote:\n>\n> Hi!\n", "Hello"),
+        ("Oui.\n\nDe : A\nEnvoyé : lundi\nÀ : B\n\nTexte", "Oui."),
         ("Yes.\n\nOn Mon, 3 Feb 2025 at 10:12, A <a@b.c>\nwrote:\n> Come?\n", "Yes."),
         ("> Come?\n\nYes.\n\n> When?\n\nAt ten.\n", "Yes.\n\nAt ten."),
         ("Ja.\n\nAm 3. Februar schrieb A:\n> Kommst du?\n", "Ja."),
