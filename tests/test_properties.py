@@ -232,7 +232,7 @@ def parts_of(text: str, most: int) -> list[str]:
 def test_a_plan_contains_each_text_once_within_its_bounds(
     sizes: list[int], items: int, size: int, padded: bool
 ) -> None:
-    batches = plan_batches(sizes, items, size, padded=padded)
+    batches = plan_batches(dict(enumerate(sizes)), size, max_items=items, padded=padded)
     assert sorted(row for batch in batches for row in batch) == list(range(len(sizes)))
     for batch in batches:
         lengths = [sizes[row] for row in batch]

@@ -16,22 +16,23 @@ SIZES = st.lists(st.integers(0, 50), max_size=40)
 def test_a_plan_contains_every_row_once_within_its_bounds(
     sizes: list[int], max_items: int, max_size: int, padded: bool
 ) -> None:
-    batches = plan_batches(sizes, max_items, max_size, padded=padded)
-    assert sorted(row for batch in batches for row in batch) == list(range(len(sizes)))
+    rows = dict(enumerate(sizes, 7))
+    batches = plan_batches(rows, max_size, max_items=max_items, padded=padded)
+    assert sorted(row for batch in batches for row in batch) == list(rows)
     for batch in batches:
         assert 1 <= len(batch) <= max_items
-        members = [sizes[row] for row in batch]
+        members = [rows[row] for row in batch]
         cost = max(members) * len(members) if padded else sum(members)
         assert cost <= max_size or len(batch) == 1
 
 
 def test_a_plan_starts_with_the_longest() -> None:
-    assert plan_batches([1, 9, 5], 2, 100, padded=True) == [[1, 2], [0]]
+    assert plan_batches({5: 1, 6: 9, 7: 5}, 100, max_items=2, padded=True) == [[6, 7], [5]]
 
 
 def test_padding_counts() -> None:
-    assert plan_batches([4, 1, 1], 9, 8, padded=True) == [[0, 1], [2]]
-    assert plan_batches([4, 1, 1], 9, 8, padded=False) == [[0, 1, 2]]
+    assert plan_batches({0: 4, 1: 1, 2: 1}, 8, padded=True) == [[0, 1], [2]]
+    assert plan_batches({0: 4, 1: 1, 2: 1}, 8, padded=False) == [[0, 1, 2]]
 
 
 @pytest.mark.parametrize("dimensions", [768, 512, 256, 128])

@@ -88,33 +88,26 @@ class _Workers:
         atexit.register(self._finish)
 
     def take(self, job: _Job) -> None:
-        """Have a call made as soon as a worker is free."""
-        with self._changed:
-            self._waiting.append(job)
-            if self._threads == _WORKERS:
-                return
-            self._threads += 1
-        try:
-            threading.Thread(target=self._work, name="gemma-embed-async", daemon=True).start()
-        except (RuntimeError, MemoryError) as error:
-            self._not_started(error)
+        """Have a call made as soon as a worker is free.
 
-    def _not_started(self, error: Exception) -> None:
-        """Fail the jobs that no worker will take, after a thread could not be started."""
+        Raises:
+            EmbeddingError: If there is none, and none can be started.
+        """
         with self._changed:
-            self._threads -= 1
-            # A worker that runs takes all that wait.
-            lost = list(self._waiting) if not self._threads else []
-            if lost:
-                self._waiting.clear()
-        for job in lost:
-            if job.outcome.set_running_or_notify_cancel():
-                failure = EmbeddingError(
-                    f"this process cannot start a thread for the call ({error}); end some of its "
-                    "threads, or raise the system's limit"
-                )
-                failure.__cause__ = error
-                job.outcome.set_exception(failure)
+            if self._threads < _WORKERS:
+                worker = threading.Thread(target=self._work, name="gemma-embed-async", daemon=True)
+                try:
+                    # It waits for this lock.
+                    worker.start()
+                    self._threads += 1
+                except (RuntimeError, MemoryError) as error:
+                    # A worker that runs takes all that wait.
+                    if not self._threads:
+                        raise EmbeddingError(
+                            f"this process cannot start a thread for the call ({error}); end some "
+                            "of its threads, or raise the system's limit"
+                        ) from error
+            self._waiting.append(job)
 
     def _work(self) -> None:
         while True:

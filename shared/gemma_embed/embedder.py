@@ -13,10 +13,11 @@ from gemma_embed.identity import fingerprint
 from gemma_embed.inputs import checked_texts, checked_titles, texts_in_order, titles_in_order
 from gemma_embed.long_texts import Overlong
 from gemma_embed.path import Route, embedded, prompted
-from gemma_embed.progress import ProgressCallback, reporting
+from gemma_embed.progress import ProgressCallback, checked_progress, reporting
 from gemma_embed.prompts import Task, checked_task
 from gemma_embed.runtimes import RuntimeName, open_runtime, reject_unknown
 from gemma_embed.runtimes.base import Runtime
+from gemma_embed.runtimes.options import check_choice
 from gemma_embed.store import EmbeddingStore, open_store
 from gemma_embed.vectors import Vectors
 
@@ -81,15 +82,10 @@ class Embedder:
         )
         self.query_task = checked_task(query_task)
         self.document_task = checked_task(document_task)
-        if overlong not in get_args(Overlong):
-            raise ConfigurationError(
-                f"unknown overlong={overlong!r}; use 'error', 'truncate' or 'split'"
-            )
+        check_choice("overlong", overlong, get_args(Overlong))
         self.overlong = overlong
         self.store = open_store(store)
-        if not isinstance(progress, bool) and not callable(progress):
-            raise ConfigurationError(f"progress={progress!r} is neither a bool nor a function")
-        self.progress = progress
+        self.progress = checked_progress(progress)
 
     def __repr__(self) -> str:
         return (

@@ -5,9 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from gemma_embed.errors import MissingDependency
+from gemma_embed.errors import ConfigurationError, MissingDependency
 
 ProgressCallback = Callable[[int, int], None]
+
+
+def checked_progress(progress: bool | ProgressCallback) -> bool | ProgressCallback:
+    """Return the option if it is one.
+
+    Raises:
+        ConfigurationError: If it is neither a bool nor a function.
+    """
+    if not isinstance(progress, bool) and not callable(progress):
+        raise ConfigurationError(f"progress={progress!r} is neither a bool nor a function")
+    return progress
 
 
 @contextmanager

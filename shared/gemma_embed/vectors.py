@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -16,27 +16,27 @@ SMALLEST_NORM = 1e-6
 
 
 def plan_batches(
-    sizes: Sequence[int], max_items: int, max_size: int, *, padded: bool
+    sizes: Mapping[int, int], max_size: int, *, max_items: int | None = None, padded: bool
 ) -> list[list[int]]:
     """Group texts of like size.
 
     Args:
-        sizes: The size of each text, in tokens or bytes.
-        max_items: Most texts in a batch.
+        sizes: For each row its size, in tokens or bytes.
         max_size: Most size in a batch. A text larger than this is a batch of its own.
+        max_items: Most texts in a batch; None for any number.
         padded: Whether a batch costs its longest text times its count, as in a padded tensor,
             or the sum of its sizes.
 
     Returns:
-        Positions in ``sizes``, each exactly once, largest first: a batch that cannot be
-        computed fails at the start, not after everything else.
+        The rows, each exactly once, largest first: a batch that cannot be computed fails at the
+        start, not after everything else.
     """
     batches: list[list[int]] = []
     total = longest = 0
-    for row in sorted(range(len(sizes)), key=lambda row: -sizes[row]):
+    for row in sorted(sizes, key=lambda row: -sizes[row]):
         count = len(batches[-1]) + 1 if batches else 1
         cost = count * longest if padded else total + sizes[row]
-        if not batches or count > max_items or cost > max_size:
+        if not batches or count > (max_items or count) or cost > max_size:
             batches.append([])
             total, longest = 0, sizes[row]
         batches[-1].append(row)

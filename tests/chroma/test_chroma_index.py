@@ -218,9 +218,12 @@ def test_another_programs_database(fake: FakeRuntime, tmp_path: Path, table: str
             act(ChromaIndex(tmp_path, "notes", Embedder(fake)))
 
 
-@pytest.mark.parametrize("timeout", ["5", 0, -1, True])
-def test_a_wrong_timeout_is_refused(index: ChromaIndex, timeout: Any) -> None:
-    with pytest.raises(ConfigurationError, match="timeout="):
+@pytest.mark.parametrize(
+    ("timeout", "said"),
+    [("5", " must be .* not str"), (0, "=0"), (-1, "=-1"), (True, " must be .* not bool")],
+)
+def test_a_wrong_timeout_is_refused(index: ChromaIndex, timeout: Any, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"^timeout{said}"):
         index.check(timeout=timeout)
 
 

@@ -510,9 +510,9 @@ def test_a_failure_names_the_source_and_never_the_text(
     ("options", "message"),
     [
         ({"batch_size": 0}, "batch_size=0"),
-        ({"batch_size": 2.5}, "batch_size=2.5"),
-        ({"batch_size": True}, "batch_size=True"),
-        ({"batch_size": "9"}, "batch_size='9'"),
+        ({"batch_size": 2.5}, "batch_size must be int, not float"),
+        ({"batch_size": True}, "batch_size must be int, not bool"),
+        ({"batch_size": "9"}, "batch_size must be int, not str"),
         ({"on_error": "ignore"}, "on_error='ignore'"),
         ({"progress": 5}, "progress=5"),
         ({"progress": None}, "progress=None"),

@@ -27,7 +27,8 @@ from gemma_embed.errors import (
 from gemma_embed.inputs import items_in_order
 from gemma_embed.passages import title_key_of
 from gemma_embed.passport import HasEmbedder, compare_facts, embedder_of, passport
-from gemma_embed.progress import ProgressCallback, reporting
+from gemma_embed.progress import ProgressCallback, checked_progress, reporting
+from gemma_embed.runtimes.options import check_choice, checked_count, checked_seconds
 
 if TYPE_CHECKING:
     from chromadb import Collection
@@ -302,9 +303,8 @@ class ChromaIndex:
             ConfigurationError: If ``timeout`` is not a positive number.
             StoreError: If the store cannot be used.
         """
-        seconds = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
-        if timeout is not None and not (seconds and timeout > 0):
-            raise ConfigurationError(f"timeout={timeout!r} is not a positive number of seconds")
+        if timeout is not None:
+            checked_seconds("timeout", timeout)
         embedder, folder = self.embedder, self._place.folder
         if folder is not None and not folder.exists():
             raise CollectionError(
@@ -386,12 +386,9 @@ class ChromaIndex:
         complete: bool,
         recreate: bool,
     ) -> IngestReport:
-        if type(batch_size) is not int or batch_size < 1:
-            raise ConfigurationError(f"batch_size={batch_size!r} is not a positive int")
-        if not isinstance(progress, bool) and not callable(progress):
-            raise ConfigurationError(f"progress={progress!r}: pass True, False or a function")
-        if on_error not in get_args(OnError):
-            raise ConfigurationError(f"unknown on_error={on_error!r}; use 'report' or 'raise'")
+        checked_count("batch_size", batch_size, 1)
+        checked_progress(progress)
+        check_choice("on_error", on_error, get_args(OnError))
         items = items_in_order(passages, "passages")
         # The caller's iterator and callback are outside: their errors are not Chroma's.
         name, explained = name_of(self.name, self.embedder.fingerprint), self._place.explained

@@ -5,9 +5,9 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-from gemma_embed.errors import ConfigurationError
+from gemma_embed.errors import ConfigurationError, WrongModel
 from gemma_embed.prompts import Prompts
 
 Version = tuple[int, int, int]
@@ -36,27 +36,35 @@ class OllamaSupport:
     coarse: Mapping[str, str] = field(default_factory=dict)
 
 
-class Family(Protocol):
-    """Models of one architecture: how their checkpoints are recognised and judged."""
+@dataclass(frozen=True)
+class Family:
+    """Models of one architecture: how their checkpoints are recognised and judged.
 
-    @property
-    def transformers_class(self) -> str:
-        """The class of ``transformers`` that computes the backbone."""
+    What is written here is what most have; a family's class overrides the rest.
 
-    @property
-    def transformers_version(self) -> str:
-        """The first version of ``transformers`` that computes it right."""
+    Attributes:
+        model_types: ``model_type`` of its ``config.json``.
+        transformers_class: The class of ``transformers`` that computes the backbone.
+        transformers_version: The first version that computes it right.
+        fast: Whether ``gemma_fast`` computes it: packed on torch, and as an ONNX graph.
+        pooled: The name in the text network's config of the number of numbers that are pooled.
+        sliding_window: ``sliding_window`` as a correct ``config.json`` states it, in tokens.
+        window_means: What that counts, and how it becomes wrong, for the error.
+        ollama: Which Ollama servers compute it right.
+    """
 
-    @property
-    def fast(self) -> bool:
-        """Whether ``gemma_fast`` computes it: packed on torch, and as an ONNX graph."""
-
-    @property
-    def ollama(self) -> OllamaSupport:
-        """Which Ollama servers compute it right."""
+    model_types: tuple[str, ...]
+    transformers_class: str
+    transformers_version: str
+    fast: bool
+    pooled: str
+    sliding_window: int
+    window_means: str
+    ollama: OllamaSupport
 
     def recognises(self, config: Mapping[str, Any]) -> bool:
         """Tell whether a ``config.json`` is of this family."""
+        return config.get("model_type") in self.model_types
 
     def network(self, config: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
         """Return the text network's part of a ``config.json``.
@@ -64,9 +72,7 @@ class Family(Protocol):
         Returns:
             That part, and what the names of the network's tensors begin with in the weights.
         """
-
-    def pooled_width(self, config: Mapping[str, Any]) -> object:
-        """Return how many numbers are pooled, as the text network's config states it."""
+        return config, ""
 
     def check(self, config: Mapping[str, Any], model: Model, where: object) -> None:
         """Check that ``config.json`` gives the vectors that the model was trained for.
@@ -79,9 +85,17 @@ class Family(Protocol):
         Raises:
             WrongModel: If it does not.
         """
+        window = config.get("sliding_window")
+        if window != self.sliding_window:
+            raise WrongModel(
+                f"{where}/config.json says sliding_window: {window}, {model.name} was trained with "
+                f"{self.sliding_window}{self.window_means}; set it back to {self.sliding_window} "
+                "in that file"
+            )
 
     def modules(self, model: Model) -> tuple[str, ...]:
         """Return the classes that ``modules.json`` of a checkpoint chains, in order."""
+        return ("Transformer", "Pooling", *["Dense"] * model.dense_layers, "Normalize")
 
 
 @dataclass(frozen=True)

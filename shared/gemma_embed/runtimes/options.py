@@ -42,16 +42,6 @@ def check_kind(name: str, value: object, *kinds: type | None) -> None:
     raise ConfigurationError(f"{name} must be {names}, not {given}")
 
 
-def checked_flag(name: str, value: bool) -> bool:
-    """Return an option that is True or False.
-
-    Raises:
-        ConfigurationError: If it is neither.
-    """
-    check_kind(name, value, bool)
-    return value
-
-
 def checked_seconds(name: str, value: float) -> float:
     """Return a time-out: a finite number of seconds above 0.
 

@@ -66,9 +66,7 @@ class LlamaNetwork:
 
     def batches(self, lengths: Mapping[int, int]) -> Iterator[list[int]]:
         """Group rows; see ``Network``."""
-        rows, sizes = list(lengths), list(lengths.values())
-        for members in plan_batches(sizes, len(sizes), _TOKENS, padded=False):
-            yield [rows[member] for member in members]
+        yield from plan_batches(lengths, _TOKENS, padded=False)
 
     def forward(self, tokens: Sequence[Sequence[int]]) -> Vectors:
         """Compute one batch; see ``Network``.

@@ -120,7 +120,7 @@ def _check(header: Header, model: Model, path: Path) -> None:
         raise wrong(f"has Dense layers of shapes {dense}")
     if own.get("pooling_type") != _MEAN:
         raise wrong(f"asks for pooling {own.get('pooling_type')}, not the mean ({_MEAN})")
-    window = getattr(model.family, "sliding_window", None)
+    window = model.family.sliding_window
     if own.get("attention.sliding_window") != window:
         raise wrong(
             f"has a sliding window of {own.get('attention.sliding_window')}, not of {window}"

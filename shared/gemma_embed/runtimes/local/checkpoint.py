@@ -80,7 +80,7 @@ class Checkpoint:
         if graph is None:
             model.family.check(network, model, folder)
             check_whole(folder, config)
-            weights, dense = weight_files(folder, model.family.pooled_width(network), model)
+            weights, dense = weight_files(folder, network.get(model.family.pooled), model)
         else:
             weights, dense = graph_files(folder, graph), ()
         tokenizer = folder / "tokenizer.json"

@@ -116,9 +116,7 @@ class _Network:
 
     def batches(self, lengths: Mapping[int, int]) -> Iterator[list[int]]:
         """Group rows of so many tokens: each exactly once, largest first."""
-        rows, sizes = list(lengths), list(lengths.values())
-        for members in plan_batches(sizes, len(sizes), _TOKENS_PER_BATCH, padded=True):
-            yield [rows[member] for member in members]
+        yield from plan_batches(lengths, _TOKENS_PER_BATCH, padded=True)
 
     def forward(self, tokens: Sequence[Sequence[int]]) -> Vectors:
         """Compute one batch: float32, shape (len(tokens), width)."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Never
 from gemma_embed.errors import ConfigurationError, MissingDependency
 from gemma_embed.models import EMBEDDINGGEMMA_300M, model_of_ollama_tag
 from gemma_embed.runtimes.ollama.model import leaves_the_device
-from gemma_embed.runtimes.options import check_kind, checked_count, checked_flag, checked_seconds
+from gemma_embed.runtimes.options import check_kind, checked_count, checked_seconds
 from gemma_embed.runtimes.remote.address import server_url
 from gemma_embed.runtimes.remote.headers import Headers, checked_headers
 from gemma_embed.runtimes.remote.runtime import RemoteRuntime, Settings
@@ -98,7 +98,8 @@ class OllamaRuntime(RemoteRuntime["OllamaService"]):
         if unknown:
             reject_unknown(unknown, "OllamaRuntime")
         check_kind("host", host, str, None)
-        tag = _checked_tag(model, checked_flag("allow_cloud", allow_cloud))
+        check_kind("allow_cloud", allow_cloud, bool)
+        tag = _checked_tag(model, allow_cloud)
         super().__init__(
             OllamaSettings(
                 row=model_of_ollama_tag(tag),

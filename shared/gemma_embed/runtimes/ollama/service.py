@@ -212,25 +212,14 @@ class OllamaService(Service):
 
         It is not with ``keep_alive=0``, which unloads the model at once.
         """
-        try:
-            return loaded_context(await self.question("GET", "/api/ps"), self.settings.model)
-        except EmbeddingError as error:
-            # As with the version.
-            if getattr(error.__cause__, "status", None) not in (404, 405):
-                raise
-            return None
+        return loaded_context(
+            await self.question("GET", "/api/ps", optional=True), self.settings.model
+        )
 
     async def _version(self) -> tuple[str, str]:
         """Return the era, and a warning where vectors deviate."""
-        version: object = None
-        try:
-            version = (await self.question("GET", "/api/version")).get("version")
-        except EmbeddingError as error:
-            # Some proxies let only the calls through that they know.
-            if getattr(error.__cause__, "status", None) not in (404, 405):
-                raise
-        era, deviation = era_of(version, self.settings.row, self.settings.origin)
-        return era, deviation
+        answer = await self.question("GET", "/api/version", optional=True)
+        return era_of(answer.get("version"), self.settings.row, self.settings.origin)
 
     async def _entry(self) -> ListResponse.Model:
         """Return what the server lists under the tag."""

@@ -161,12 +161,7 @@ class OpenAIService(Service):
     async def _entry(self) -> dict[str, Any]:
         """Return what the server lists of the model; nothing where it has no list."""
         model, origin = self.settings.model, self.settings.origin
-        try:
-            listed = (await self.question("GET", "/v1/models")).get("data")
-        except EmbeddingError as error:
-            if getattr(error.__cause__, "status", 0) not in (404, 405):
-                raise
-            listed = []
+        listed = (await self.question("GET", "/v1/models", optional=True)).get("data")
         entries = list(map(_object, listed)) if isinstance(listed, list) else []
         named = [entry for entry in entries if entry.get("id") == model]
         if not named and len(entries) > 1:

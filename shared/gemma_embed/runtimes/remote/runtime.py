@@ -166,9 +166,9 @@ class RemoteRuntime(Runtime, Generic[S]):
         if not service.prepared:
             run(service.alone(service.prepare))
         batches = plan_batches(
-            [service.size(text) for text in texts],
+            {row: service.size(text) for row, text in enumerate(texts)},
+            most.max_batch_bytes,
             max_items=most.max_batch,
-            max_size=most.max_batch_bytes,
             padded=False,
         )
         # Set when a batch failed.

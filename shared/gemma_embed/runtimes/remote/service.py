@@ -287,6 +287,7 @@ class Service(ABC):
         *,
         seconds: float | None = None,
         texts: Sequence[str] = (),
+        optional: bool = False,
     ) -> dict[str, Any]:
         """Ask something else than vectors, with repeats; return the answer, a JSON object.
 
@@ -296,6 +297,8 @@ class Service(ABC):
             body: A JSON value.
             seconds: Deadline of an exchange; None for ``QUESTION_TIMEOUT``.
             texts: Those that ``body`` contains.
+            optional: Whether a server may lack it, or a proxy that lets only some calls through;
+                then the answer is empty.
 
         Raises:
             EmbeddingError: For the caller of the package.
@@ -308,6 +311,8 @@ class Service(ABC):
             if not isinstance(answer, dict):
                 raise Failure(Kind.MALFORMED)
         except Failure as failure:
+            if optional and failure.status in (404, 405):
+                return {}
             raise self.error(failure) from failure
         return answer
 

@@ -77,10 +77,7 @@ class Network:
 
     def batches(self, lengths: Mapping[int, int]) -> Iterator[list[int]]:
         """Group rows of so many tokens: each exactly once, largest first."""
-        rows, sizes = list(lengths), list(lengths.values())
-        padded = self._forward.padded
-        for members in plan_batches(sizes, len(sizes), _TOKENS_PER_BATCH, padded=padded):
-            yield [rows[member] for member in members]
+        yield from plan_batches(lengths, _TOKENS_PER_BATCH, padded=self._forward.padded)
 
     def forward(self, tokens: Sequence[Sequence[int]]) -> Vectors:
         """Compute one batch: float32, shape (len(tokens), width)."""
