@@ -80,7 +80,7 @@ def job(source: str, target: str) -> None:
     ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     embed = Watched("onnx", "bundled")
     dataset = missing(ray.data.read_parquet(source), target, embed.fingerprint)
-    embed.over(dataset, workers=2, batch_size=BATCH).write_parquet(target)
+    embed.over(dataset, workers=2, batch_size=BATCH).write_parquet(target, **embed.writing)
 
 
 def run_job(source: Path, target: Path, events: Path, stop_at: int | None) -> float:

@@ -27,7 +27,7 @@ def compute(source: Path, out: Path, embed: EmbedBatch, workers: int) -> None:
     """Write the vectors that are not there yet."""
     read = ray.data.read_json if source.suffix == ".jsonl" else ray.data.read_parquet
     dataset = missing(read(str(source)), out, embed.fingerprint)
-    embed.over(dataset, workers=workers).write_parquet(str(out))
+    embed.over(dataset, workers=workers).write_parquet(str(out), **embed.writing)
 
 
 def rows(out: Path) -> Iterator[Passage]:

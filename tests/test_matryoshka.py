@@ -23,7 +23,7 @@ from llama_index.vector_stores.chroma import ChromaVectorStore
 
 import langchain_gemma_embed
 import llamaindex_gemma_embed
-from gemma_embed.chroma import ChromaIndex, CompactIndex
+from gemma_embed.chroma import ChromaIndex, CompactIndex, stored
 from gemma_embed.compact import CompactVectors, Form, packed
 from gemma_embed.errors import (
     CollectionError,
@@ -400,6 +400,40 @@ class TestCompact:
             index.recreate(rows)
             with pytest.raises(CollectionError, match="deleted"):
                 search(QUERY)
+
+    def test_no_row_is_skipped_when_others_are_removed_meanwhile(
+        self,
+        through: str,
+        fake: FakeRuntime,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(stored, "PAGE", 10)
+        model = MODELS[through](fake, store=tmp_path / "vectors.sqlite")
+        with ChromaIndex(tmp_path / "db", "notes", model) as index:
+            index.ingest([{"text": text, "document": text, "metadata": {}} for text in TEXTS])
+            collection = index.open()
+            order = collection.get(include=[])["ids"]
+            gone = {2: order[0], 3: order[-1]}
+            read = stored.read
+
+            def removing(*arguments: Any, **options: Any) -> Any:
+                if (page := gone.pop(len(pages), None)) is not None:
+                    # As another process does it, behind the index's back.
+                    collection.delete(ids=[page])
+                pages.append(read(*arguments, **options))
+                return pages[-1]
+
+            pages: list[Any] = []
+            monkeypatch.setattr(stored, "read", removing)
+            compact = CompactIndex(index)
+            assert compact.load() == len(TEXTS) - 1
+            assert {row for page in pages for row in page} == set(order[:-1])
+            # The row that was read before it was removed is noticed.
+            with pytest.raises(CollectionMismatch, match=r"load\(\)"):
+                compact.nearest(QUERY_VECTOR, 10)
+            assert compact.load() == len(TEXTS) - 2
+            assert len(compact.nearest(QUERY_VECTOR, 10)) == 10
 
     def test_an_empty_collection_has_no_answers(
         self, through: str, fake: FakeRuntime, tmp_path: Path

@@ -10,7 +10,7 @@ from fakes import FakeRuntime
 
 from gemma_embed import Embedder
 from gemma_embed.errors import CollectionMismatch
-from gemma_embed.passport import check_passport, passport, write_passport
+from gemma_embed.passport import check_passport, from_comment, passport, write_passport
 from langchain_gemma_embed import GemmaEmbeddings
 
 
@@ -70,3 +70,13 @@ def test_a_damaged_passport_is_refused(fake: FakeRuntime) -> None:
     for nothing in (None, {}):
         with pytest.raises(CollectionMismatch, match="does not say"):
             check_passport(nothing, Embedder(fake))
+
+
+def test_a_comment_that_is_no_passport_is_refused(fake: FakeRuntime) -> None:
+    embedder = Embedder(fake)
+    check_passport(from_comment(json.dumps(passport(embedder))), embedder)
+    with pytest.raises(CollectionMismatch, match="no passport"):
+        from_comment("our secret notes")
+    for comment in (None, "", "7", '"our notes"'):
+        with pytest.raises(CollectionMismatch, match="does not say whose"):
+            check_passport(from_comment(comment), embedder)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
@@ -37,6 +38,8 @@ except ImportError as error:
         'Parquet files need pyarrow; run: pip install "gemma-embed[ray]"'
     ) from error
 
+VectorType = Literal["float32", "float16", "int8"]
+
 logger = logging.getLogger("gemma_embed")
 
 # The columns of a job's results, beside the source's own.
@@ -54,6 +57,31 @@ def embedded_columns(text_column: str, title_column: str | None) -> dict[bytes, 
     """Return the metadata of a column of vectors: which columns they were made of."""
     stated = {_TEXT: text_column, _TITLE: title_column}
     return {key: name.encode() for key, name in stated.items() if name is not None}
+
+
+def space_name(fingerprint: str, vector_type: VectorType) -> str:
+    """Return what a job of numbers of this type states in its column of fingerprints.
+
+    A folder has numbers of one type: nobody can compare codes with vectors, and whoever asks for
+    float32 is not to find float16 among them.
+    """
+    return fingerprint if vector_type == "float32" else f"{fingerprint}-{vector_type}"
+
+
+def writing(vector_type: VectorType) -> dict[str, Any]:
+    """Return options for ``Dataset.write_parquet`` or pyarrow's own writer.
+
+    By default every column gets a dictionary of its values. Of floats, which hardly ever repeat,
+    that takes most of the time to write, and makes the file larger. Split into their bytes they
+    compress instead. Codes do repeat.
+    """
+    if vector_type == "int8":
+        return {"compression": "zstd"}
+    return {
+        "compression": "zstd",
+        "use_dictionary": [FINGERPRINT, STATUS, ERROR],
+        "use_byte_stream_split": [f"{VECTOR}.list.element"],
+    }
 
 
 @dataclass(frozen=True)
@@ -86,11 +114,13 @@ def finished_ids(folder: str | Path, fingerprint: str, *, id_column: str = "id")
         The ids in the type of the files, a chunk or more of each file.
 
     Raises:
-        CollectionMismatch: If a row has another fingerprint.
+        CollectionMismatch: If a row has another fingerprint, or ids in two files have types that
+            cannot be compared.
         CollectionDamaged: If a file lacks a column, or there are folders in the folder.
     """
     # In chunks: one array has room for 2 GB of text, which 60 million ids take.
-    found: list[pa.Array] = []
+    found: list[pa.ChunkedArray] = []
+    types: dict[str, pa.DataType] = {}
     for place in _places(folder):
         file = place.opened()
         if file is None:
@@ -99,9 +129,34 @@ def finished_ids(folder: str | Path, fingerprint: str, *, id_column: str = "id")
         with file:
             rows = _read(file, place, [id_column, FINGERPRINT, STATUS])
             _check_space(rows, fingerprint, place)
-            done = rows.filter(pc.not_equal(rows[STATUS], FAILED))
-            found += done[id_column].chunks
-    return pa.chunked_array(found or [pa.nulls(0)])
+            found.append(rows.filter(pc.not_equal(rows[STATUS], FAILED))[id_column])
+            types[place.path] = found[-1].type
+    kind = one_type(types, id_column)
+    return pa.chunked_array([chunk for ids in found for chunk in ids.cast(kind).chunks], kind)
+
+
+def one_type(types: Mapping[str, pa.DataType], column: str) -> pa.DataType:
+    """Return the type in which ids from several places can be compared; null of no place.
+
+    Args:
+        types: By the names of the places.
+        column: The name of the column of ids.
+
+    Raises:
+        CollectionMismatch: If there is none: numbers and texts.
+    """
+    common, first = pa.null(), ""
+    for place, kind in types.items():
+        pair = [pa.schema([(column, each)]) for each in (common, kind)]
+        try:
+            common = pa.unify_schemas(pair, promote_options="permissive").field(0).type
+        except pa.ArrowTypeError as error:
+            raise CollectionMismatch(
+                f"the ids in column {column!r} are {common} in {first} and {kind} in {place}: give "
+                "the source the type that its results have, or write the results into a new folder"
+            ) from error
+        first = first or place
+    return common
 
 
 def load(folder: str | Path, embedder: Embedder) -> LoadReport:
@@ -141,7 +196,9 @@ def load(folder: str | Path, embedder: Embedder) -> LoadReport:
                 "computes only what is missing"
             )
         with file:
-            _check_space(_read(file, place, [FINGERPRINT, STATUS]), full.fingerprint, place)
+            half = _numbers(file) == pa.list_(pa.float16(), full.dimensions)
+            expected = space_name(full.fingerprint, "float16" if half else "float32")
+            _check_space(_read(file, place, [FINGERPRINT, STATUS]), expected, place)
             text, title = _embedded(file.schema_arrow, full.dimensions, place)
             columns = [name for name in (text, title, VECTOR, STATUS) if name is not None]
             _check_columns(file, place, columns)
@@ -184,7 +241,8 @@ def _places(folder: str | Path) -> Iterator[_Place]:
         system, path = fs.FileSystem.from_uri(str(folder))
     else:
         system, path = fs.LocalFileSystem(), str(expanded(folder))
-    for each in system.get_file_info(fs.FileSelector(path, allow_not_found=True)):
+    files = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    for each in sorted(files, key=lambda each: each.path):
         name = each.base_name
         if name[0] in "._":
             continue
@@ -226,6 +284,11 @@ def _check_space(rows: pa.Table, fingerprint: str, place: _Place) -> None:
             f"{fingerprint}: another model, width, prompt or setting made them; give each its own "
             "folder"
         )
+
+
+def _numbers(file: pq.ParquetFile) -> pa.DataType | None:
+    schema = file.schema_arrow
+    return schema.field(VECTOR).type if VECTOR in schema.names else None
 
 
 def _embedded(schema: pa.Schema, width: int, place: _Place) -> tuple[str, str | None]:

@@ -117,6 +117,26 @@ def write_passport(path: str | Path, embedder: Embedder | HasEmbedder) -> None:
         check_passport(file, embedder)
 
 
+def from_comment(comment: str | None) -> dict[str, Any] | None:
+    """Return what a table's comment in a database states, for ``check_passport``.
+
+    Args:
+        comment: JSON; None or empty without a comment.
+
+    Raises:
+        CollectionMismatch: If it is not JSON, so that no passport was written there.
+    """
+    try:
+        stated = json.loads(comment or "null")
+    except ValueError as error:
+        raise CollectionMismatch(
+            f"the index's comment is no passport: {error}. Make another table for the index, or, "
+            "if its vectors are known to be this embedder's, replace the comment: "
+            "json.dumps(passport(embeddings))"
+        ) from error
+    return stated if isinstance(stated, dict) else None
+
+
 def check_passport(
     stated: Mapping[str, Any] | str | Path | None, embedder: Embedder | HasEmbedder
 ) -> None:

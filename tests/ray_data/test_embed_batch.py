@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 from fakes import FakeRuntime
@@ -174,6 +175,61 @@ def test_codes_and_vectors_do_not_share_a_folder(tmp_path: Path, embedder: Embed
     assert set(codes(table(*TEXTS))["fingerprint"].to_pylist()) == {codes.fingerprint}
     with pytest.raises(CollectionMismatch, match="int8"):
         finished_ids(tmp_path, codes.fingerprint)
+
+
+def test_float16_and_float32_do_not_share_a_job(tmp_path: Path, embedder: Embedder) -> None:
+    job(tmp_path, table(*TEXTS[:2]))
+    half = EmbedBatch("onnx", "bundled", vector_type="float16")
+    with pytest.raises(CollectionMismatch, match=f"not {embedder.fingerprint}-float16"):
+        finished_ids(tmp_path, half.fingerprint)
+    # Files that were put into one folder by hand are each read as what they are.
+    job(tmp_path, table(TEXTS[2]), "b.parquet", vector_type="float16")
+    with pytest.raises(CollectionMismatch, match=r"b\.parquet .*-float16"):
+        finished_ids(tmp_path, embedder.fingerprint)
+    stored = embedder.replaced(store=tmp_path / "store.sqlite")
+    assert load(tmp_path, stored).loaded == 3
+    assert np.abs(stored.embed(TEXTS) - embedder.embed(TEXTS)).max() <= 3e-4
+    assert stored.store is not None
+    assert stored.store.stats().hits == 3
+    # A file whose numbers are not what its fingerprints say.
+    result = half(table(TEXTS[2]))
+    place = result.schema.get_field_index("fingerprint")
+    claimed = result.set_column(place, "fingerprint", pa.array([embedder.fingerprint]))
+    pq.write_table(claimed, tmp_path / "b.parquet")
+    with pytest.raises(CollectionMismatch, match="another space"):
+        load(tmp_path, stored)
+
+
+def test_ids_of_types_that_cannot_be_compared_are_refused(
+    tmp_path: Path, embedder: Embedder
+) -> None:
+    result = job(tmp_path, table(*TEXTS[:2]))
+    large = result.set_column(0, "id", pa.array(["2", "3"], pa.large_string()))
+    pq.write_table(large, tmp_path / "b.parquet")
+    ids = finished_ids(tmp_path, embedder.fingerprint)
+    assert (ids.type, ids.to_pylist()) == (pa.large_string(), ["0", "1", "2", "3"])
+    numbers = result.set_column(0, "id", pa.array([4, 5]))
+    pq.write_table(numbers, tmp_path / "c.parquet")
+    with pytest.raises(CollectionMismatch, match=r"string in .*a\.parquet and int64 in .*c\.parq"):
+        finished_ids(tmp_path, embedder.fingerprint)
+
+
+@pytest.mark.parametrize("kind", ["float32", "float16", "int8"])
+def test_the_options_for_writing_change_the_size_and_nothing_else(
+    tmp_path: Path, kind: Any
+) -> None:
+    embed = EmbedBatch("onnx", "bundled", vector_type=kind)
+    rows = pa.table({"text": [f"text number {n}" for n in range(300)]})
+    result = embed(rows)
+    files = pyarrow.dataset.ParquetFileFormat()
+    for name, options in (("ours", embed.writing), ("default", {})):
+        written = files.make_write_options(**options)
+        pyarrow.dataset.write_dataset(
+            result, tmp_path / name, format="parquet", file_options=written
+        )
+    ours, default = (tmp_path / name / "part-0.parquet" for name in ("ours", "default"))
+    assert pq.read_table(ours).equals(result)
+    assert ours.stat().st_size < 0.9 * default.stat().st_size
 
 
 def test_a_store_in_8_bits_is_filled_with_what_it_would_have(

@@ -60,10 +60,11 @@ def pages(
     collection: Collection, dimensions: int, columns: tuple[str, ...] = _COLUMNS, where: Any = None
 ) -> Iterator[dict[str, Stored]]:
     """All rows, page by page, or those that Chroma's filter ``where`` lets through."""
-    offset = 0
-    while page := read(collection, dimensions, columns, where=where, limit=PAGE, offset=offset):
-        yield page
-        offset += len(page)
+    # By ids: an offset skips a row when another process removes one before it.
+    rows = collection.get(where=where, include=[])["ids"]
+    for start in range(0, len(rows), PAGE):
+        if page := read(collection, dimensions, columns, ids=rows[start : start + PAGE]):
+            yield page
 
 
 def rows_of(

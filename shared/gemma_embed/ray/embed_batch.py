@@ -1,67 +1,36 @@
-"""Embedding with Ray Data, on all cores of one machine or of many.
-
-Ray starts the workers, feeds them and starts lost ones again. What is added here is a class for
-``Dataset.map_batches``. Without Ray it is a function from one Arrow table to another, which other
-engines can call too.
-"""
+"""A class for the workers of Ray Data."""
 
 from __future__ import annotations
 
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Never, get_args
+from typing import TYPE_CHECKING, Any, Never, get_args
 
 import numpy as np
+import pyarrow as pa
 
-from gemma_embed.compact import packed
 from gemma_embed.embedder import Embedder
 from gemma_embed.errors import (
     ConfigurationError,
     EmbeddingError,
-    InputTooLong,
-    InvalidInput,
     MissingDependency,
     ModelChanged,
     TransientError,
 )
 from gemma_embed.long_texts import Overlong
 from gemma_embed.one_text import TextFaults
-from gemma_embed.parquet import (
-    ERROR,
-    FAILED,
-    FINGERPRINT,
-    INVALID,
-    OK,
-    STATUS,
-    TOO_LONG,
-    VECTOR,
-    embedded_columns,
-    finished_ids,
-)
+from gemma_embed.parquet import VectorType, embedded_columns, space_name, writing
 from gemma_embed.prompts import Task
+from gemma_embed.ray.columns import check_columns, results, texts_of
 from gemma_embed.runtimes import RuntimeName, open_runtime, reject_unknown
 from gemma_embed.runtimes.named import RUNTIMES
 from gemma_embed.runtimes.options import check_choice, check_kind, checked_count
 from gemma_embed.runtimes.unknown_options import options_of
-from gemma_embed.vectors import Vectors
-
-try:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-except ImportError as error:
-    raise MissingDependency(
-        'EmbedBatch needs pyarrow; run: pip install "gemma-embed[ray]"'
-    ) from error
 
 if TYPE_CHECKING:
-    from ray import ObjectRef
     from ray.data import Dataset
 
-VectorType = Literal["float32", "float16", "int8"]
-
-_ADDED = (VECTOR, FINGERPRINT, STATUS, ERROR)
 # Ray's own number is without end, and a batch that kills its process would be tried for ever.
 _MOST_TRIES = 3
 
@@ -89,7 +58,7 @@ class EmbedBatch:
         ```python
         embed = EmbedBatch("onnx", "bundled")
         dataset = missing(ray.data.read_parquet("texts"), "vectors", embed.fingerprint)
-        embed.over(dataset, workers=2).write_parquet("vectors")
+        embed.over(dataset, workers=2).write_parquet("vectors", **embed.writing)
         ```
     """
 
@@ -160,14 +129,17 @@ class EmbedBatch:
 
     @property
     def fingerprint(self) -> str:
-        """Name of the vector space: ``Embedder.fingerprint``, and ``-int8`` after that of codes.
+        """What the column says: ``Embedder.fingerprint``, and the type of numbers if not float32.
 
         Raises:
             EmbeddingError: If the model is missing, or is not the one that it should be.
         """
-        own = self._embedder.fingerprint
-        # Nobody can compare codes with vectors, so that one folder must not have both.
-        return f"{own}-int8" if self._vector_type == "int8" else own
+        return space_name(self._embedder.fingerprint, self._vector_type)
+
+    @property
+    def writing(self) -> dict[str, Any]:
+        """Options for ``write_parquet``; with its own, files are larger and take longer."""
+        return writing(self._vector_type)
 
     def over(
         self,
@@ -214,7 +186,7 @@ class EmbedBatch:
         checked_count("batch_size", batch_size, 1)
         # Found out here where it can be: an error in a worker comes in a long trace of Ray's.
         if columns := dataset.columns(fetch_if_missing=False):
-            self._check_columns(columns)
+            check_columns(self._columns, columns)
         arguments = {
             "runtime": self._runtime,
             "dimensions": self._options["dimensions"],
@@ -258,11 +230,16 @@ class EmbedBatch:
             ModelChanged: If the model here has another fingerprint than the job's.
             EmbeddingError: What is no one text's fault.
         """
-        self._check(batch)
+        if not isinstance(batch, pa.Table):
+            raise ConfigurationError(
+                f"a batch is {type(batch).__name__}, not an Arrow table: call map_batches with "
+                'batch_format="pyarrow", or use over()'
+            )
+        check_columns(self._columns, batch.column_names)
         self._get_ready()
-        texts = _texts(batch[self._columns["text_column"]])
+        texts = texts_of(batch[self._columns["text_column"]])
         title_column = self._columns["title_column"]
-        titles = None if title_column is None else _texts(batch[title_column])
+        titles = None if title_column is None else texts_of(batch[title_column])
         vectors = np.zeros((len(texts), self._embedder.dimensions), np.float32)
         failures: dict[int, EmbeddingError] = {}
         faults = TextFaults()
@@ -286,27 +263,16 @@ class EmbedBatch:
                 embed(rest[len(rest) // 2 :])
 
         embed(range(len(texts)))
-        return self._with_columns(batch, vectors, failures)
-
-    def _check(self, batch: Any) -> None:
-        if not isinstance(batch, pa.Table):
-            raise ConfigurationError(
-                f"a batch is {type(batch).__name__}, not an Arrow table: call map_batches with "
-                'batch_format="pyarrow", or use over()'
-            )
-        self._check_columns(batch.column_names)
-
-    def _check_columns(self, there: Sequence[str]) -> None:
-        for option, name in self._columns.items():
-            if name is not None and name not in there:
-                raise ConfigurationError(
-                    f"{option}={name!r}: the columns are {', '.join(map(repr, there))}"
-                )
-        for name in _ADDED:
-            if name in there:
-                raise ConfigurationError(
-                    f"there is a column {name!r} already, as one of the results: rename or drop it"
-                )
+        added = results(
+            vectors,
+            failures,
+            fingerprint=self.fingerprint,
+            vector_type=self._vector_type,
+            made_of=embedded_columns(**self._columns),
+        )
+        for name, values in added.items():
+            batch = batch.append_column(name, values)
+        return batch
 
     def _get_ready(self) -> None:
         if self._is_ready:
@@ -323,91 +289,6 @@ class EmbedBatch:
                 "or other versions of packages"
             )
         self._is_ready = True
-
-    def _with_columns(
-        self, batch: pa.Table, vectors: Vectors, failures: Mapping[int, EmbeddingError]
-    ) -> pa.Table:
-        count, width = vectors.shape
-        fine = np.ones(count, np.bool_)
-        fine[list(failures)] = False
-        if self._vector_type == "int8":
-            numbers = np.zeros((count, width), np.int8)
-            numbers[fine] = packed(vectors[fine], "int8")
-        else:
-            numbers = vectors.astype(self._vector_type)
-        column = pa.FixedSizeListArray.from_arrays(
-            pa.array(numbers.reshape(-1)), width, mask=pa.array(~fine)
-        )
-        # What was embedded, for ``load``: a fingerprint does not say it.
-        field = pa.field(VECTOR, column.type, metadata=embedded_columns(**self._columns))
-        errors = [failures.get(row) for row in range(count)]
-        added = {
-            field: column,
-            FINGERPRINT: pa.array([self.fingerprint] * count, pa.string()),
-            STATUS: pa.array([_status(error) for error in errors], pa.string()),
-            ERROR: pa.array([error and str(error.args[0]) for error in errors], pa.string()),
-        }
-        for name, values in added.items():
-            batch = batch.append_column(name, values)
-        return batch
-
-
-def missing(
-    dataset: Dataset, folder: str | Path, fingerprint: str, *, id_column: str = "id"
-) -> Dataset:
-    """Return the rows that a job has still to embed: those whose ids are not in its results.
-
-    Args:
-        dataset: The source; each id once.
-        folder: The results of earlier runs; see ``finished_ids``, which reads them now.
-        fingerprint: Of the job: ``EmbedBatch.fingerprint``.
-        id_column: The column of ids, here and there. An id names one text.
-
-    Raises:
-        CollectionMismatch: If a result has another fingerprint.
-        CollectionDamaged: If a file lacks a column.
-    """
-    import ray
-
-    done = finished_ids(folder, fingerprint, id_column=id_column)
-    if not len(done):
-        return dataset
-    # Once in the memory that all workers of a machine share.
-    arguments = {"done": ray.put(done), "id_column": id_column}
-    return dataset.map_batches(
-        _without, batch_format="pyarrow", batch_size=None, fn_kwargs=arguments
-    )
-
-
-def _without(batch: pa.Table, done: ObjectRef, id_column: str) -> pa.Table:
-    import ray
-
-    ids = batch[id_column]
-    there = pc.is_in(ids, value_set=ray.get(done).cast(ids.type))
-    return batch.filter(pc.invert(there))
-
-
-def _texts(column: pa.ChunkedArray) -> list[Any]:
-    """Return a column's values as Python's; what is not valid UTF-8 has lone surrogates."""
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    texts = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    # Ray has a type of its own for Python objects of several kinds.
-    if not texts and not pa.types.is_null(kind) and not isinstance(kind, pa.BaseExtensionType):
-        raise ConfigurationError(f"a column of texts or titles has {kind}: name another column")
-    try:
-        values: list[Any] = column.to_pylist()
-    except UnicodeDecodeError:
-        raw = column.cast(pa.large_string()).cast(pa.large_binary()).to_pylist()
-        values = [each if each is None else each.decode(errors="surrogateescape") for each in raw]
-    return values
-
-
-def _status(error: EmbeddingError | None) -> str:
-    if error is None:
-        return OK
-    if isinstance(error, InputTooLong):
-        return TOO_LONG
-    return INVALID if isinstance(error, InvalidInput) else FAILED
 
 
 def _processors() -> int | None:
