@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import growth
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
@@ -338,6 +340,16 @@ def test_a_missing_vector_and_a_rewritten_file_are_refused(
     pq.write_table(plain, tmp_path / "a.parquet")
     with pytest.raises(CollectionDamaged, match="another program has rewritten it"):
         load(tmp_path, stored)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
+@pytest.mark.parametrize(("kind", "leaks"), [("EmbedBatch", False), ("Leaking", True)])
+def test_memory_does_not_grow_with_the_rows(kind: str, leaks: bool) -> None:
+    program = [sys.executable, growth.__file__, kind]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    found = subprocess.run(program, env=environment, check=True, capture_output=True, text=True)
+    # 25 batches of vectors are 315 MB; what waits for the garbage collection was 65.
+    assert (int(found.stdout) > 16_000_000) == leaks
 
 
 def test_the_core_imports_neither_ray_nor_pyarrow() -> None:

@@ -65,9 +65,15 @@ def texts_of(column: pa.ChunkedArray) -> list[Any]:
     return values
 
 
+def failure(error: EmbeddingError) -> tuple[str, str]:
+    """Return the status and the error of a row that cannot be embedded."""
+    kinds = ((InputTooLong, TOO_LONG), (InvalidInput, INVALID), (EmbeddingError, FAILED))
+    return next(status for kind, status in kinds if isinstance(error, kind)), str(error.args[0])
+
+
 def results(
     vectors: Vectors,
-    failures: Mapping[int, EmbeddingError],
+    failures: Mapping[int, tuple[str, str]],
     *,
     fingerprint: str,
     vector_type: VectorType,
@@ -77,7 +83,7 @@ def results(
 
     Args:
         vectors: float32, shape (n, width); those of failed rows are arbitrary.
-        failures: By row.
+        failures: Status and error by row.
         fingerprint: The name of the vectors' space.
         vector_type: Of the numbers.
         made_of: ``parquet.embedded_columns``.
@@ -93,19 +99,11 @@ def results(
     column = pa.FixedSizeListArray.from_arrays(
         pa.array(numbers.reshape(-1)), width, mask=pa.array(~fine)
     )
-    errors = [failures.get(row) for row in range(count)]
+    said = [failures.get(row, (OK, None)) for row in range(count)]
     return {
         # What was embedded, for ``load``: a fingerprint does not say it.
         pa.field(VECTOR, column.type, metadata=made_of): column,
         FINGERPRINT: pa.array([fingerprint] * count, pa.string()),
-        STATUS: pa.array([_status(error) for error in errors], pa.string()),
-        ERROR: pa.array([error and str(error.args[0]) for error in errors], pa.string()),
+        STATUS: pa.array([status for status, _ in said], pa.string()),
+        ERROR: pa.array([error for _, error in said], pa.string()),
     }
-
-
-def _status(error: EmbeddingError | None) -> str:
-    if error is None:
-        return OK
-    if isinstance(error, InputTooLong):
-        return TOO_LONG
-    return INVALID if isinstance(error, InvalidInput) else FAILED

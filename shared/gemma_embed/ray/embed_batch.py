@@ -22,7 +22,7 @@ from gemma_embed.long_texts import Overlong
 from gemma_embed.one_text import TextFaults
 from gemma_embed.parquet import VectorType, embedded_columns, space_name, writing
 from gemma_embed.prompts import Task
-from gemma_embed.ray.columns import check_columns, results, texts_of
+from gemma_embed.ray.columns import check_columns, failure, results, texts_of
 from gemma_embed.runtimes import RuntimeName, open_runtime, reject_unknown
 from gemma_embed.runtimes.named import RUNTIMES
 from gemma_embed.runtimes.options import check_choice, check_kind, checked_count
@@ -241,12 +241,15 @@ class EmbedBatch:
         title_column = self._columns["title_column"]
         titles = None if title_column is None else texts_of(batch[title_column])
         vectors = np.zeros((len(texts), self._embedder.dimensions), np.float32)
-        failures: dict[int, EmbeddingError] = {}
+        failures: dict[int, tuple[str, str]] = {}
         faults = TextFaults()
-
-        def embed(rows: Sequence[int]) -> None:
+        # A list, not a recursion: a function that calls itself is a reference cycle, and would keep
+        # each batch's vectors until the next garbage collection. So would a kept exception.
+        parts: list[Sequence[int]] = [range(len(texts))]
+        while parts:
+            rows = parts.pop()
             if not rows:
-                return
+                continue
             try:
                 vectors[rows] = self._embedder.embed(
                     [texts[row] for row in rows],
@@ -256,13 +259,10 @@ class EmbedBatch:
                 if not faults.excuses(error):
                     raise
                 row = rows[error.index or 0]
-                failures[row] = error
+                failures[row] = failure(error)
                 rest = [each for each in rows if each != row]
                 # In halves, so that a batch of such texts only is not read once for each.
-                embed(rest[: len(rest) // 2])
-                embed(rest[len(rest) // 2 :])
-
-        embed(range(len(texts)))
+                parts += [rest[len(rest) // 2 :], rest[: len(rest) // 2]]
         added = results(
             vectors,
             failures,
