@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -65,6 +67,12 @@ def events(cluster: Path) -> Path:
     return cluster
 
 
+@pytest.fixture(autouse=True)
+def _earlier_workers_have_ended() -> None:
+    """A failed job's exception keeps its workers and their processors; pytest keeps it a while."""
+    gc.collect()
+
+
 @pytest.fixture(scope="module")
 def embedder() -> Embedder:
     return Embedder("onnx", "bundled")
@@ -99,13 +107,15 @@ def few(count: int = 20) -> Any:
     return ray.data.from_items([{"id": str(n), "text": f"thing {n}"} for n in range(count)])
 
 
-def test_two_workers_compute_what_one_process_does(
+def test_two_workers_compute_what_one_process_does_whatever_happens_to_them(
     events: Path, embedder: Embedder, tmp_path: Path
 ) -> None:
     source = written(tmp_path / "source")
-    embed = workers.Counting("onnx", "bundled")
+    embed = workers.Unlucky("onnx", "bundled")
     dataset = embed.over(ray.data.read_parquet(str(source)), workers=2, batch_size=32)
-    dataset.write_parquet(str(tmp_path / "target"))
+    dataset.write_parquet(str(tmp_path / "target"), **embed.writing)
+    assert (events / "killed-0").exists()
+    assert (events / "away-0").exists()
     found = rows(tmp_path / "target")
     assert found.keys() == {str(number) for number in range(400)}
     assert {row["fingerprint"] for row in found.values()} == {embedder.fingerprint}
@@ -117,21 +127,14 @@ def test_two_workers_compute_what_one_process_does(
     alone = embedder.embed([str(text_of(number)) for number in good])
     vectors = np.array([found[str(number)]["vector"] for number in good], np.float32)
     assert np.abs(vectors - alone).max() <= 1e-5
-    assert len(list(events.glob("computed-*"))) == 2, "one worker did everything"
-    assert len(computed(events)) == 400
+    # Two, and the one that took the killed one's place.
+    assert len(list(events.glob("computed-*"))) == 3, "one worker did everything"
+    # Each row once, but those that the killed one had before it.
+    again = [each for each, times in Counter(computed(events)).items() if times > 1]
+    assert len(again) <= 32
 
-    again = missing(ray.data.read_parquet(str(source)), tmp_path / "target", embed.fingerprint)
-    assert again.count() == 0
-
-
-def test_a_killed_worker_costs_its_batch(events: Path, tmp_path: Path) -> None:
-    source = written(tmp_path / "source")
-    dataset = ray.data.read_parquet(str(source))
-    embed = workers.KilledOnce("onnx", "bundled")
-    embed.over(dataset, workers=2, batch_size=32).write_parquet(str(tmp_path / "target"))
-    assert (events / "killed-0").exists()
-    assert rows(tmp_path / "target").keys() == {str(number) for number in range(400)}
-    assert len(computed(events)) <= 400 + 32
+    left = missing(ray.data.read_parquet(str(source)), tmp_path / "target", embed.fingerprint)
+    assert left.count() == 0
 
 
 def test_a_batch_that_kills_every_worker_ends_the_job(events: Path) -> None:
@@ -139,12 +142,6 @@ def test_a_batch_that_kills_every_worker_ends_the_job(events: Path) -> None:
     with pytest.raises(ray.exceptions.RayActorError):
         embed.over(few(), batch_size=10).materialize()
     assert len(list(events.glob("died-*"))) == 3
-
-
-def test_a_server_that_is_away_for_a_moment_costs_nothing(events: Path) -> None:
-    dataset = workers.Unreachable("onnx", "bundled").over(few())
-    assert {row["status"] for row in dataset.take_all()} == {"ok"}
-    assert (events / "away-0").exists()
 
 
 def test_a_server_that_stays_away_ends_the_job_with_this_packages_error(events: Path) -> None:
@@ -205,10 +202,10 @@ def test_after_the_program_is_killed_only_the_missing_is_computed(
         path.unlink()
 
     embed = workers.Counting("onnx", "bundled")
-    rest = missing(ray.data.read_parquet(str(source)), target, embed.fingerprint)
+    rest = missing(ray.data.read_parquet(str(source)), target, embed.fingerprint).materialize()
     left = rest.count()
     assert 0 < left <= 1600 - 4 * 32
     assert (target / "_half-written-zz.parquet").exists()
-    embed.over(rest, workers=2, batch_size=128).write_parquet(str(target))
+    embed.over(rest, workers=2, batch_size=128).write_parquet(str(target), **embed.writing)
     assert len(computed(events)) == left
     assert rows(target).keys() == {str(number) for number in range(1600)}

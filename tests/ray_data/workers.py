@@ -25,6 +25,8 @@ def start(ray: object, folder: Path) -> None:
         log_to_driver=False,
         logging_level="ERROR",
         runtime_env={"env_vars": {FOLDER: str(folder)}},
+        # Processes take longer to start than the jobs here take.
+        _system_config={"idle_worker_killing_time_threshold_ms": 120_000},
     )
 
 
@@ -57,10 +59,12 @@ class Slow(Counting):
         return super().__call__(batch)
 
 
-class KilledOnce(Counting):
-    """A worker that is killed in its third batch."""
+class Unlucky(Counting):
+    """A worker is killed in its third batch; a server is away when it is needed first."""
 
     def __call__(self, batch: pa.Table) -> pa.Table:
+        if happens("away"):
+            raise ConnectionFailed("no connection to the server")
         self.calls = getattr(self, "calls", 0) + 1
         if self.calls == 3 and happens("killed"):
             os.kill(os.getpid(), signal.SIGKILL)
@@ -77,19 +81,12 @@ class AlwaysKilled(EmbedBatch):
         return super().__call__(batch)
 
 
-class Unreachable(EmbedBatch):
-    """A server that is away when it is needed first, or always."""
-
-    times = 1
+class NeverReachable(EmbedBatch):
+    """A server that stays away."""
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        if happens("away", self.times):
-            raise ConnectionFailed("no connection to the server")
-        return super().__call__(batch)
-
-
-class NeverReachable(Unreachable):
-    times = 100
+        happens("away", 100)
+        raise ConnectionFailed("no connection to the server")
 
 
 class Threads(EmbedBatch):
@@ -108,7 +105,7 @@ def job(source: str, target: str) -> None:
     start(ray, Path(os.environ[FOLDER]))
     embed = Slow("onnx", "bundled")
     dataset = missing(ray.data.read_parquet(source), target, embed.fingerprint)
-    embed.over(dataset, workers=2, batch_size=32).write_parquet(target)
+    embed.over(dataset, workers=2, batch_size=32).write_parquet(target, **embed.writing)
 
 
 if __name__ == "__main__":
