@@ -4,7 +4,7 @@ Run, from the folder ``examples``: ``python -m private_search ask "..." --sample
 
 What reads what, each file readable alone:
 
-    documents.py    Document, Unit, Skipped: what every source gives
+    documents.py    Source, and what every source gives: Document, Unit, Skipped; walked
     files.py mail.py history.py    the sources: Folder(root), Mail(root), History(database, pages)
     text.py webpage.py chunks.py   clean text, main text of a page, passages with their places
     catalogue.py    one SQLite file: units, documents, passages, exact words (FTS5); Filter, Found

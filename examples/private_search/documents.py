@@ -167,7 +167,7 @@ def walked(root: Path, refused: Callable[[Path], str]) -> Iterator[Unit | Skippe
         entry = waiting.pop()
         path = Path(entry)
         try:
-            if entry is not root and (reason := _left_out(entry, root, refused)):
+            if entry is not root and (reason := _left_out(entry, path, root, refused)):
                 yield Skipped(shown_path(path), reason)
             elif entry.is_dir():
                 with os.scandir(entry) as listed:
@@ -178,8 +178,8 @@ def walked(root: Path, refused: Callable[[Path], str]) -> Iterator[Unit | Skippe
             yield Skipped(shown_path(path), str(error.strerror), failed=True)
 
 
-def _left_out(entry: Entry, root: Path, refused: Callable[[Path], str]) -> str:
-    path, linked = Path(entry), entry.is_symlink()
+def _left_out(entry: Entry, path: Path, root: Path, refused: Callable[[Path], str]) -> str:
+    linked = entry.is_symlink()
     if entry.name.startswith(".") or entry.name in _NEVER:
         return "hidden, or not a person's own"
     if entry.is_dir():

@@ -121,8 +121,7 @@ def _copied(path: Path) -> list[tuple[object, str | None, float, int]]:
     opened = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=1)
     with closing(opened), closing(sqlite3.connect(":memory:")) as copy:
         # Raises if the browser holds it alone; `backup` would wait for ever.
-        opened.execute("BEGIN")
-        opened.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        opened.executescript("BEGIN; SELECT count(*) FROM sqlite_master")
         opened.backup(copy)
         copy.text_factory = lambda data: data.decode(errors="replace")
         for query in _QUERIES:

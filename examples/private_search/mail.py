@@ -122,8 +122,7 @@ def _body(message: Message, own: Callable[[str], str]) -> str:
         kind = part.get_content_type()
         if kind in texts and part.get_content_disposition() != "attachment":
             data = part.get_payload(decode=True)
-            if isinstance(data, bytes):
-                texts[kind].append(decoded(data, part.get_content_charset())[0])
+            texts[kind].append(decoded(data, part.get_content_charset())[0])
     text = own("\n\n".join(texts["text/plain"]))
     if len(text) < 20 and texts["text/html"]:
         text = max(text, own(mail_text("\n".join(texts["text/html"]))), key=len)
