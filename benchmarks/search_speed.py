@@ -131,12 +131,12 @@ def scale(folder: Path, size: int, seconds: float) -> None:
 
     with Library(folder / "library", FakeRuntime()) as library:
         library.add(Folder(folder / "notes"))
-        before, started = vectors(library), time.process_time()
+        started, before = time.process_time(), library.collection.count()
         try:
             library.update(watched)
         except TimeoutError as stopped:
             print(f"stopped after {seconds:.0f} s: {stopped}")
-        spent, added = time.process_time() - started, vectors(library) - before
+        spent, added = time.process_time() - started, library.collection.count() - before
         print(f"{added} passages indexed in {spent:.1f} s ({added / spent:.0f}/s); {memory()}")
         if time.monotonic() > until:
             return
@@ -155,15 +155,6 @@ def scale(folder: Path, size: int, seconds: float) -> None:
         f"deleted {deleted:.2f} s ({changes.removed} removed); {memory()}, "
         f"{disk(folder / 'library'):.0f} MB on disk"
     )
-
-
-def vectors(library: Library) -> int:
-    """Count the passages that have their vectors."""
-    found = library.catalogue.db.execute(
-        "SELECT count(*) FROM passages JOIN documents ON documents.number = document "
-        "WHERE space IS NOT NULL"
-    )
-    return int(found.fetchone()[0])
 
 
 def disk(folder: Path) -> float:

@@ -11,7 +11,6 @@ of the question's rare words in one passage.
 from __future__ import annotations
 
 import json
-import math
 import random
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -79,8 +78,7 @@ def calibrated(search: Search) -> Calibration:
     catalogue, embedder = search.library.catalogue, search.library.embedder
     plain = Calibration(catalogue.count(), _background(search.library))
     name = f"calibration {embedder.fingerprint}"
-    known = catalogue.all("SELECT value FROM settings WHERE name = ?", name)
-    asked, spread, scores = json.loads(known[0][0]) if known else (math.inf, 1.0, [])
+    asked, spread, scores = json.loads(catalogue.setting(name) or "[Infinity, 1, []]")
     if abs(asked - plain.passages) > _DRIFT * plain.passages:
         queries = search.queries(UNRELATED)
         found = [search.ranked(*each, ALL) for each in zip(UNRELATED, queries, strict=True)]

@@ -29,11 +29,10 @@ CREATE TABLE IF NOT EXISTS units (
 CREATE INDEX IF NOT EXISTS units_of_source ON units (source, key);
 CREATE INDEX IF NOT EXISTS units_within ON units (within);
 CREATE TABLE IF NOT EXISTS documents (
-    number INTEGER PRIMARY KEY AUTOINCREMENT, digest BLOB, space TEXT,
-    unit INTEGER REFERENCES units ON DELETE SET NULL, id TEXT UNIQUE, kind TEXT, title TEXT,
-    address TEXT, date REAL, sender TEXT, recipients TEXT, labels TEXT, folder TEXT, site TEXT);
+    number INTEGER PRIMARY KEY AUTOINCREMENT, unit INTEGER REFERENCES units ON DELETE SET NULL,
+    digest BLOB, id TEXT UNIQUE, kind TEXT, title TEXT, address TEXT, date REAL, sender TEXT,
+    recipients TEXT, labels TEXT, folder TEXT, site TEXT);
 CREATE INDEX IF NOT EXISTS documents_of_unit ON documents (unit);
-CREATE INDEX IF NOT EXISTS documents_in_space ON documents (space);
 CREATE TABLE IF NOT EXISTS passages (
     number INTEGER PRIMARY KEY AUTOINCREMENT, title TEXT, text TEXT, place TEXT,
     document INTEGER REFERENCES documents ON DELETE CASCADE);
@@ -145,10 +144,16 @@ class Catalogue:
         query = f"INSERT OR REPLACE INTO {table} ({columns}) VALUES (:{values})"  # noqa: S608
         return self.db.execute(query, fields).lastrowid or 0
 
+    def setting(self, name: str) -> str | None:
+        """Return what is in the table of settings."""
+        rows = self.all("SELECT value FROM settings WHERE name = ?", name)
+        return rows[0][0] if rows else None
+
     def put(self, unit: int, document: Document, chunks: Iterable[Chunk]) -> bool:
         """Store a document and its passages; False if it was there, and equal."""
         digest = hashlib.blake2b(repr(document).encode(), digest_size=16).digest()
-        move = "UPDATE documents SET unit = ? WHERE id = ? AND digest = ?"
+        # One that has gone is another one when it comes back: its vectors may have left already.
+        move = "UPDATE documents SET unit = ? WHERE id = ? AND digest = ? AND unit IS NOT NULL"
         if self.db.execute(move, (unit, document.id, digest)).rowcount:
             return False
         self.db.execute("DELETE FROM documents WHERE id = ?", (document.id,))

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 # Documents that are noted as read, or as embedded, together: what a kill costs.
 _STEP = 200
-_UNEMBEDDED = """
-SELECT id, count(*) FROM documents JOIN passages ON document = documents.number
-WHERE space IS NOT ? AND unit IS NOT NULL GROUP BY documents.number
+_NEWER = """
+SELECT documents.number, id, count(*) FROM documents JOIN passages ON document = documents.number
+WHERE documents.number > ? AND unit IS NOT NULL GROUP BY documents.number
 """
 _STATES = {True: "failed", False: "skipped"}
 _SOURCES: dict[str, Callable[..., Source]] = {
@@ -163,7 +163,7 @@ class Library:
             except CollectionDamaged:
                 # A killed writer; the store has all vectors that were computed.
                 self._drop(current=True)
-                self.catalogue.db.execute("UPDATE documents SET space = NULL")
+                self.__dict__.pop("collection", None)
                 self._embed(changes, progress)
         return changes
 
@@ -221,13 +221,15 @@ class Library:
         db.execute("DELETE FROM units WHERE source = ? AND key = ? AND number < ?", (*at, number))
 
     def _embed(self, changes: Changes, progress: Callable[[Progress], None]) -> None:
-        catalogue, space, started = self.catalogue, self.embedder.fingerprint, time.monotonic()
-        left = catalogue.all("SELECT id FROM documents WHERE unit IS NULL")
-        gone, passages = [name for (name,) in left], dict(catalogue.all(_UNEMBEDDED, space))
+        catalogue, started = self.catalogue, time.monotonic()
+        # A collection that was deleted or recreated has another id, and nothing in it.
+        mark = f"last document in {self.collection.id}"
+        waiting = catalogue.all(_NEWER, int(catalogue.setting(mark) or 0))
+        gone = [name for (name,) in catalogue.all("SELECT id FROM documents WHERE unit IS NULL")]
         changes.embedded = 0
 
         def advanced(more: int, _: int) -> None:
-            done, total = changes.embedded + more, sum(passages.values())
+            done, total = changes.embedded + more, sum(passages for *_, passages in waiting)
             progress(Progress("embedding", done, total, time.monotonic() - started))
 
         if gone:
@@ -239,21 +241,18 @@ class Library:
                 # Otherwise their words stay in the file until FTS5 merges its segments.
                 db.execute("INSERT INTO words (words) VALUES ('optimize')")
             changes.removed += len(gone)
-        documents = list(passages)
-        for start in range(0, len(documents), _STEP):
-            step = documents[start : start + _STEP]
-            found = chain.from_iterable(catalogue.passages("document = ?", name) for name in step)
-            self.vectors.ingest(map(_passage, found), progress=advanced)
-            changes.embedded += sum(passages[name] for name in step)
-            with catalogue.db as db:
-                rows = ((space, name) for name in step)
-                db.executemany("UPDATE documents SET space = ? WHERE id = ?", rows)
-        if passages:
+        for start in range(0, len(waiting), _STEP):
+            step = waiting[start : start + _STEP]
+            found = (catalogue.passages("document = ?", document) for _, document, _ in step)
+            page = map(_passage, chain.from_iterable(found))
+            self.vectors.ingest(page, progress=advanced)
+            changes.embedded += sum(passages for *_, passages in step)
+            with catalogue.db:
+                catalogue.insert("settings", name=mark, value=step[-1][0])
+        if waiting:
             self._drop(current=False)
 
     def _drop(self, *, current: bool) -> None:
-        # It was opened before, and may be another one from now on.
-        self.__dict__.pop("collection", None)
         for generation in self.vectors.generations():
             if generation.current == current:
                 self.vectors.drop(generation.name, current=current)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -228,6 +229,33 @@ def test_a_collection_that_a_kill_left_half_written_is_filled_from_the_store(
         assert rows(library) == numbers(library)
         assert library.update().embedded == 0
     assert not [text for text in runtime.texts if "bread" in text or "router" in text]
+
+
+def test_a_collection_that_was_deleted_is_filled_from_the_store(
+    tmp_path: Path, notes: Path
+) -> None:
+    with Library(tmp_path / "library", FakeRuntime()) as library:
+        library.add(Folder(notes))
+        library.update()
+    shutil.rmtree(tmp_path / "library" / "chroma")
+    runtime = FakeRuntime()
+    with Library(tmp_path / "library", runtime) as library:
+        assert library.update().embedded == 3
+        assert rows(library) == numbers(library)
+    assert not [text for text in runtime.texts if "What there is to say" in text]
+
+
+def test_what_comes_back_after_its_vectors_left_gets_them_again(opened, notes: Path) -> None:
+    library = opened(Folder(notes))
+    library.update()
+    documents = [found.document for found in library.catalogue.passages()]
+    # A kill after this leaves vectors gone, and documents that are about to go.
+    library.catalogue.db.execute("DELETE FROM units")
+    library.catalogue.db.commit()
+    assert titles(library) == []
+    assert library.vectors.remove(documents) == 3
+    assert library.update().embedded == 3
+    assert rows(library) == numbers(library)
 
 
 def test_an_index_of_another_version_is_refused(tmp_path: Path) -> None:
