@@ -35,9 +35,7 @@ SELECT documents.number, id, count(*) FROM documents JOIN passages ON document =
 WHERE documents.number > ? AND unit IS NOT NULL GROUP BY documents.number
 """
 _STATES = {True: "failed", False: "skipped"}
-_SOURCES: dict[str, Callable[..., Source]] = {
-    kind.__name__: kind for kind in (Folder, Mail, History)
-}
+_SOURCES: dict[str, type[Source]] = {kind.__name__: kind for kind in (Folder, Mail, History)}
 
 
 @dataclass(frozen=True)
