@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Before any library reads them: tests make no connections.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -24,10 +25,31 @@ from fakes import FakeRuntime
 
 from gemma_embed.runtimes import TransformersRuntime
 
+if TYPE_CHECKING:
+    from llamaindex_gemma_embed import GemmaEmbedding
+
 
 @pytest.fixture
 def fake() -> FakeRuntime:
     return FakeRuntime()
+
+
+@pytest.fixture
+def embedding(fake: FakeRuntime) -> GemmaEmbedding:
+    from llamaindex_gemma_embed import GemmaEmbedding
+
+    return GemmaEmbedding(fake)
+
+
+@pytest.fixture
+def settings(embedding: GemmaEmbedding) -> Iterator[GemmaEmbedding]:
+    """LlamaIndex's, with that one as its embed model."""
+    from llama_index.core import Settings
+
+    before = Settings._embed_model
+    Settings.embed_model = embedding
+    yield embedding
+    Settings._embed_model = before
 
 
 @pytest.fixture(autouse=True, scope="session")

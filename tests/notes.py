@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from chromadb.config import Settings
+
 from gemma_embed.chroma import ChromaIndex
+
+QUIET = Settings(anonymized_telemetry=False)
 
 
 def documents(count: int = 60, **changed: Any) -> list[dict[str, Any]]:
@@ -15,10 +19,24 @@ def documents(count: int = 60, **changed: Any) -> list[dict[str, Any]]:
     ]
 
 
+def file(name: str, *texts: str, **metadata: Any) -> list[dict[str, Any]]:
+    """The passages of one document."""
+    return [{"text": text, "metadata": {"source": name, **metadata}} for text in texts]
+
+
 def current(index: ChromaIndex) -> Any:
     """The collection, without a check of its passport."""
     (generation,) = (each for each in index.generations() if each.current)
     return index.client.get_collection(generation.name, embedding_function=None)
+
+
+def texts_of(index: ChromaIndex) -> list[str]:
+    return sorted(current(index).get()["documents"])
+
+
+def other(index: ChromaIndex, **options: Any) -> ChromaIndex:
+    """The same name with another embedder."""
+    return ChromaIndex(index.client, index.name, index.embedder.replaced(**options))
 
 
 def everything(index: ChromaIndex) -> dict[str, Any]:

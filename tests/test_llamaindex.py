@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -18,35 +17,21 @@ import numpy as np
 import pytest
 from fakes import FakeRuntime, vector_of
 from langchain_core.documents import Document as LangChainDocument
-from llama_index.core import Document, Settings, VectorStoreIndex
+from llama_index.core import Document, VectorStoreIndex
 from llama_index.core.base.embeddings.base import BaseEmbedding
-from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
 from llama_index.core.ingestion import IngestionCache, IngestionPipeline
-from llama_index.core.instrumentation import get_dispatcher
-from llama_index.core.instrumentation.event_handlers import BaseEventHandler
-from llama_index.core.instrumentation.events import BaseEvent
-from llama_index.core.instrumentation.events.embedding import (
-    EmbeddingEndEvent,
-    EmbeddingStartEvent,
-)
-from llama_index.core.instrumentation.span_handlers import NullSpanHandler
-from llama_index.core.node_parser import SentenceSplitter
-from llama_index.core.schema import MetadataMode, NodeWithScore, TextNode
+from llama_index.core.schema import NodeWithScore, TextNode
 from llama_index.core.storage.kvstore import SimpleKVStore
 from ollama_server import OllamaServer
 
-from gemma_embed.errors import ConfigurationError, InputTooLong, InvalidInput
-from gemma_embed.prompts import Prompts
+from gemma_embed.errors import ConfigurationError, InvalidInput
 from gemma_embed.runtimes import Batch, OllamaRuntime, TooLong, TransformersRuntime
 from llamaindex_gemma_embed import GemmaEmbedding, GemmaTitles, passages
 
 DOCUMENT = "title: none | text: "
+
+
 QUERY = "task: search result | query: "
-
-
-@pytest.fixture
-def embedding(fake: FakeRuntime) -> GemmaEmbedding:
-    return GemmaEmbedding(fake)
 
 
 def test_it_is_a_base_embedding() -> None:
@@ -251,14 +236,6 @@ def test_for_task_shares_the_model(embedding: GemmaEmbedding, fake: FakeRuntime)
     assert embedding.document_task == "document"
 
 
-@pytest.fixture
-def settings(embedding: GemmaEmbedding) -> Iterator[GemmaEmbedding]:
-    before = Settings._embed_model
-    Settings.embed_model = embedding
-    yield embedding
-    Settings._embed_model = before
-
-
 def test_settings_and_vector_store_index(settings: GemmaEmbedding) -> None:
     documents = [Document(text=text, metadata={}) for text in "abc"]
     index = VectorStoreIndex.from_documents(documents)
@@ -296,212 +273,6 @@ def test_ingestion_pipeline_with_workers(narrow: Path) -> None:
         np.testing.assert_allclose(by_text[f"text {i}"], expected[i], atol=1e-6)
 
 
-class TestTitles:
-    @pytest.mark.parametrize(
-        ("title", "read"),
-        [
-            ("Eiffel Tower", "Eiffel Tower"),
-            ("{braces} {0}", "{braces} {0}"),
-            ("A | text: forged", "A text: forged"),
-            ("two\n\nlines", "two lines"),
-            (1984, "1984"),
-            (date(2024, 5, 1), "2024-05-01"),
-        ],
-    )
-    @pytest.mark.parametrize("kind", [TextNode, Document])
-    def test_a_title_fills_its_field(
-        self, embedding: GemmaEmbedding, fake: FakeRuntime, title: Any, read: str, kind: Any
-    ) -> None:
-        node = kind(text="Body {x}\n\nmore", metadata={"title": title, "file_path": "/a/b"})
-        embedding(GemmaTitles()(GemmaTitles()([node])))
-        assert fake.texts == [f"title: {read} | text: Body {{x}}\n\nmore"]
-        assert node.metadata["title"] == title
-
-    def test_a_title_without_a_text(self, embedding: GemmaEmbedding, fake: FakeRuntime) -> None:
-        embedding(GemmaTitles()([TextNode(text="", metadata={"title": "T"})]))
-        assert fake.texts == ["title: T | text: "]
-
-    def test_a_text_in_the_prompts_form_is_read_as_text(
-        self, embedding: GemmaEmbedding, fake: FakeRuntime
-    ) -> None:
-        embedding.get_text_embedding("title: T | text: Body")
-        assert fake.texts == [DOCUMENT + "title: T | text: Body"]
-
-    def test_the_checkpoints_prompts_are_used(
-        self, fake: FakeRuntime, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        own = Prompts(fake.prompts.prefixes, "passage: ", "passage of {title}: ")
-        monkeypatch.setattr(FakeRuntime, "prompts", own)
-        node = TextNode(text="Body", metadata={"title": "T"})
-        GemmaEmbedding(fake)(GemmaTitles()([node]))
-        assert fake.texts == ["passage of T: Body"]
-
-    def test_a_prompt_without_a_title_field_gets_the_text_alone(
-        self,
-        fake: FakeRuntime,
-        monkeypatch: pytest.MonkeyPatch,
-        caplog: pytest.LogCaptureFixture,
-    ) -> None:
-        own = Prompts(fake.prompts.prefixes, "passage: ", None)
-        monkeypatch.setattr(FakeRuntime, "prompts", own)
-        fake.name = "a model without titles"
-        nodes = GemmaTitles()([TextNode(text=f"{n}", metadata={"title": "T"}) for n in range(5)])
-        GemmaEmbedding(fake, embed_batch_size=2)(nodes)
-        assert sorted(fake.texts) == [f"passage: {n}" for n in range(5)]
-        (record,) = caplog.records
-        assert "has no place for titles" in record.getMessage()
-
-    def test_another_task_has_no_titles(self, fake: FakeRuntime) -> None:
-        node = TextNode(text="Body", metadata={"title": "T"})
-        GemmaEmbedding(fake).for_task("clustering")(GemmaTitles()([node]))
-        assert fake.texts == ["task: clustering | query: Body"]
-
-    def test_a_node_without_title_is_its_text(
-        self, embedding: GemmaEmbedding, fake: FakeRuntime
-    ) -> None:
-        embedding(GemmaTitles()([TextNode(text="Body", metadata={"file_path": "/a/b"})]))
-        assert fake.texts == [DOCUMENT + "Body"]
-
-    def test_chunks_have_the_title(self, embedding: GemmaEmbedding, fake: FakeRuntime) -> None:
-        text = " ".join(f"Sentence number {i}." for i in range(40))
-        document = Document(text=text, metadata={"heading": "T", "file_path": "/a"})
-        pipeline = IngestionPipeline(
-            transformations=[
-                SentenceSplitter(chunk_size=60, chunk_overlap=0),
-                GemmaTitles(title_key="heading"),
-                embedding,
-            ]
-        )
-        nodes = pipeline.run(documents=[document])
-        assert len(nodes) > 2
-        assert all(text.startswith("title: T | text: Sentence") for text in fake.texts)
-
-    def test_plain_from_documents_uses_titles_set_before(
-        self, settings: GemmaEmbedding, fake: FakeRuntime
-    ) -> None:
-        document = Document(text="Body", metadata={"title": "T"})
-        VectorStoreIndex.from_documents(list(GemmaTitles()([document])))
-        assert fake.texts == ["title: T | text: Body"]
-
-    @pytest.mark.parametrize("kind", [TextNode, Document])
-    def test_the_generators_text_is_unchanged(self, kind: Any) -> None:
-        metadata = {"title": "T", "author": "A", "secret": "S", "page": 3}
-        node = kind(text="Body", metadata=metadata, excluded_llm_metadata_keys=["secret"])
-        before = node.get_content(MetadataMode.LLM)
-        GemmaTitles()([node])
-        assert node.get_content(MetadataMode.LLM) == before
-        assert "author: A" in before
-        assert "secret" not in before
-
-    def test_custom_templates_are_replaced(
-        self, embedding: GemmaEmbedding, fake: FakeRuntime
-    ) -> None:
-        node = TextNode(
-            text="Body",
-            metadata={"title": "T", "author": "A"},
-            text_template="<{metadata_str}>{content}",
-            metadata_template="{key}={value}",
-        )
-        embedding(GemmaTitles()([node]))
-        assert fake.texts == ["title: T | text: Body"]
-        assert node.get_content(MetadataMode.LLM) == "title: T\nauthor: A\n\nBody"
-
-
-class TestErrorLocation:
-    def long_node(self) -> TextNode:
-        return TextNode(text="long " * 1000, id_="the node", metadata={"file_path": "/notes/a.md"})
-
-    async def test_a_pipeline_error_names_node_and_file(self, embedding: GemmaEmbedding) -> None:
-        embedding = embedding.model_copy(update={"embed_batch_size": 2})
-        nodes = [*(TextNode(text=f"{n}") for n in range(5)), self.long_node()]
-        words = r"index 5: .*\(node the node of /notes/a\.md\)"
-        with pytest.raises(InputTooLong, match=words):
-            IngestionPipeline(transformations=[embedding]).run(nodes=nodes)
-        with pytest.raises(InputTooLong, match=words):
-            await IngestionPipeline(transformations=[embedding]).arun(nodes=nodes)
-
-    def test_a_node_without_a_file(self, embedding: GemmaEmbedding) -> None:
-        with pytest.raises(InputTooLong, match=r"\(node x\)"):
-            embedding([TextNode(text="long " * 1000, id_="x")])
-
-
-class Events(BaseEventHandler):
-    seen: list[BaseEvent] = []
-
-    @classmethod
-    def class_name(cls) -> str:
-        return "Events"
-
-    def handle(self, event: BaseEvent, **kwargs: Any) -> None:
-        self.seen.append(event)
-
-
-@pytest.fixture
-def events() -> Iterator[list[BaseEvent]]:
-    dispatcher = get_dispatcher()
-    handler = Events(seen=[])
-    dispatcher.add_event_handler(handler)
-    yield handler.seen
-    dispatcher.event_handlers.remove(handler)
-
-
-def test_events_have_right_counts_and_no_secrets(events: list[BaseEvent]) -> None:
-    with OllamaServer() as server:
-        runtime = OllamaRuntime(host=server.url, headers={"X-Key": "CANARY"})
-        embedding = GemmaEmbedding(runtime, embed_batch_size=2, dimensions=128)
-        embedding.get_text_embedding_batch(["a", "b", "c"])
-        embedding.get_query_embedding("q")
-    starts = [event for event in events if isinstance(event, EmbeddingStartEvent)]
-    ends = [event for event in events if isinstance(event, EmbeddingEndEvent)]
-    assert len(starts) == 3
-    assert [len(event.embeddings) for event in ends] == [2, 1, 1]
-    assert [event.chunks for event in ends] == [["a", "b"], ["c"], ["q"]]
-    assert starts[0].model_dict["dimensions"] == 128
-    assert all("CANARY" not in event.model_dump_json() for event in events)
-
-
-def test_callbacks_can_be_replaced_at_any_time(embedding: GemmaEmbedding) -> None:
-    counter = TokenCountingHandler(tokenizer=str.split)
-    embedding.callback_manager = CallbackManager([counter])
-    embedding.get_text_embedding_batch(["one two", "three"])
-    assert counter.total_embedding_token_count == 3
-
-
-def test_secrets_are_not_shown() -> None:
-    runtime = OllamaRuntime(host="https://proxy.example", headers={"X-Key": "CANARY"})
-    embedding = GemmaEmbedding(runtime)
-    for shown in (repr(embedding), str(embedding), embedding.to_json(), embedding.to_payload()):
-        assert "CANARY" not in str(shown)
-
-
-def test_a_bar_is_drawn_once(embedding: GemmaEmbedding, capsys: pytest.CaptureFixture[str]) -> None:
-    embedding.get_text_embedding_batch(["a", "b"], show_progress=True)
-    assert capsys.readouterr().err.count("2/2") >= 1
-
-
-def test_errors_are_the_cores_errors(embedding: GemmaEmbedding) -> None:
-    with pytest.raises(InvalidInput, match="index 1"):
-        embedding.get_text_embedding_batch(["fine", None])
-
-
-def test_one_call_is_one_span(embedding: GemmaEmbedding) -> None:
-    opened: list[str] = []
-
-    class Spans(NullSpanHandler):
-        def span_enter(self, id_: str, *arguments: Any, **kwargs: Any) -> None:
-            opened.append(id_.partition("-")[0])
-
-    handler = Spans()
-    dispatcher = get_dispatcher()
-    dispatcher.add_span_handler(handler)
-    try:
-        embedding.get_text_embedding_batch(["a", "b"])
-    finally:
-        dispatcher.span_handlers.remove(handler)
-    batches = [name for name in opened if name.endswith(".get_text_embedding_batch")]
-    assert batches == ["GemmaEmbedding.get_text_embedding_batch"]
-
-
 def test_a_missing_llamaindex_is_an_error_with_the_install_command() -> None:
     script = (
         "import sys; sys.modules['llama_index'] = None\n"
@@ -535,15 +306,3 @@ def test_passages_of_other_kinds_are_refused(given: Any, advice: str) -> None:
         list(passages(given))
     assert caught.value.index == 0
     assert "canary" not in str(caught.value)
-
-
-def test_titles_are_written_down_and_made_again() -> None:
-    titles = GemmaTitles(title_key="heading")
-    again = (
-        GemmaTitles.from_dict(titles.to_dict()),
-        GemmaTitles.model_validate(titles.model_dump()),
-        pickle.loads(pickle.dumps(titles)),
-        copy.deepcopy(titles),
-        titles.model_copy(),
-    )
-    assert all(each == titles for each in again)

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,6 @@ from gemma_embed.errors import CollectionDamaged, CollectionError
 from langchain_gemma_embed import GemmaEmbeddings
 
 PLACE = ["default_tenant", "default_database"]
-
-
-@pytest.fixture
-def index(fake: FakeRuntime, tmp_path: Path) -> Iterator[ChromaIndex]:
-    with ChromaIndex(tmp_path / "db", "notes", Embedder(fake)) as opened:
-        yield opened
 
 
 # Damage

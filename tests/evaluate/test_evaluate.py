@@ -1,12 +1,10 @@
-"""Evaluation on one's own texts: files, scores, intervals, settings, the command."""
+"""Evaluation on one's own texts: settings, refusals, the command."""
 
 from __future__ import annotations
 
 import json
 import re
 import sys
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +13,17 @@ import pytest
 from fakes import FakeRuntime
 from langchain_core.documents import Document
 from matplotlib.figure import Figure
-from scipy import stats
-from sklearn.metrics import ndcg_score, top_k_accuracy_score
+from sklearn.metrics import ndcg_score
 
 from gemma_embed import Embedder, cli
 from gemma_embed.errors import ConfigurationError, InputTooLong, InvalidInput
 from gemma_embed.evaluate import (
     Question,
     Report,
-    Row,
-    Setting,
-    draw_questions,
     evaluate,
     read_passages,
     read_questions,
 )
-from gemma_embed.evaluate.scores import METRICS, intervals, scored
 from gemma_embed.passages import Passage
 from gemma_embed.runtimes import Runtime
 from gemma_embed.testing import bundled_runtime
@@ -38,9 +31,13 @@ from gemma_embed.vectors import cut
 from langchain_gemma_embed import passages as langchain_passages
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
 PASSAGES = [
     Passage(f"text {row}", str(row), metadata={"title": f"Title {row}"}) for row in range(12)
 ]
+
+
 QUESTIONS = [Question(f"question {row}", (str(row),)) for row in range(12)]
 
 
@@ -65,54 +62,6 @@ def notes(runtime: Runtime, store: Path) -> Report:
         store=store,
         timed=2,
     )
-
-
-def test_scores_are_those_of_scikit_learn() -> None:
-    draw = np.random.default_rng(1)
-    similarities = draw.normal(size=(50, 30))
-    order = np.argsort(-similarities, axis=1)[:, :10]
-    one = draw.integers(30, size=50)
-    several = [{int(row), int((row + 7) % 30)} for row in one]
-    ranked = [[str(row) for row in rows] for rows in order]
-    found = scored([{str(row)} for row in one], ranked)
-    for k in (1, 5, 10):
-        wanted = top_k_accuracy_score(one, similarities, k=k, labels=range(30))
-        assert found[f"recall@{k}"].mean() == pytest.approx(wanted)
-    places = [
-        list(rows).index(row) + 1 if row in rows else np.inf
-        for rows, row in zip(order, one, strict=True)
-    ]
-    assert found["MRR@10"] == pytest.approx([1 / place for place in places])
-    gains = np.array([[column in right for column in range(30)] for right in several])
-    found = scored([{str(row) for row in right} for right in several], ranked)
-    assert found["nDCG@10"].mean() == pytest.approx(ndcg_score(gains, similarities, k=10))
-
-
-def test_nothing_found_counts_as_wrong() -> None:
-    found = scored([{"a"}, {"b"}], [["a"], []])
-    assert {name: list(found[name]) for name in METRICS} == {name: [1.0, 0.0] for name in METRICS}
-
-
-def test_intervals_are_those_of_scipy() -> None:
-    values = np.random.default_rng(2).integers(-1, 2, size=(3, 80)).astype(float)
-    for row, found in zip(values, intervals(values, (-1.0, 1.0), 0.9), strict=True):
-        wanted = stats.bootstrap(
-            (np.append(row, [-1.0, 1.0]),),
-            np.mean,
-            confidence_level=0.9,
-            method="percentile",
-            rng=np.random.default_rng(3),
-        ).confidence_interval
-        assert found.mean == pytest.approx(row.mean())
-        assert found.low == pytest.approx(wanted.low, abs=0.015)
-        assert found.high == pytest.approx(wanted.high, abs=0.015)
-
-
-def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
-    draw = np.random.default_rng(4)
-    samples = (draw.random((400, 60)) < 0.9).astype(float)
-    found = intervals(samples, (0.0, 1.0))
-    assert 0.92 <= np.mean([each.low <= 0.9 <= each.high for each in found]) <= 0.99
 
 
 def test_the_notes_are_searched_as_numpy_searches_them(
@@ -252,124 +201,6 @@ def test_documents_are_ranked_by_their_best_passage(runtime: Runtime) -> None:
     assert row.scores["MRR@10"] == 0.5
 
 
-def report_of(differences: list[list[float]]) -> Report:
-    settings = [Setting("first", 768), *(Setting("other", 128) for _ in differences)]
-    base = np.full(len(differences[0]), 0.5)
-    values = [base, *(base + np.array(each) for each in differences)]
-    rows = [
-        Row(*pair) for pair in zip(settings, [{"recall@1": each} for each in values], strict=True)
-    ]
-    return Report(tuple(rows), 1, len(base))
-
-
-@pytest.mark.parametrize(
-    ("difference", "said"),
-    [
-        ([0.5] * 10 + [0.0] * 90, "- other, 128 gains 5.0 (1."),
-        ([-0.5] * 10 + [0.0] * 90, "- other, 128 loses 5.0 (1."),
-        ([0.0] * 400, "- other, 128 loses nothing, or less than 0."),
-        ([0.0] * 40, "Not decided: other, 128. 40 questions can only show"),
-        ([0.5, -0.5] * 10 + [0.0] * 80, "Not decided: other, 128. 100 questions"),
-    ],
-)
-def test_advice_says_what_the_interval_supports(difference: list[float], said: str) -> None:
-    assert said in "\n".join(report_of([difference]).advice())
-
-
-def test_many_settings_need_a_larger_difference() -> None:
-    difference = [-0.5] * 12 + [0.0] * 88
-    assert "other, 128 loses" in str(report_of([difference]).advice())
-    assert "other, 128 loses" not in str(report_of([difference] * 40).advice())
-
-
-@pytest.mark.parametrize(("first", "said"), [(768, True), (128, False), (64, False)])
-def test_a_smaller_index_is_smaller_than_the_first(first: int, said: bool) -> None:
-    report = report_of([[0.0] * 400])
-    report = replace(
-        report, rows=(replace(report.rows[0], setting=Setting("first", first)), report.rows[1])
-    )
-    lines = "\n".join(report.advice())
-    assert ("smallest index that loses less than 2 points: other, 128." in lines) == said
-
-
-def test_files_are_read_with_titles_and_in_parts(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    long = "\n\n".join(["word " * 150] * 4)
-    (tmp_path / "a" / "b.md").write_text(f"\ufeff# A title\n\n{long}\n", encoding="utf-8")
-    (tmp_path / "c.txt").write_text("no heading")
-    (tmp_path / "d.bin").write_bytes(b"\xff")
-    (tmp_path / "E.MD").write_bytes(b"# Windows\r\n\r\nTwo\r\n\r\nparts\r\n")
-    (tmp_path / ".git").mkdir()
-    (tmp_path / ".git" / "hidden.txt").write_text("hidden")
-    windows, first, second, third = read_passages(tmp_path)
-    assert windows == Passage("Two\n\nparts", "E.MD#1", "E.MD", {"title": "Windows"})
-    assert (first.id, second.id, third.id) == ("a/b.md#1", "a/b.md#2", "c.txt#1")
-    assert first.source == second.source == "a/b.md"
-    assert dict(first.metadata) == dict(second.metadata) == {"title": "A title"}
-    assert dict(third.metadata) == {}
-    assert f"{first.text}\n\n{second.text}" == long.strip()
-
-
-def test_a_listing_without_an_empty_line_is_cut_at_its_lines(tmp_path: Path) -> None:
-    listing = "\n".join(f"{number} 0x{number:08x}" for number in range(400))
-    (tmp_path / "a.md").write_text(
-        f"{listing}\n\n{'word ' * 500}\n\n{'x' * 2500}\n\n{'y' * 2000} z"
-    )
-    parts = [each.text for each in read_passages(tmp_path)]
-    assert max(map(len, parts)) <= 2000
-    assert "".join(" ".join(parts).split()) == "".join((tmp_path / "a.md").read_text().split())
-    lines = {line for part in parts for line in part.splitlines()}
-    assert set(listing.splitlines()) <= lines
-
-
-def test_jsonl_is_read(tmp_path: Path) -> None:
-    file = tmp_path / "p.jsonl"
-    file.write_bytes(
-        b'\xef\xbb\xbf{"text": "one", "id": 1, "title": "T", "document": 2}\r\n\r\n'
-        b'{"text": "a\xe2\x80\xa8b"}\r\n'
-    )
-    for name in ("p.ndjson", "P.JSONL", "p.jsonl"):
-        file = file.rename(tmp_path / name)
-        first, second = read_passages(file)
-        assert first == Passage("one", "1", "2", {"title": "T"})
-        assert second.text == "a\u2028b"
-    file.write_text('{"question": "q", "passage": [1, "2"]}\n{"question": "r", "document": "d"}')
-    assert [(each.passages, each.documents) for each in read_questions(file)] == [
-        (("1", "2"), ()),
-        ((), ("d",)),
-    ]
-    lines = tmp_path / "lines.txt"
-    lines.write_text("one\n\nthree\n")
-    assert [(each.id, each.text) for each in read_passages(lines)] == [("1", "one"), ("3", "three")]
-
-
-@pytest.mark.parametrize(
-    ("read", "content", "said"),
-    [
-        (read_passages, b'{"text": "a"}\n{"text": ', "p.jsonl, line 2: no valid JSON"),
-        (read_passages, b'{"text": "a"}\n[1]', "p.jsonl, line 2: a list, not an object"),
-        (read_passages, b'{"id": "secret"}', "p.jsonl, line 1: the passage has no text"),
-        (read_passages, b'{"text": "a", "metadata": 3}', "p.jsonl, line 1: the metadata is int"),
-        (read_passages, b"\xff\xfe", "p.jsonl cannot be read: it is not UTF-8"),
-        (read_passages, b"\n", "contains no passages"),
-        (read_questions, b'{"question": "secret"}', "p.jsonl, line 1: a question needs"),
-        (read_questions, b'{"question": "secret", "passage": "a", "document": "b"}', "line 1: a q"),
-        (read_questions, b'{"question": 3, "passage": "a"}', "p.jsonl, line 1: a question needs"),
-        (read_questions, b"[" * 100_000, "p.jsonl, line 1: no valid JSON"),
-        (read_questions, b'{"question": " ", "passage": "a"}', "line 1: a question needs"),
-        (read_questions, b'{"question": "secret", "passage": ["a", null]}', "line 1: an id is not"),
-        (read_questions, b"", "contains no questions"),
-    ],
-)
-def test_a_bad_line_is_named_by_file_and_number(
-    read: Callable[[Path], object], content: bytes, said: str, tmp_path: Path
-) -> None:
-    (tmp_path / "p.jsonl").write_bytes(content)
-    with pytest.raises(InvalidInput, match=re.escape(said)) as caught:
-        read(tmp_path / "p.jsonl")
-    assert "secret" not in str(caught.value)
-
-
 def test_an_id_that_two_passages_have_is_refused() -> None:
     fake = FakeRuntime()
     with pytest.raises(InvalidInput, match="text at index 12: the id '0' is that of an earlier"):
@@ -433,43 +264,6 @@ def test_documents_of_a_framework_are_translated(runtime: Runtime) -> None:
     assert report.rows[0].scores["recall@1"] == 1
     with pytest.raises(ConfigurationError, match=r"langchain_gemma_embed.passages\(...\)"):
         evaluate(documents, questions, runtime)
-
-
-def test_drawn_questions_are_taken_out_of_their_passages() -> None:
-    passages = [
-        Passage("Body of the first.", "a", metadata={"title": "First"}),
-        Passage(
-            "This sentence is the question. And this is what is left.", metadata={"title": "Both"}
-        ),
-        Passage(
-            "これは質問になる文です、とても長いです。残りの文はここにあります、これも長いです。",
-            metadata={"title": "Both"},
-        ),
-        Passage("Too short.", "d"),
-        Passage("यह पहला वाक्य है जो प्रश्न बनता है। यह दूसरा वाक्य है जो बचता है।", "hi"),
-        Passage("* A sentence goes\n  on in the next line. The rest of it is here.", "wrapped"),
-        Passage("## What to do on Mondays\n\nOpen the doors, then wait.", "heading"),
-        Passage("    print(a_long_line_of_code)\n\nIt prints what was given.", "listing"),
-        Passage("| a table | of two columns |\n\nIt has nothing in it.", "table"),
-        Passage(f"{'number 1 ' * 50}\n\nIt is a log of many lines.", "log"),
-    ]
-    kept, questions = draw_questions(passages)
-    assert {(each.text, *each.passages, each.drawn) for each in questions} == {
-        ("First", "a", True),
-        ("This sentence is the question.", "row 1", True),
-        ("これは質問になる文です、とても長いです。", "row 2", True),
-        ("यह पहला वाक्य है जो प्रश्न बनता है।", "hi", True),
-        ("A sentence goes on in the next line.", "wrapped", True),
-        ("What to do on Mondays", "heading", True),
-    }
-    assert dict(kept[0].metadata) == {}
-    assert kept[1].text == "And this is what is left."
-    assert kept[3] == passages[3]
-    assert len(draw_questions(passages, most=2)[1]) == 2
-    said = str(evaluate(kept, questions, FakeRuntime(), widths=[768], timed=0))
-    assert "weaker evidence than questions that people asked" in said
-    with pytest.raises(InvalidInput, match="no question can be drawn"):
-        draw_questions(passages[3:4])
 
 
 def test_the_command_prints_a_table(
