@@ -21,24 +21,26 @@ _OLLAMA = OllamaSupport(
 )
 
 
-class _EmbeddingGemma2(Family):
-    # A checkpoint holds the text network alone, or together with towers for images and sound, which
-    # are never read: texts have the same vectors without them.
+class EmbeddingGemma2(Family):
+    """The family. See ``Family``.
+
+    A checkpoint holds the text network alone, or together with towers for images and sound, which
+    are never read: texts have the same vectors without them.
+    """
+
+    # With towers, and of the text alone.
+    model_types = ("embedding_gemma2", "embedding_gemma2_text")
+    transformers_class = "EmbeddingGemma2TextModel"
+    transformers_version = "5.19"
+    # Gemma 3's layers have two parts each and heads of one size; these have three, and two sizes.
+    fast = False
+    # The projection is part of the network.
+    pooled = "embedding_dim"
+    sliding_window = 512
+    window_means = " to either side"
+    ollama = _OLLAMA
+
     def network(self, config: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+        """Return what is below ``text_config``, or all where there is nothing else."""
         text = config.get("text_config")
         return (text, "language_model.") if isinstance(text, dict) else (config, "")
-
-
-EMBEDDINGGEMMA2 = _EmbeddingGemma2(
-    # With towers, and of the text alone.
-    model_types=("embedding_gemma2", "embedding_gemma2_text"),
-    transformers_class="EmbeddingGemma2TextModel",
-    transformers_version="5.19",
-    # Gemma 3's layers have two parts each and heads of one size; these have three, and two sizes.
-    fast=False,
-    # The projection is part of the network.
-    pooled="embedding_dim",
-    sliding_window=512,
-    window_means=" to either side",
-    ollama=_OLLAMA,
-)

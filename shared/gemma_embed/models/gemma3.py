@@ -22,8 +22,21 @@ _OLLAMA = OllamaSupport(
 )
 
 
-class _Gemma3(Family):
+class Gemma3(Family):
+    """The family. See ``Family``."""
+
+    model_types = ("gemma3_text",)
+    transformers_class = "Gemma3TextModel"
+    transformers_version = "5.16"
+    fast = True
+    pooled = "hidden_size"
+    # The full width of the bidirectional window.
+    sliding_window = 512
+    window_means = " (transformers 4.57 to 5.15 halve the value each time they save)"
+    ollama = _OLLAMA
+
     def check(self, config: Mapping[str, Any], model: Model, where: object) -> None:
+        """Check the attention as well."""
         if config.get("use_bidirectional_attention") is not True:
             raise WrongModel(
                 f"{where}/config.json does not say use_bidirectional_attention: true: it is a "
@@ -31,16 +44,3 @@ class _Gemma3(Family):
                 "causal attention; use the original EmbeddingGemma config.json"
             )
         super().check(config, model, where)
-
-
-GEMMA3 = _Gemma3(
-    model_types=("gemma3_text",),
-    transformers_class="Gemma3TextModel",
-    transformers_version="5.16",
-    fast=True,
-    pooled="hidden_size",
-    # The full width of the bidirectional window.
-    sliding_window=512,
-    window_means=" (transformers 4.57 to 5.15 halve the value each time they save)",
-    ollama=_OLLAMA,
-)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from gemma_embed.errors import ConfigurationError, WrongModel
 from gemma_embed.prompts import Prompts
@@ -40,7 +40,7 @@ class OllamaSupport:
 class Family:
     """Models of one architecture: how their checkpoints are recognised and judged.
 
-    What is written here is what most have; a family's class overrides the rest.
+    What is written here is what most have; a family's class states and overrides the rest.
 
     Attributes:
         model_types: ``model_type`` of its ``config.json``.
@@ -53,14 +53,14 @@ class Family:
         ollama: Which Ollama servers compute it right.
     """
 
-    model_types: tuple[str, ...]
-    transformers_class: str
-    transformers_version: str
-    fast: bool
-    pooled: str
-    sliding_window: int
-    window_means: str
-    ollama: OllamaSupport
+    model_types: ClassVar[tuple[str, ...]]
+    transformers_class: ClassVar[str]
+    transformers_version: ClassVar[str]
+    fast: ClassVar[bool]
+    pooled: ClassVar[str]
+    sliding_window: ClassVar[int]
+    window_means: ClassVar[str]
+    ollama: ClassVar[OllamaSupport]
 
     def recognises(self, config: Mapping[str, Any]) -> bool:
         """Tell whether a ``config.json`` is of this family."""

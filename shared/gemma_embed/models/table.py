@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from gemma_embed.errors import ConfigurationError, WrongModel
-from gemma_embed.models.embeddinggemma2 import EMBEDDINGGEMMA2
-from gemma_embed.models.gemma3 import GEMMA3
+from gemma_embed.models.embeddinggemma2 import EmbeddingGemma2
+from gemma_embed.models.gemma3 import Gemma3
 from gemma_embed.models.model import Model
 from gemma_embed.prompts import Prompts
 
@@ -19,7 +19,7 @@ from gemma_embed.prompts import Prompts
 # of their own in that file.
 EMBEDDINGGEMMA_300M = Model(
     name="embeddinggemma-300m",
-    family=GEMMA3,
+    family=Gemma3(),
     width=768,
     dimensions=(768, 512, 256, 128),
     context=2048,
@@ -68,7 +68,7 @@ EMBEDDINGGEMMA_300M = Model(
 EMBEDDINGGEMMA_2 = replace(
     EMBEDDINGGEMMA_300M,
     name="embeddinggemma-2",
-    family=EMBEDDINGGEMMA2,
+    family=EmbeddingGemma2(),
     context=8192,
     prompts=replace(
         EMBEDDINGGEMMA_300M.prompts,
