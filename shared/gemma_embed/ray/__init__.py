@@ -5,7 +5,7 @@ Ray starts the workers, feeds them and starts lost ones again. What is added her
 engines can call too.
 """
 
-from gemma_embed.parquet import VectorType
+from gemma_embed.parquet.columns import VectorType
 from gemma_embed.ray.embed_batch import EmbedBatch
 from gemma_embed.ray.missing import missing
 

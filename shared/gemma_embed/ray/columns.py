@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from gemma_embed.compact import packed
 from gemma_embed.errors import ConfigurationError, EmbeddingError, InputTooLong, InvalidInput
-from gemma_embed.parquet import (
+from gemma_embed.parquet.columns import (
     ERROR,
     FAILED,
     FINGERPRINT,

@@ -20,7 +20,7 @@ from gemma_embed.errors import (
 )
 from gemma_embed.long_texts import Overlong
 from gemma_embed.one_text import TextFaults
-from gemma_embed.parquet import VectorType, embedded_columns, space_name, writing
+from gemma_embed.parquet.columns import VectorType, embedded_columns, space_name, writing
 from gemma_embed.prompts import Task
 from gemma_embed.ray.columns import check_columns, failure, results, texts_of
 from gemma_embed.runtimes import RuntimeName, open_runtime, reject_unknown

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gemma_embed.parquet import finished_ids, one_type
+from gemma_embed.parquet.finished import finished_ids, one_type
 
 if TYPE_CHECKING:
     from ray import ObjectRef
