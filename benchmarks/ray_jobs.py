@@ -247,6 +247,8 @@ def measure(options: argparse.Namespace) -> None:
         print(f"{workers} workers on Ray, while all compute: {rate:.4g} passages/s")
         print(f"  = {rate / ideal:.3f} of as many processes without Ray,")
         print(f"  {rate / (workers * one):.3f} of {workers} times one thread")
+        at_work = sum(each["end"] - each["start"] for each in rest) / (workers * span)
+        print(f"  of their time the workers spend {at_work:.3f} in batches")
         print(f"from the first batch to the last, loading included: {whole:.4g}", end="")
         print(f" = {whole / ideal:.3f} of as many processes without Ray")
         print("seconds of the runs:", ", ".join(f"{each:.0f}" for each in seconds))
