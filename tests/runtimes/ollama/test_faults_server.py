@@ -715,6 +715,7 @@ def test_o24_a_proxy_for_another_machine_unless_excluded(
 
 
 def test_o24_a_malformed_proxy_is_named_and_not_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The ollama package is already imported; its own handling of the variable is tested elsewhere.
     monkeypatch.setenv("HTTP_PROXY", "http://canary:port")
     monkeypatch.delenv("NO_PROXY", raising=False)
     monkeypatch.delenv("no_proxy", raising=False)

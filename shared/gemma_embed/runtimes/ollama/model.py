@@ -149,7 +149,7 @@ def checked_model(
     capabilities = answer.get("capabilities")
     if isinstance(capabilities, list) and "embedding" not in capabilities:
         raise wrong("does not embed texts")
-    facts = mapping(answer.get("model_info"))
+    facts = _object(answer.get("model_info"))
     architecture = facts.get("general.architecture")
     verified = model.family.ollama.architectures
     if verified and architecture is not None and architecture not in verified:
@@ -163,7 +163,7 @@ def checked_model(
             f"lacks Dense layers ({dense} of {model.dense_layers}) and gives other vectors",
             f"{pull}; or write the checkpoint again: gemma-embed export gguf",
         )
-    reported = mapping(answer.get("details")).get("quantization_level")
+    reported = _object(answer.get("details")).get("quantization_level")
     quantization = str(listed_quantization or reported or UNKNOWN)
     if quantization.upper() == "F16":
         raise wrong(
@@ -190,7 +190,7 @@ def loaded_context(answer: Mapping[str, Any], tag: str) -> int | None:
     not tell it.
     """
     entries = answer.get("models")
-    for entry in map(mapping, entries if isinstance(entries, list) else ()):
+    for entry in map(_object, entries if isinstance(entries, list) else ()):
         context = entry.get("context_length")
         if full_name(str(entry.get("model"))) == full_name(tag) and type(context) is int:
             return context if context > 0 else None
@@ -207,8 +207,7 @@ def _stated_limits(parameters: object) -> list[int]:
     return [limit for limit in map(int, stated) if limit > 0]
 
 
-def mapping(answer: object) -> dict[str, Any]:
-    """Return a part of an answer that should be an object; an empty one where it is not."""
+def _object(answer: object) -> dict[str, Any]:
     return answer if isinstance(answer, dict) else {}
 
 

@@ -7,7 +7,7 @@ import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Never
+from typing import TYPE_CHECKING, Never
 
 from gemma_embed.errors import ConfigurationError, MissingDependency
 from gemma_embed.models import EMBEDDINGGEMMA_300M, model_of_ollama_tag
@@ -19,6 +19,8 @@ from gemma_embed.runtimes.remote.runtime import RemoteRuntime, Settings
 from gemma_embed.runtimes.unknown_options import reject_unknown
 
 if TYPE_CHECKING:
+    from ollama import ProgressResponse
+
     from gemma_embed.runtimes.ollama.service import OllamaService
 
 # The server opens a connection to its model process for every text of a list at once; with
@@ -133,16 +135,14 @@ class OllamaRuntime(RemoteRuntime["OllamaService"]):
 
         steps = self._service.get().pulled()
 
-        async def next_step() -> dict[str, Any] | None:
+        async def next_step() -> ProgressResponse | None:
             return await anext(steps, None)
 
         try:
             # One by one, so that progress is called on the caller's thread.
             while (step := run(next_step())) is not None:
-                digest, *sizes = (step.get(name) for name in ("digest", "completed", "total"))
-                if progress is not None and isinstance(digest, str):
-                    come, size = (number if type(number) is int else 0 for number in sizes)
-                    progress(digest, come, size)
+                if progress is not None and step.digest:
+                    progress(step.digest, step.completed or 0, step.total or 0)
         finally:
             run(steps.aclose())
         # The next call asks what it now is.
@@ -153,8 +153,19 @@ class OllamaRuntime(RemoteRuntime["OllamaService"]):
             from gemma_embed.runtimes.ollama.service import OllamaService
         except ImportError as error:
             raise MissingDependency(
-                f'OllamaRuntime needs httpx ({error}); run: pip install "gemma-embed[ollama]"'
+                f"OllamaRuntime needs the packages ollama and httpx ({error}); "
+                'run: pip install "gemma-embed[ollama]", and with a SOCKS proxy in ALL_PROXY also '
+                'pip install "httpx[socks]"'
             ) from error
+        except ValueError:
+            # The package makes a client while it is imported, from OLLAMA_HOST by rules of its
+            # own, and from the proxy variables. Not chained: the error quotes them.
+            raise ConfigurationError(
+                "the ollama package cannot be imported while the environment variable OLLAMA_HOST "
+                "or a proxy variable (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY) is malformed, even if "
+                "host= is given; set OLLAMA_HOST to something like http://127.0.0.1:11434, "
+                "without quotes, or unset it"
+            ) from None
         return OllamaService(self._settings)
 
 

@@ -1,7 +1,7 @@
-"""An Ollama server's requests. Importing this module imports ``httpx``.
+"""An Ollama server's requests. Importing this module imports ``ollama`` and ``httpx``.
 
-The ``ollama`` package is not used: its client waits without end, sends ``OLLAMA_API_KEY`` to any
-host and reads answers of any size, and importing it makes one from ``OLLAMA_HOST``.
+Of the ``ollama`` package its types are used, which follow the server's answers. Its client is not:
+it waits without end, sends ``OLLAMA_API_KEY`` to any host, and reads answers of any size.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy.typing as npt
+from ollama import ListResponse, ProgressResponse
 
 from gemma_embed.errors import EmbeddingError, ModelNotFound, ServerFailed
 from gemma_embed.identity import Identity
@@ -24,7 +25,6 @@ from gemma_embed.runtimes.ollama.model import (
     era_of,
     full_name,
     loaded_context,
-    mapping,
     not_found,
     probed_era,
 )
@@ -32,6 +32,8 @@ from gemma_embed.runtimes.ollama.runtime import OllamaSettings
 from gemma_embed.runtimes.ollama.words import DIALECT
 from gemma_embed.runtimes.remote.failures import Failure, Kind
 from gemma_embed.runtimes.remote.service import KNOWN_FOR, Service
+
+T = TypeVar("T")
 
 # A float32 takes at most 15, as Go prints it. The rest lets the answer of a wider model in, so
 # that the message is about its width.
@@ -72,12 +74,11 @@ class OllamaService(Service):
         settings = self.settings
         era, deviation = await self._version()
         entry = await self._entry()
-        digest = _digest(entry)
-        key = settings.host, settings.model, digest, settings.allow_cloud
-        if digest == UNKNOWN or key not in CHECKED:
+        key = settings.host, settings.model, entry.digest or UNKNOWN, settings.allow_cloud
+        if entry.digest is None or key not in CHECKED:
             body = {"model": settings.model, "verbose": True}
             answer = await self.question("POST", "/api/show", body)
-            listed = mapping(entry.get("details")).get("quantization_level")
+            listed = entry.details.quantization_level if entry.details else None
             CHECKED[key] = checked_model(answer, settings, listed, self.shown)
         precision, max_tokens, spaced = CHECKED[key]
         if spaced:
@@ -106,7 +107,7 @@ class OllamaService(Service):
         return Identity(
             model=settings.row.name,
             source=settings.model,
-            revision=digest,
+            revision=entry.digest or UNKNOWN,
             runtime=f"ollama/era-{era}",
             precision=precision,
             max_tokens=max_tokens,
@@ -137,7 +138,7 @@ class OllamaService(Service):
         vectors: list[Any] = answer["embeddings"]
         return vectors
 
-    async def pulled(self) -> AsyncGenerator[dict[str, Any], None]:
+    async def pulled(self) -> AsyncGenerator[ProgressResponse, None]:
         """Have the server download the model; yield its reports. See ``OllamaRuntime.pull``."""
         tag, silence = self.settings.model, self.settings.load_timeout
         status = None
@@ -146,12 +147,11 @@ class OllamaService(Service):
         try:
             async with aclosing(lines):
                 async for line in lines:
-                    if not isinstance(line, dict):
-                        raise Failure(Kind.MALFORMED)
-                    if "error" in line:
+                    if isinstance(line, dict) and "error" in line:
                         raise self.dialect.failure(0, str(line["error"]))
-                    status = line.get("status")
-                    yield line
+                    step = _read(ProgressResponse.model_validate, line)
+                    status = step.status
+                    yield step
         except Failure as failure:
             failure.said = self.shown(failure.said)
             if failure.kind is Kind.MISSING:
@@ -183,14 +183,14 @@ class OllamaService(Service):
         entry = await self._entry()
         if era == UNKNOWN:
             era, _ = await self._probed(entry)
-        return f"ollama/era-{era}", _digest(entry)
+        return f"ollama/era-{era}", entry.digest or UNKNOWN
 
-    async def _probed(self, entry: Mapping[str, Any]) -> tuple[str, str]:
+    async def _probed(self, entry: ListResponse.Model) -> tuple[str, str]:
         """Find by a text whether the server computes the sliding window; see ``era_of``."""
         settings = self.settings
         if settings.row != EMBEDDINGGEMMA_300M:
             return UNKNOWN, ""
-        key = _digest(entry)
+        key = entry.digest or UNKNOWN
         if key not in self._eras:
             text, vector = window.TEXT, None
             try:
@@ -221,18 +221,24 @@ class OllamaService(Service):
         answer = await self.question("GET", "/api/version", optional=True)
         return era_of(answer.get("version"), self.settings.row, self.settings.origin)
 
-    async def _entry(self) -> dict[str, Any]:
+    async def _entry(self) -> ListResponse.Model:
         """Return what the server lists under the tag."""
-        tag, listed = self.settings.model, (await self.question("GET", "/api/tags")).get("models")
-        if not isinstance(listed, list):
-            raise self.error(Failure(Kind.MALFORMED))
-        entries = {str(entry.get("model")): entry for entry in map(mapping, listed)}
-        for name, entry in entries.items():
-            if full_name(name) == full_name(tag):
-                return entry
-        raise not_found(tag, list(map(self.shown, entries)), self.settings.origin)
+        tag, answer = self.settings.model, await self.question("GET", "/api/tags")
+        try:
+            models = _read(ListResponse.model_validate, answer).models
+        except Failure as failure:
+            raise self.error(failure) from failure
+        for model in models:
+            if full_name(model.model or "") == full_name(tag):
+                return model
+        names = [self.shown(model.model or "") for model in models]
+        raise not_found(tag, names, self.settings.origin)
 
 
-def _digest(entry: Mapping[str, Any]) -> str:
-    digest = entry.get("digest")
-    return digest if isinstance(digest, str) and digest else UNKNOWN
+def _read(validate: Callable[[Any], T], answer: Any) -> T:
+    """Return an answer as a type of the ``ollama`` package."""
+    try:
+        return validate(answer)
+    except (ValueError, RecursionError):
+        # Not chained: it quotes the answer.
+        raise Failure(Kind.MALFORMED) from None
