@@ -229,13 +229,13 @@ def test_a_transformers_version_with_causal_attention_is_refused(
     ("options", "message"),
     [
         ({"dtype": "float16"}, "overflows"),
-        ({"dtype": "int8"}, "is unknown"),
+        ({"dtype": "int8"}, "must be 'float32' or 'bfloat16'"),
         ({"dtype": torch.float16}, "overflows"),
         ({"dtype": torch.half}, "overflows"),
         ({"dtype": "half"}, "overflows"),
-        ({"dtype": torch.bfloat16}, "use the string 'bfloat16'"),
-        ({"dtype": torch.float32}, "use the string 'float32'"),
-        ({"dtype": torch.float64}, "is unknown; use 'float32' or 'bfloat16'"),
+        ({"dtype": torch.bfloat16}, "must be 'float32' or 'bfloat16'"),
+        ({"dtype": torch.float32}, "must be 'float32' or 'bfloat16'"),
+        ({"dtype": torch.float64}, "must be 'float32' or 'bfloat16'"),
     ],
 )
 def test_a_bad_option_is_refused_by_the_constructor(options: dict[str, str], message: str) -> None:

@@ -68,6 +68,18 @@ def checked_count(name: str, value: int, least: int, most: int | None = None) ->
     return value
 
 
+def check_precision(name: str, value: object, choices: Iterable[str]) -> None:
+    """Check the type that a runtime computes in; float16 is refused with the reason.
+
+    Raises:
+        ConfigurationError: If it is not one of the choices.
+    """
+    # torch's own types are printed as torch.float16.
+    if str(value).removeprefix("torch.") in ("float16", "half"):
+        raise ConfigurationError(f"{name}={value!r}: {FLOAT16}; use {_either(choices)}")
+    check_choice(name, value, choices)
+
+
 def check_choice(name: str, value: object, choices: Iterable[str | None]) -> None:
     """Check an option that has a few possible values.
 
@@ -76,4 +88,8 @@ def check_choice(name: str, value: object, choices: Iterable[str | None]) -> Non
     """
     choices = tuple(choices)
     if not isinstance(value, str | None) or value not in choices:
-        raise ConfigurationError(f"{name}={value!r} must be {' or '.join(map(repr, choices))}")
+        raise ConfigurationError(f"{name}={value!r} must be {_either(choices)}")
+
+
+def _either(choices: Iterable[str | None]) -> str:
+    return " or ".join(map(repr, choices))

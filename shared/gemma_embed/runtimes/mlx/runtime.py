@@ -13,7 +13,7 @@ from gemma_embed.runtimes.local.loaded import check_vectors
 from gemma_embed.runtimes.local.loading import loading, require
 from gemma_embed.runtimes.local.runtime import LocalRuntime
 from gemma_embed.runtimes.local.tokenizer import HuggingFaceTokenizer, check_special_tokens
-from gemma_embed.runtimes.options import FLOAT16, check_choice
+from gemma_embed.runtimes.options import check_precision
 from gemma_embed.runtimes.unknown_options import reject_unknown
 from gemma_embed.vectors import Vectors, plan_batches
 from gemma_fast.architecture import Architecture
@@ -58,9 +58,7 @@ class MlxRuntime(LocalRuntime):
         """
         if unknown:
             reject_unknown(unknown, "MlxRuntime")
-        if str(dtype) == "float16":
-            raise ConfigurationError(f"{FLOAT16}; use 'float32' or 'bfloat16'")
-        check_choice("dtype", dtype, get_args(DType))
+        check_precision("dtype", dtype, get_args(DType))
         super().__init__(model, revision=revision, precision=dtype, offline=offline)
         self._dtype = dtype
         if not self._model.family.fast:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Never, get_args
 
-from gemma_embed.errors import ConfigurationError
 from gemma_embed.runtimes.local.checkpoint import Checkpoint
 from gemma_embed.runtimes.local.loading import require
 from gemma_embed.runtimes.local.runtime import LocalRuntime
-from gemma_embed.runtimes.options import FLOAT16, check_kind
+from gemma_embed.runtimes.options import check_kind, check_precision
 from gemma_embed.runtimes.transformers.forks import check_not_forked
 from gemma_embed.runtimes.transformers.network import DType, Network
 from gemma_embed.runtimes.unknown_options import reject_unknown
@@ -50,8 +49,7 @@ class TransformersRuntime(LocalRuntime):
         """
         if unknown:
             reject_unknown(unknown, "TransformersRuntime")
-        if dtype not in get_args(DType):
-            raise ConfigurationError(f"dtype={dtype!r}: {_refused(dtype)}")
+        check_precision("dtype", dtype, get_args(DType))
         check_kind("device", device, str, None)
         self._device = device
         self._dtype = dtype
@@ -74,13 +72,3 @@ class TransformersRuntime(LocalRuntime):
     def _open(self, checkpoint: Checkpoint) -> Network:
         check_not_forked()
         return Network(checkpoint, self._device, self._dtype)
-
-
-def _refused(dtype: object) -> str:
-    # torch's own types are printed as torch.bfloat16.
-    name = str(dtype).removeprefix("torch.")
-    if name in ("float16", "half"):
-        return f"{FLOAT16}; use 'float32' or 'bfloat16'"
-    if name in get_args(DType):
-        return f"use the string {name!r}"
-    return "it is unknown; use 'float32' or 'bfloat16'"
