@@ -15,12 +15,12 @@ import numpy as np
 
 from gemma_embed import Embedder
 from gemma_embed.chroma import IngestReport
-from gemma_embed.errors import EmbeddingError
+from gemma_embed.errors import EmbeddingError, ServerFailed
 from gemma_embed.models import EMBEDDINGGEMMA_300M
 from gemma_embed.runtimes import OllamaRuntime, OnnxRuntime, Runtime, TransformersRuntime
 from private_search.documents import Unit, Unreadable, shown_path
 from private_search.files import Folder
-from private_search.generators import ollama_client
+from private_search.generators import ollama_parts, text_of
 
 NOTES = Path(__file__).parent / "notes"
 SUFFIXES = {".md", ".txt", ".rst", ".org"}
@@ -181,31 +181,21 @@ def open_generator(name: str) -> Callable[[str], Iterator[str]] | None:
 
 
 def _ollama_generator(name: str) -> Callable[[str], Iterator[str]] | None:
-    import httpx
-    import ollama
-
-    client = ollama_client(name)
-    if client is None:
+    parts = ollama_parts(name)
+    if parts is None:
         return None
 
     def generate(text: str) -> Iterator[str]:
         end = time.monotonic() + MOST_SECONDS
-        messages = [{"role": "user", "content": text}]
-        limits = {"temperature": 0, "num_ctx": 8192, "num_predict": MOST_TOKENS}
-        done: bool | None = False
         try:
-            for part in client.chat(name, messages, options=limits, stream=True):
-                done = part.done
-                yield part.message.content or ""
+            for part in parts(text):
+                yield text_of(part)
                 # Hanging up stops the server's work.
-                if part.done_reason == "length" or time.monotonic() > end:
+                if part.get("done_reason") == "length" or time.monotonic() > end:
                     yield BOUNDED
                     return
-        except (ollama.ResponseError, httpx.HTTPError, ConnectionError) as error:
-            yield f" ... (the generator failed: {type(error).__name__})"
-            return
-        if not done:
-            yield " ... (the generator failed: its answer ended early)"
+        except ServerFailed as error:
+            yield f" ... ({error})"
 
     return generate
 
@@ -251,10 +241,11 @@ def show(question: str, passages: Sequence[Passage], runtime: Runtime, generator
     sentences = best_sentences(Embedder(runtime, overlong="split"), question, passages)
     print(f"\nQuestion: {question}\n")
     if generate is None:
-        print(
-            f"No generator was found (run: ollama pull {GENERATOR}), so no answer was written. "
-            "The best passages, and the sentences of each that are nearest:\n"
-        )
+        if generator != "none":
+            print(
+                f"No generator was found (run: ollama pull {GENERATOR}), so no answer was written."
+            )
+        print("The best passages, and the sentences of each that are nearest:\n")
     for number, (passage, sentence) in enumerate(zip(passages, sentences, strict=True), 1):
         print(f"{number}. {passage.title} ({passage.source})\n   {sentence}\n")
     if generate is not None:

@@ -13,7 +13,8 @@ What reads what, each file readable alone:
     abstention.py   whether the best hit says more than chance
     generators.py answer.py        a Gemma 3, its prompt, checked citations, safe output
     __main__.py     the command
-    server.py guard.py desk.py indexer.py projection.py page/    the page, for this machine only
+    reader.py       Reader: one library for many threads, which sees what is indexed meanwhile
+    server.py guard.py indexer.py projection.py page/            the page, for this machine only
     with_langchain.py with_llamaindex.py mcp_server.py           the same search elsewhere
 
 The interface for pages, servers and frameworks:

@@ -132,7 +132,9 @@ class Catalogue:
         self.db.execute("PRAGMA foreign_keys = ON")
         # Deleted mail is overwritten, in the file as well.
         self.db.execute("PRAGMA secure_delete = ON")
-        self.db.executescript(f"PRAGMA user_version = {_VERSION}; {_SCHEMA}")
+        if version != [(_VERSION,)]:
+            # Only then, since it waits for whoever writes.
+            self.db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT")
 
     def all(self, query: str, *values: object) -> list[Any]:
         """Return the rows that a query finds."""

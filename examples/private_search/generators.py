@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from queue import Empty, Queue
-from threading import Event, Thread
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gemma_embed.errors import ConfigurationError, MissingDependency, ServerFailed
 
-if TYPE_CHECKING:
-    from ollama import Client
-
-# From a prompt to pieces of an answer of at most TOKENS tokens.
+# From a prompt to pieces of an answer of at most TOKENS tokens; empty ones while nothing is ready.
 Generator = Callable[[str], Iterator[str]]
+# A JSON object of a server's answer.
+Part = dict[str, Any]
 
 TOKENS, CONTEXT = 256, 8192
 # Nothing for so many seconds, from a server, is an error. It may have to load the model first.
@@ -35,27 +33,29 @@ def open_generator(name: str) -> Generator | None:
     """
     if name == "none":
         return None
-    if name.endswith(".gguf"):
-        return _llama_cpp(Path(name))
-    return _ollama(name)
+    parts = _llama_cpp(Path(name)) if name.endswith(".gguf") else ollama_parts(name)
+    return parts and (lambda prompt: (text_of(part) for part in parts(prompt)))
 
 
-def ollama_client(name: str) -> Client | None:
-    """Return a client of the Ollama server that has a model which writes, or None without one.
+def text_of(part: Part) -> str:
+    """Return the words in a part of an answer, of either server."""
+    choices = part.get("choices") or [{}]
+    message = part.get("message") or choices[0].get("delta") or {}
+    return message.get("content") or ""
+
+
+def ollama_parts(name: str) -> Callable[[str], Iterator[Part]] | None:
+    """Return a function from a prompt to the parts of an answer, as an Ollama server sends them.
+
+    None if no server is there that has the model.
 
     Raises:
         ConfigurationError: If the model writes no text, or the server passes it on to another
             machine.
     """
     import httpx
-    import ollama
 
     from gemma_embed.runtimes import OllamaRuntime
-
-    def without_key(request: httpx.Request) -> httpx.Request:
-        # The client would send OLLAMA_API_KEY to any host.
-        request.headers.pop("Authorization", None)
-        return request
 
     # The address as the embedding runtime reads it from OLLAMA_HOST; it refuses cloud models.
     host = OllamaRuntime(name).settings["host"]
@@ -74,40 +74,11 @@ def ollama_client(name: str) -> Client | None:
         )
     if "completion" not in model.get("capabilities", ["completion"]):
         raise ConfigurationError(f"--generator {name} writes no text; name a Gemma 3")
-    return ollama.Client(
-        host,
-        timeout=httpx.Timeout(_SILENCE, connect=5),
-        follow_redirects=False,
-        trust_env=False,
-        auth=without_key,
-    )
+    options = {"temperature": 0, "num_ctx": CONTEXT, "num_predict": TOKENS}
+    return lambda prompt: _streamed(f"{host}/api/chat", prompt, model=name, options=options)
 
 
-def _ollama(name: str) -> Generator | None:
-    import httpx
-    import ollama
-
-    client = ollama_client(name)
-    if client is None:
-        return None
-
-    def generate(prompt: str) -> Iterator[str]:
-        options = {"temperature": 0, "num_ctx": CONTEXT, "num_predict": TOKENS}
-        message = {"role": "user", "content": prompt}
-        done: bool | None = False
-        try:
-            for part in client.chat(name, [message], stream=True, options=options):
-                done = part.done
-                yield part.message.content or ""
-        except (ollama.ResponseError, httpx.HTTPError) as error:
-            raise ServerFailed(f"Ollama stopped while {name} was writing: {error!r}") from error
-        if not done:
-            raise ServerFailed(f"Ollama's answer ended while {name} was writing")
-
-    return generate
-
-
-def _llama_cpp(path: Path) -> Generator:
+def _llama_cpp(path: Path) -> Callable[[str], Iterator[Part]]:
     if not path.is_file():
         raise ConfigurationError(f"--generator {path}: there is no such file")
     try:
@@ -117,59 +88,44 @@ def _llama_cpp(path: Path) -> Generator:
     params = xllamacpp.CommonParams()
     params.model.path, params.n_ctx = str(path), CONTEXT
     params.verbosity, params.offline, params.warmup = -1, True, False
-    # It listens on a port of its own, which nobody may use.
+    # It listens on a port of the loopback address, which nobody else may use.
     params.ui = params.endpoint_slots = False
     params.api_keys = [secrets.token_urlsafe(32)]
+    # A sign of life each second: whoever waits for the first word can stop waiting.
+    params.sse_ping_interval = 1
     server = xllamacpp.Server(params)
-
-    def generate(prompt: str) -> Iterator[str]:
-        request = {
-            "messages": [{"role": "user", "content": prompt}],
-            "stream": True,
-            "max_tokens": TOKENS,
-            "temperature": 0,
-        }
-
-        def work(say: Callable[[str], bool]) -> None:
-            def chunk(part: Any) -> bool:
-                choices = part.get("choices") if isinstance(part, dict) else None
-                return say((choices[0].get("delta", {}).get("content") or "") if choices else "")
-
-            server.handle_chat_completions(request, chunk)
-
-        yield from _from_thread(work)
-
-    return generate
+    options = {"key": params.api_keys[0], "max_tokens": TOKENS, "temperature": 0}
+    # The address is asked of the server each time, which keeps it alive.
+    return lambda prompt: _streamed(
+        f"{server.listening_address}/v1/chat/completions", prompt, **options
+    )
 
 
-def _from_thread(work: Callable[[Callable[[str], bool]], None]) -> Iterator[str]:
-    """Yield what ``work`` says, in a thread; ``say`` returns True once nobody listens any more."""
-    pieces: Queue[str | None] = Queue()
-    ended = Event()
+def _streamed(address: str, prompt: str, *, key: str = "", **options: object) -> Iterator[Part]:
+    """Yield the JSON objects of an answer, one a line, as they come; of other lines, empty ones.
 
-    def say(piece: str) -> bool:
-        pieces.put(piece)
-        return ended.is_set()
+    Whoever closes this hangs up, which stops the server's work.
 
-    def run() -> None:
-        try:
-            work(say)
-        finally:
-            pieces.put(None)
+    Raises:
+        ServerFailed: If the answer ends before the server says that it does.
+    """
+    import httpx
 
-    thread = Thread(target=run, daemon=True)
-    thread.start()
+    body = {"messages": [{"role": "user", "content": prompt}], "stream": True, **options}
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    timeout = httpx.Timeout(_SILENCE, connect=5)
+    # Without the environment's proxies and keys, which are for other hosts.
+    client = httpx.Client(headers=headers, timeout=timeout, trust_env=False)
     try:
-        while True:
-            try:
-                piece = pieces.get(timeout=1)
-            except Empty:
-                # Whoever listens may have had enough of waiting.
-                piece = ""
-            if piece is None:
-                return
-            yield piece
-    finally:
-        ended.set()
-        # While it reads the prompt it cannot be stopped.
-        thread.join(timeout=5)
+        with client, client.stream("POST", address, json=body) as reply:
+            for line in reply.iter_lines():
+                data = line.removeprefix("data: ")
+                part = json.loads(data) if data.startswith("{") else {}
+                if "error" in part:
+                    raise ServerFailed(f"the generator failed: {part['error']}")
+                yield part
+                if part.get("done") or data == "[DONE]":
+                    return
+    except (httpx.HTTPError, ValueError) as error:
+        raise ServerFailed(f"the generator failed: {error!r}") from error
+    raise ServerFailed("the generator failed: its answer ended early")

@@ -10,9 +10,9 @@ cookies do not tell ports apart, and a server at another port must not be sent i
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
-from urllib.parse import parse_qs
 
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -56,51 +56,34 @@ class Guard:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        if scope["type"] != "http":
-            return
-        headers = {name.decode("latin-1"): value.decode("latin-1")
-                   for name, value in scope["headers"]}  # fmt: skip
-        given = parse_qs(scope["query_string"].decode("latin-1")).get("secret", [""])[0]
-        refusal = self._refusal(scope["method"], headers)
-        answer: ASGIApp = self._app
-        if refusal:
-            answer = PlainTextResponse(refusal, 403)
-        elif scope["path"] == "/" and self._is_secret(given):
-            # Out of the address, so that it is in no history and on no screenshot.
-            redirect: Response = RedirectResponse(self.room, 303)
-            redirect.set_cookie(
-                _COOKIE, self._secret, path=self.room, httponly=True, samesite="strict"
-            )
-            answer = redirect
-        elif not (scope["path"].startswith(self.room) and self._is_secret(_cookie(headers))):
-            answer = PlainTextResponse("Open the address that the terminal shows.", 401)
-        scope = {**scope, "path": scope["path"][len(self.room) - 1 :]}
 
         async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
-                own = {name for name, _ in message["headers"]}
-                message["headers"] = [*message["headers"], *(
-                    (name.encode(), value.encode()) for name, value in _HEADERS.items()
-                    if name.encode() not in own
-                )]  # fmt: skip
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
             await send(message)
 
-        await answer(scope, receive, guarded)
+        answer = self._refusal(Request(scope)) or self._app
+        await answer({**scope, "path": scope["path"][len(self.room) - 1 :]}, receive, guarded)
 
-    def _refusal(self, method: str, headers: Mapping[str, str]) -> str:
-        host, origin = headers.get("host", ""), headers.get("origin")
-        if host not in self._hosts:
-            return "This server has another name."
-        if origin not in (None, f"http://{host}") or (origin is None and method == "POST"):
-            return "Only the page itself may ask."
-        if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-            return "Only the page itself may ask."
-        return ""
+    def _refusal(self, request: Request) -> Response | None:
+        host, origin = request.headers.get("host"), request.headers.get("origin")
+        own = origin == f"http://{host}" or (origin is None and request.method != "POST")
+        site = request.headers.get("sec-fetch-site", "none")
+        if host not in self._hosts or not own or site not in ("none", "same-origin"):
+            return PlainTextResponse("Only the page itself may ask, by this server's name.", 403)
+        path = request.scope["path"]
+        if path == "/" and self._is_secret(request.query_params.get("secret", "")):
+            # Out of the address, so that it is in no history and on no screenshot.
+            entered = RedirectResponse(self.room, 303)
+            entered.set_cookie(
+                _COOKIE, self._secret, path=self.room, httponly=True, samesite="strict"
+            )
+            return entered
+        if not path.startswith(self.room) or not self._is_secret(request.cookies.get(_COOKIE, "")):
+            return PlainTextResponse("Open the address that the terminal shows.", 401)
+        return None
 
     def _is_secret(self, given: str) -> bool:
         return secrets.compare_digest(given.encode(), self._secret.encode())
-
-
-def _cookie(headers: Mapping[str, str]) -> str:
-    pairs = (part.strip().partition("=") for part in headers.get("cookie", "").split(";"))
-    return next((value for name, _, value in pairs if name == _COOKIE), "")

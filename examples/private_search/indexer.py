@@ -19,16 +19,15 @@ class Indexer:
         error: Why the last one failed, or empty.
     """
 
-    def __init__(self, library: Library, updated: Callable[[], None]) -> None:
+    def __init__(self, library: Library) -> None:
         """Begin to wait for requests.
 
         Args:
             library: For this thread alone.
-            updated: Called after each update that changed something.
         """
         self.progress: Progress | None = None
         self.error = ""
-        self._library, self._updated = library, updated
+        self._library = library
         self._worker = futures.ThreadPoolExecutor(1, "indexer")
         self._last: futures.Future[None] | None = None
         self._stopping = False
@@ -61,9 +60,7 @@ class Indexer:
         try:
             for job in jobs:
                 job(self._library)
-            changes = self._library.update(self._advance)
-            if jobs or changes.changed or changes.removed or changes.embedded:
-                self._updated()
+            self._library.update(self._advance)
             self.error = ""
         except CollectionLocked:
             self.error = "Another process is indexing: what it has done so far is searched."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -12,10 +13,11 @@ from gemma_embed.vectors import cut
 
 if TYPE_CHECKING:
     from gemma_embed.vectors import Vectors
+    from private_search.catalogue import Found
     from private_search.library import Library
 
 # More points cover each other.
-POINTS, _PAGE = 5000, 500
+POINTS = 5000
 
 
 @dataclass(frozen=True)
@@ -23,14 +25,14 @@ class Projection:
     """Points of passages, and what places another vector among them.
 
     Attributes:
-        numbers: Of the passages.
+        passages: What the points stand for.
         points: Their places, shape (n, 2).
         share: Of the variance of all dimensions, what the two axes show; from 0 to 1.
         mean: Of the vectors, shape (width,).
         axes: Shape (width, 2).
     """
 
-    numbers: tuple[int, ...]
+    passages: Sequence[Found]
     points: Vectors
     share: float
     mean: Vectors
@@ -39,21 +41,18 @@ class Projection:
     @classmethod
     def of(cls, library: Library) -> Self:
         """Project a library; of a large one, a random part that is the same each time."""
-        everything = [row for (row,) in library.catalogue.db.execute("SELECT number FROM passages")]
-        chosen = sorted(random.Random(0).sample(everything, min(POINTS, len(everything))))  # noqa: S311
-        numbers: list[int] = []
-        vectors = [np.zeros((0, library.embedder.dimensions), np.float32)]
-        for start in range(0, len(chosen), _PAGE):
-            ids = [str(number) for number in chosen[start : start + _PAGE]]
-            got = library.collection.get(ids=ids, include=["embeddings"])
-            if got["ids"]:
-                numbers += map(int, got["ids"])
-                vectors.append(np.asarray(got["embeddings"], np.float32))
-        return cls.fitted(numbers, np.concatenate(vectors))
+        numbers = [row for (row,) in library.catalogue.db.execute("SELECT number FROM passages")]
+        chosen = random.Random(0).sample(numbers, min(POINTS, len(numbers)))  # noqa: S311
+        found = library.catalogue.by_number(chosen)
+        # Chroma takes no empty list.
+        ids = [str(number) for number in found] or ["none"]
+        got = library.collection.get(ids=ids, include=["embeddings"])
+        vectors = np.asarray(got["embeddings"], np.float32).reshape(-1, library.embedder.dimensions)
+        return cls.fitted([found[int(each)] for each in got["ids"]], vectors)
 
     @classmethod
-    def fitted(cls, numbers: list[int], vectors: Vectors) -> Self:
-        """Find the axes of vectors, shape (n, width)."""
+    def fitted(cls, passages: Sequence[Found], vectors: Vectors) -> Self:
+        """Find the axes of the passages' vectors, shape (n, width)."""
         width = vectors.shape[1]
         mean = vectors.mean(axis=0) if len(vectors) else np.zeros(width, np.float32)
         apart = vectors - mean
@@ -62,7 +61,7 @@ class Projection:
         # An axis has no direction of its own: the same index should look the same each time.
         axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), [0, 1]])
         share = float(values[-2:].sum() / max(values.sum(), 1e-9))
-        return cls(tuple(numbers), apart @ axes, share, mean, axes)
+        return cls(passages, apart @ axes, share, mean, axes)
 
     def place(self, query: Vectors) -> Vectors:
         """Place a question's vector, of full width or more than the map's; shape (2,)."""

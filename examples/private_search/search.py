@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -130,6 +131,8 @@ class Search:
         if library.embedder.dimensions < self._full.dimensions:
             self._two_step = TwoStepSearch(library.embedder, _CANDIDATES, 2 * _CANDIDATES)
         self._calibration: Calibration | None = None
+        # Frameworks ask from several threads.
+        self._turn = threading.Lock()
 
     def queries(self, questions: Sequence[str]) -> Vectors:
         """Embed questions, at full width."""
@@ -146,6 +149,10 @@ class Search:
             limit: Hits at most.
             mode: Both searches, or one.
         """
+        with self._turn:
+            return self._asked(question, filters, limit, mode)
+
+    def _asked(self, question: str, filters: Filter, limit: int, mode: Mode) -> Results:
         ranking = self.ranked(question, self.queries([question])[0], filters, mode)
         hits = list[Hit]()
         for first, *others in _grouped(ranking.passages, limit):

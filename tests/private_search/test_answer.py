@@ -263,7 +263,7 @@ def test_a_model_that_must_not_or_cannot_write_is_refused(
     assert not ollama
 
 
-@pytest.mark.parametrize(("name", "said"), [("killed", "unexpected EOF"), ("cut", "ended while")])
+@pytest.mark.parametrize(("name", "said"), [("killed", "unexpected EOF"), ("cut", "ended early")])
 def test_a_generator_that_is_gone_is_told(
     hits: tuple[Hit, ...], ollama: list[dict[str, Any]], name: str, said: str
 ) -> None:

@@ -156,15 +156,12 @@ def test_a_person_uses_it(address: str, browser: webdriver.Chrome, tmp_path: Pat
 
     # The map: hover names a passage, click opens it, the question has its place.
     one("#tab-map").click()
-    until(lambda: browser.execute_script("return placed.length") == 3)
+    until(lambda: len(browser.find_elements(By.CSS_SELECTOR, "#chart button")) == 3)
     assert "Your question" in text("#legend")
-    assert browser.execute_script("return question.length") == 2
-    x, y = browser.execute_script("return placed[0]")
-    size = one("#canvas").size
-    at = (round(x - size["width"] / 2), round(y - size["height"] / 2))
-    actions = webdriver.ActionChains(browser).move_to_element_with_offset(one("#canvas"), *at)
+    assert one("#chart .asked").is_displayed()
+    actions = webdriver.ActionChains(browser).move_to_element(one("#chart button"))
     actions.perform()
-    until(lambda: one("#tip").is_displayed())
+    until(lambda: text("#tip") == one("#chart button").get_attribute("title"))
     named = text("#tip")
     actions.click().perform()
     until(lambda: one("#passage").is_displayed())
@@ -175,7 +172,7 @@ def test_a_person_uses_it(address: str, browser: webdriver.Chrome, tmp_path: Pat
     assert all("400 (Bad Request)" in message for message in severe), severe
 
     # The original opens in a tab of its own, as text.
-    one("#passage-original").click()
+    one("#passage a").click()
     until(lambda: len(browser.window_handles) == 2)
     browser.switch_to.window(browser.window_handles[1])
     until(lambda: browser.execute_script("return document.contentType") == "text/plain")

@@ -43,7 +43,8 @@ def test_langchain_answers_in_two_steps(search: Search) -> None:
 
 
 def test_langchain_asks_no_model_without_documents(search: Search, monkeypatch) -> None:
-    monkeypatch.setattr(with_langchain.PrivateRetriever, "found", lambda *_: [])
+    retriever = with_langchain.PrivateRetriever
+    monkeypatch.setattr(retriever, "_get_relevant_documents", lambda *_, **__: [])
     chain = with_langchain.answer_chain(search, FakeListChatModel(responses=[]))
     assert chain.invoke(QUESTION)["answer"] == with_langchain.NOTHING
 

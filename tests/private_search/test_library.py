@@ -265,6 +265,13 @@ def test_an_index_of_another_version_is_refused(tmp_path: Path) -> None:
         Library(tmp_path, FakeRuntime())
 
 
+def test_a_library_opens_while_another_one_is_written(tmp_path: Path) -> None:
+    with Library(tmp_path, FakeRuntime()) as writing:
+        writing.catalogue.db.execute("INSERT INTO settings VALUES ('a', 'b')")
+        # It would wait 30 seconds, and fail.
+        Library(tmp_path, FakeRuntime()).close()
+
+
 def test_the_folder_is_for_nobody_else(opened) -> None:
     assert opened().folder.stat().st_mode & 0o077 == 0
 

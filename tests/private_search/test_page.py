@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 
@@ -153,6 +156,39 @@ def test_passages_come_first_then_checked_sentences(client) -> None:
     assert last == {"done": True}
 
 
+def test_who_hangs_up_ends_the_writing(shelf: Library) -> None:
+    closed = threading.Event()
+
+    def endless(prompt: str) -> Iterator[str]:
+        try:
+            for number in itertools.count():
+                time.sleep(0.2)
+                yield f"Sentence {number}. "
+        finally:
+            closed.set()
+
+    desk = Desk(lambda: Library(shelf.folder, shelf.embedder.runtime), endless)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        app = application(desk, port, SECRET)
+        config = uvicorn.Config(app, log_level="error", lifespan="off", ws="none")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        home = f"http://127.0.0.1:{port}"
+        headers = {"origin": home, "cookie": f"private-search={SECRET}"}
+        body = {"question": "When does the night ferry leave?"}
+        address = f"{home}{app.room}api/ask"
+        with httpx.stream("POST", address, json=body, headers=headers, timeout=30) as answer:
+            first = next(answer.iter_lines())
+        ended = closed.wait(10)
+        server.should_exit = True
+        thread.join()
+    desk.close()
+    assert first.startswith('{"hits"')
+    assert ended
+
+
 def test_filters(client) -> None:
     first, *_ = asked(client, question="the roof", kind="page", after="2026-01-01")
     assert {hit["kind"] for hit in first["hits"]} == {"page"}
@@ -280,11 +316,9 @@ def test_an_update_that_fails_says_so_and_the_next_one_works() -> None:
         def close(self) -> None:
             pass
 
-    done = threading.Event()
-    indexer = Indexer(Books(), done.set)  # type: ignore[arg-type]
+    indexer = Indexer(Books())  # type: ignore[arg-type]
     assert indexer.request(wait=5)
     assert "disk full" in indexer.error
     assert indexer.request(lambda _: None, wait=5)
-    assert done.is_set()
     assert indexer.error == ""
     indexer.close()

@@ -3,7 +3,7 @@
 
 const $ = (id) => document.getElementById(id);
 const KINDS = { file: "File", mail: "Mail", page: "Page" };
-let asked = "", found = [], running = null, polling = 0;
+let asked = "", found = [], writes = false, running = null, polling = 0;
 
 function node(tag, properties = {}, ...children) {
   const made = Object.assign(document.createElement(tag), properties);
@@ -11,42 +11,36 @@ function node(tag, properties = {}, ...children) {
   return made;
 }
 
-async function api(path, body) {
-  const options = body && { method: "POST", body: JSON.stringify(body) };
-  const answer = await fetch(path, options);
+async function api(path, body, signal) {
+  const options = body && { method: "POST", body: JSON.stringify(body), signal };
+  const answer = await fetch(`api/${path}`, options);
   if (!answer.ok) throw new Error(await answer.text());
   return answer;
 }
 
-// Views
+// What was left empty is not sent.
+const filled = (form) => Object.fromEntries([...new FormData(form)].filter(([, value]) => value));
 
-function show(name) {
-  for (const tab of document.querySelectorAll("[role=tab]")) {
-    const chosen = tab.id === `tab-${name}`;
-    tab.setAttribute("aria-selected", chosen);
-    $(tab.getAttribute("aria-controls")).hidden = !chosen;
-  }
-  if (name === "map") loadMap();
-  if (name === "sources") loadState(true);
-}
-for (const tab of document.querySelectorAll("[role=tab]")) tab.onclick = () => show(tab.id.slice(4));
+$("views").onchange = ({ target }) => {
+  for (const section of document.querySelectorAll("section")) section.hidden = section.id !== target.value;
+  if (target.value === "map") loadMap();
+  loadState();
+};
 
 // Questions
 
 $("ask").onsubmit = async (event) => {
   event.preventDefault();
   running?.abort();
-  const mine = (running = new AbortController());
-  const body = { question: $("question").value };
-  for (const [name, value] of new FormData($("ask"))) if (value) body[name] = value;
-  asked = body.question;
-  found = [];
-  $("results").className = "";
-  $("hits").replaceChildren();
-  $("answer").replaceChildren(node("p", { className: "quiet writing", textContent: "Searching " }));
+  const { signal } = (running = new AbortController());
+  asked = $("question").value;
+  $("hint").hidden = true;
+  $("results").hidden = false;
+  $("passages").hidden = true;
+  $("answer").replaceChildren();
+  say("Searching ", "quiet writing", node("progress"));
   try {
-    const answer = await fetch("api/ask", { method: "POST", body: JSON.stringify(body), signal: mine.signal });
-    if (!answer.ok) throw new Error(await answer.text());
+    const answer = await api("ask", filled($("ask")), signal);
     const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
     let waiting = "";
     for (let part = await reader.read(); !part.done; part = await reader.read()) {
@@ -55,192 +49,144 @@ $("ask").onsubmit = async (event) => {
       for (const line of lines) take(JSON.parse(line));
     }
   } catch (error) {
-    if (!mine.signal.aborted) fail(error.message);
+    if (!signal.aborted) take({ error: error.message });
   }
 };
 
 function take(part) {
   if (part.hits) showHits(part);
-  else if (part.sentence) showSentence(part);
-  else if (part.error) fail(part.error);
-  else if (part.done) $("answer").querySelector(".writing")?.remove();
+  if (part.sentence) {
+    const marks = part.sources.length ? part.sources.map(cite) : [" (not in the passages)"];
+    say(part.sentence, part.sources.length ? "sentence" : "sentence quiet", ...marks);
+  }
+  if (part.error) say(part.error, "failed");
+  if (part.done || part.error) $("answer").querySelector(".writing")?.remove();
 }
 
-function fail(message) {
-  $("answer").querySelector(".writing")?.remove();
-  $("answer").append(node("p", { className: "failed", textContent: message }));
+function say(text, className, ...more) {
+  $("answer").append(node("p", { className }, text, ...more));
 }
 
 function showHits({ hits, answerable, fresh }) {
   found = hits;
-  const said = $("answer");
-  said.replaceChildren(node("h2", { textContent: answerable ? "Answer" : "Not in your documents" }));
-  if (!fresh) said.append(node("p", { className: "quiet", textContent: "The index is still being updated: this is what is in it so far." }));
-  const items = hits.map(hitItem);
-  if (answerable && $("status").dataset.generator === "true") {
-    said.append(node("p", { className: "quiet writing", textContent: "Writing " }));
+  $("hits").replaceChildren(...hits.map(hitItem));
+  $("passages").open = answerable;
+  $("passages").hidden = !hits.length;
+  $("answer").replaceChildren(node("h2", { textContent: answerable ? "Answer" : "Not in your documents" }));
+  if (!fresh) say("The index is still being updated: this is what is in it so far.", "quiet");
+  if (answerable && writes) {
+    say("Writing ", "quiet writing", node("progress"));
   } else if (answerable) {
-    said.append(node("p", { className: "sentence" }, hits[0].sentences.join(" ") || hits[0].title, cite(1)),
-      node("p", { className: "quiet", textContent: "Quoted: no model that writes answers was found. With Ollama: ollama pull gemma3:270m" }));
-  } else if (hits.length) {
-    said.append(node("p", { textContent: "Nothing in the index says more to this than to any other question." }));
-    const weak = node("button", { textContent: "Show the nearest passages all the same" });
-    weak.onclick = () => { weak.remove(); $("hits").replaceChildren(...items); };
-    said.append(weak);
-    return;
+    say(hits[0].sentences.join(" "), "sentence", cite(1));
+    say("Quoted, since no model writes answers here.", "quiet");
   } else {
-    said.append(node("p", { textContent: "Nothing was found. A filter may leave out too much." }));
+    say(hits.length ? "Nothing in the index says more to this than to any other question."
+      : "Nothing was found. A filter may leave out too much.");
   }
-  $("hits").replaceChildren(...items);
 }
 
 function hitItem(hit, index) {
-  const title = node("button", { textContent: hit.title });
-  title.onclick = () => openPassage(hit, hit.sentences);
-  const item = node("li", { id: `hit-${index + 1}` },
-    node("h3", {}, node("span", { className: "number", textContent: index + 1 }), title),
-    meta(hit), marked(hit.text, hit.sentences, 150), original(hit, node("a")));
+  const title = node("button", { textContent: hit.title, onclick: () => openPassage(hit) });
+  const item = node("li", { id: `hit-${index + 1}`, className: "card" },
+    node("h3", {}, node("span", { textContent: index + 1 }), title), ...described(hit, 150));
   for (const other of hit.also) {
-    const same = node("button", { className: "cite", textContent: other.title });
-    same.onclick = () => openPassage(other, []);
-    item.append(node("p", { className: "quiet" }, "The same in", same));
+    const same = node("button", { textContent: other.title, onclick: () => openPassage(other) });
+    item.append(node("p", { className: "quiet" }, "The same in ", same));
   }
   return item;
 }
 
-function meta(hit) {
-  const parts = [node("span", { className: `kind ${hit.kind}`, textContent: KINDS[hit.kind] })];
-  const when = hit.date && new Date(hit.date * 1000).toISOString().slice(0, 10);
-  const where = hit.kind === "mail" ? hit.folder : `${hit.folder || hit.site}${hit.place ? `, ${hit.place}` : ""}`;
-  if (when) parts.push(node("span", { className: "date", textContent: when }));
-  for (const text of [hit.sender, where]) if (text) parts.push(node("span", { textContent: text }));
-  return node("p", { className: "meta" }, ...parts);
-}
-
-function marked(text, sentences, before = Infinity) {
-  const shown = node("p", { className: "text" });
-  let position = 0;
-  for (const sentence of sentences) {
-    const start = text.indexOf(sentence, position);
-    if (start < 0) continue;
-    shown.append(text.slice(position, start), node("mark", { textContent: sentence }));
-    position = start + sentence.length;
-  }
+function described(hit, before = Infinity) {
   // In the list a passage is cut short: it begins a little before what answers.
-  const lead = position ? shown.firstChild : null;
-  if (lead && lead.length > 2 * before) lead.data = `… ${lead.data.slice(-before)}`;
-  shown.append(text.slice(position));
-  return shown;
+  const [first, ...others] = marked(hit.text, hit.sentences ?? []);
+  const lead = others.length && first.length > 2 * before ? `… ${first.slice(-before)}` : first;
+  const where = hit.kind === "mail" ? hit.folder : [hit.folder || hit.site, hit.place].filter(Boolean).join(", ");
+  const facts = [hit.date.slice(0, 10), hit.sender, where].filter(Boolean).map((fact) => ` · ${fact}`);
+  const link = node("a", { textContent: hit.kind === "page" ? `Open ${hit.site} on the web` : "Open the original",
+    title: hit.address, target: "_blank", rel: "noopener noreferrer" });
+  // Nothing but a file of this server or a page of the web is opened, and only by the person's click.
+  if (/^(https?:\/\/|original\/\d)/.test(hit.original)) link.href = hit.original;
+  return [
+    node("p", { className: "quiet" }, node("span", { className: `kind ${hit.kind}`, textContent: KINDS[hit.kind] }), ...facts),
+    node("p", { className: "text" }, lead, ...others), link];
 }
 
-function original(hit, link) {
-  // Nothing but a file of this server or a page of the web is opened, and only by the person's click.
-  const allowed = /^(https?:\/\/|original\/\d)/.test(hit.original);
-  link.textContent = hit.kind === "page" ? `Open ${hit.site} on the web` : "Open the original";
-  link.target = "_blank";
-  link.rel = "noopener noreferrer";
-  if (allowed) link.href = hit.original;
-  link.title = hit.address;
-  return link;
+function marked(text, sentences) {
+  // A sentence has one space where the passage may have the end of a line.
+  const wanted = sentences.map((each) => each.replace(/[^\p{L}\p{N}\s]/gu, "\\$&").replaceAll(" ", "\\s+"));
+  const parts = wanted.length ? text.split(RegExp(`(${wanted.join("|")})`)) : [text];
+  return parts.map((part, row) => row % 2 ? node("mark", { textContent: part }) : part);
 }
 
 function cite(number) {
-  const button = node("button", { className: "cite", textContent: number, title: found[number - 1]?.title ?? "" });
-  button.onclick = () => {
+  return node("button", { textContent: number, title: found[number - 1].title, className: "cite", onclick: () => {
+    $("passages").open = true;
     for (const item of $("hits").children) item.classList.toggle("cited", item.id === `hit-${number}`);
-    $(`hit-${number}`)?.scrollIntoView({ behavior: "smooth", block: "nearest" });
-  };
-  return button;
+    $(`hit-${number}`).scrollIntoView({ behavior: "smooth", block: "nearest" });
+  } });
 }
 
-function showSentence({ sentence, sources }) {
-  const line = node("p", { className: "sentence" }, sentence, ...sources.map(cite));
-  if (!sources.length) {
-    line.classList.add("unsupported");
-    line.append(" (not in the passages)");
-  }
-  const cursor = $("answer").querySelector(".writing");
-  cursor ? cursor.before(line) : $("answer").append(line);
-}
-
-function openPassage(hit, sentences) {
+function openPassage(hit) {
   $("passage-title").textContent = hit.title;
-  $("passage-meta").replaceChildren(...meta(hit).childNodes, node("span", { textContent: hit.address }));
-  $("passage-text").replaceChildren(...marked(hit.text, sentences).childNodes);
-  original(hit, $("passage-original"));
+  $("passage-body").replaceChildren(...described(hit));
   $("passage").showModal();
 }
 
 // Sources and progress
 
-async function loadState(details = false) {
+async function loadState() {
   clearTimeout(polling);
   try {
-    const state = await (await api(`api/state?units=${details ? 200 : 0}`)).json();
+    const state = await (await api(`state?units=${$("sources").hidden ? 0 : 200}`)).json();
     showState(state);
-    if (details) showCoverage(state);
-    polling = setTimeout(() => loadState(state.busy && !$("sources").hidden), state.busy ? 500 : 15000);
-  } catch (error) {
-    $("status").className = "bad";
+    showCoverage(state);
+    polling = setTimeout(loadState, state.busy ? 500 : 15000);
+  } catch {
     $("status").textContent = "The server has ended.";
   }
 }
 
 function showState({ busy, progress, error, coverage, generator }) {
+  writes = generator;
   const total = (name) => coverage.reduce((sum, each) => sum + each[name], 0);
   const rate = progress && progress.done / Math.max(progress.seconds, 0.001);
-  const status = $("status");
-  status.dataset.generator = generator;
-  status.className = error ? "bad" : "";
-  status.textContent = error ? error
-    : progress ? `${progress.step} ${progress.done} of ${progress.total}, ${rate.toFixed(0)}/s, ${Math.ceil(progress.seconds_left)} s left`
+  $("status").textContent = error ? error
+    : progress ? `${progress.step} ${progress.done} of ${progress.total}, ${rate.toFixed(0)}/s, ${Math.ceil((progress.total - progress.done) / rate)} s left`
     : busy ? "Looking for changes"
     : coverage.length ? `${total("documents")} documents, ${total("passages")} passages` : "No sources yet";
   $("bar").hidden = !busy;
   if (progress) $("bar").value = progress.done / progress.total; else $("bar").removeAttribute("value");
-  if (!coverage.length && !asked) $("hint").textContent = "Nothing is indexed yet: choose what to search under Sources.";
+  if (!coverage.length) $("hint").textContent = "Nothing is indexed yet: choose what to search under Sources.";
 }
 
 function showCoverage({ coverage }) {
-  const open = new Set([...document.querySelectorAll("#coverage details[open]")].map((each) => each.dataset.name));
+  // Details that are open stay so while nothing changes.
+  const told = JSON.stringify(coverage);
+  if ($("coverage").dataset.told === told) return;
+  $("coverage").dataset.told = told;
   $("coverage").replaceChildren(...coverage.map((each) => {
-    const leave = node("button", { textContent: "Leave out" });
-    leave.onclick = async () => {
+    const leave = node("button", { textContent: "Leave out", onclick: async () => {
       if (!confirm(`Remove ${each.source} from the index? The files stay.`)) return;
-      await api("api/forget", { name: each.source });
-      loadState(true);
-    };
+      await api("forget", { name: each.source });
+      loadState();
+    } });
     const states = Object.entries(each.states).map(([name, count]) => `${count} ${name}`).join(", ");
-    const card = node("div", { className: "source" }, node("h3", {}, node("span", { textContent: each.source }), leave),
-      node("p", { className: "quiet", textContent: `${states || "not read yet"}; ${each.documents} documents, ${each.passages} passages` }));
-    if (each.units.length) {
-      const list = node("details", { open: open.has(each.source) }, node("summary", { textContent: `Left out or remarkable${each.units.length === 200 ? ", the first 200" : `: ${each.units.length}`}` }),
-        node("ul", {}, ...each.units.map(({ unit, state, reason }) =>
-          node("li", { className: state, textContent: `${state}: ${unit}${reason ? `: ${reason}` : ""}` }))));
-      list.dataset.name = each.source;
-      card.append(list);
-    }
-    return card;
+    const units = each.units.map(({ unit, state, reason }) => node("li", { className: state, textContent: `${state}: ${unit}: ${reason}` }));
+    const list = node("details", { hidden: !units.length },
+      node("summary", { textContent: `Left out or remarkable: ${units.length === 200 ? "the first 200" : units.length}` }),
+      node("ul", {}, ...units));
+    return node("div", { className: "card" }, leave, node("h3", { textContent: each.source }),
+      node("p", { className: "quiet", textContent: `${states || "not read yet"}; ${each.documents} documents, ${each.passages} passages` }), list);
   }));
-  if (!coverage.length) $("coverage").append(node("p", { className: "quiet", textContent: "Nothing yet." }));
 }
 
-$("update").onclick = async () => { await api("api/update", {}); loadState(true); };
-$("report").onclick = async () => {
-  const { coverage } = await (await api("api/state?units=-1")).json();
-  const saved = new Blob([JSON.stringify(coverage, null, 1)], { type: "application/json" });
-  const link = node("a", { href: URL.createObjectURL(saved), download: "coverage.json" });
-  link.click();
-  URL.revokeObjectURL(link.href);
-};
-$("add").elements.kind.onchange = (event) => { $("pages-field").hidden = event.target.value !== "history"; };
 $("add").onsubmit = async (event) => {
   event.preventDefault();
-  $("add-error").textContent = "";
   try {
-    await api("api/add", Object.fromEntries(new FormData($("add"))));
-    $("add").elements.path.value = "";
-    loadState(true);
+    await api("add", filled($("add")));
+    $("add").reset();
+    $("add-error").textContent = "";
+    loadState();
   } catch (error) {
     $("add-error").textContent = error.message;
   }
