@@ -276,6 +276,25 @@ def test_metadata_and_settings_of_a_new_collection(fake: FakeRuntime, tmp_path: 
         assert settings["space"] == "cosine"
 
 
+def test_settings_of_a_collection_that_exists_are_not_ignored(
+    fake: FakeRuntime, tmp_path: Path
+) -> None:
+    with ChromaIndex(tmp_path, "notes", Embedder(fake)) as first:
+        first.ingest([{"text": "one"}])
+    embedder = Embedder(fake)
+    with ChromaIndex(tmp_path, "notes", embedder, hnsw={"ef_search": 400}) as other:
+        for use in (other.open, lambda: other.ingest([{"text": "two"}])):
+            with pytest.raises(CollectionMismatch, match=r"'ef_search': 100.*400.*leave hnsw out"):
+                use()
+    with ChromaIndex(tmp_path, "notes", embedder) as changed:
+        changed.open().modify(configuration={"hnsw": {"ef_search": 400}})
+    with ChromaIndex(tmp_path, "notes", embedder, hnsw={"ef_search": 400}) as same:
+        assert same.open().configuration["hnsw"]["ef_search"] == 400
+    with ChromaIndex(tmp_path, "notes", embedder, hnsw={"max_neighbors": 24}) as new:
+        new.recreate([{"text": "one"}])
+        assert new.open().configuration["hnsw"]["max_neighbors"] == 24
+
+
 # Titles
 
 

@@ -82,7 +82,8 @@ class ChromaIndex:
                 the folder, ``<folder>.embeddings.sqlite``.
             title_key: The metadata key of a passage's title; None for the collection's own,
                 ``"title"`` for a new one.
-            hnsw: Chroma's settings of the index, for a new collection; the space is cosine.
+            hnsw: Chroma's settings of the index, for a new collection; of one that exists they must
+                be the same. The space is cosine.
 
         Raises:
             ConfigurationError: If an option has a value that cannot work.
@@ -145,7 +146,8 @@ class ChromaIndex:
             Chroma's collection, without an embedding function.
 
         Raises:
-            CollectionMismatch: If it holds vectors of another space, or titles of another key.
+            CollectionMismatch: If it holds vectors of another space, or titles of another key, or
+                was created with other ``hnsw``.
             CollectionDamaged: If Chroma cannot open it, or its last writer was killed while it
                 wrote vectors.
             CollectionLocked: If it has to be created, and another process is writing.
@@ -466,6 +468,15 @@ class ChromaIndex:
                 f"the collection {collection.name!r} takes titles from {stated!r}, and title_key="
                 f"{self._title_key!r} was asked for: leave title_key out, or call "
                 "recreate(passages)"
+            )
+        configured = collection.configuration.get("hnsw") or {}
+        # What Chroma does not show cannot be compared.
+        own = {setting: configured.get(setting, value) for setting, value in self._hnsw.items()}
+        if own != self._hnsw and own.get("space") == "cosine":
+            raise CollectionMismatch(
+                f"the collection {collection.name!r} was created with hnsw={own}, and "
+                f"{self._hnsw} was asked for: leave hnsw out, call recreate(passages), or for "
+                'ef_search open().modify(configuration={"hnsw": {"ef_search": ...}})'
             )
         check_collection(collection, self.embedder)
         self._collection_name = collection.name
