@@ -276,6 +276,28 @@ def test_metadata_and_settings_of_a_new_collection(fake: FakeRuntime, tmp_path: 
         assert settings["space"] == "cosine"
 
 
+def test_an_ingestion_that_is_refused_leaves_no_word_of_damage(
+    fake: FakeRuntime, tmp_path: Path
+) -> None:
+    embedder, rows = Embedder(fake), [{"text": "one"}]
+    with ChromaIndex(tmp_path, "notes", embedder) as first:
+        first.ingest(rows)
+    other = ChromaIndex(tmp_path, "notes", embedder, title_key="file_name")
+    with other, pytest.raises(CollectionMismatch):
+        other.ingest(rows)
+
+    def fails() -> Iterator[dict[str, str]]:
+        raise ValueError("unreadable")
+        yield {}
+
+    stopped = ChromaIndex(tmp_path, "notes", embedder)
+    with stopped, pytest.raises(ValueError, match="unreadable"):
+        stopped.ingest(fails())
+    with ChromaIndex(tmp_path, "notes", embedder) as again:
+        assert again.ingest(rows).unchanged == 1
+        assert again.check() == 1
+
+
 def test_settings_of_a_collection_that_exists_are_not_ignored(
     fake: FakeRuntime, tmp_path: Path
 ) -> None:

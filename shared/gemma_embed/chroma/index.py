@@ -404,8 +404,10 @@ class ChromaIndex:
                     if collection is not None and not recreate:
                         if writing.suspect:
                             raise _half_written(name)
-                        collection.get(limit=1, include=["embeddings"])
+                        # First, since a read makes Chroma write vector files.
                         self._compared(collection)
+                        collection.get(limit=1, include=["embeddings"])
+                        writing.complete()
             except CollectionDamaged:
                 if not complete:
                     raise
