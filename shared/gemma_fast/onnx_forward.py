@@ -7,6 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,18 @@ class OnnxForward:
             threads: Threads that compute; None for one a processor core.
         """
         self._table = Rows(weights["embed_tokens.weight"])
-        self._session = open_session(folder / GRAPH, threads)
+        self._graph = folder / GRAPH
+        self._session = open_session(self._graph, threads)
         self._sizes = sizes
+
+    def of_one_thread(self) -> OnnxForward:
+        """Load the graph once more; errors are ONNX Runtime's own.
+
+        The table is shared: its path may lead to other weights by now, or to none.
+        """
+        other = copy(self)
+        other._session = open_session(self._graph, 1)
+        return other
 
     def __call__(self, tokens: Sequence[Sequence[int]]) -> Floats:
         """Compute one batch: float32, shape (len(tokens), width), rows not of norm 1 yet.

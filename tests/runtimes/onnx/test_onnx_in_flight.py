@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,10 +25,10 @@ from onnxruntime import InferenceSession
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
 from gemma_embed import Embedder
-from gemma_embed.errors import ModelChanged, OutOfMemory
+from gemma_embed.errors import OutOfMemory
 from gemma_embed.runtimes import OnnxRuntime
 from gemma_embed.runtimes.local import in_flight
-from gemma_embed.runtimes.onnx import runtime as runtime_file
+from gemma_fast import onnx_forward
 from gemma_fast.onnx_forward import OnnxForward
 
 WORDS = " ".join(path.read_text() for path in sorted(checkpoints.NOTES.glob("*.md"))).split()
@@ -63,13 +66,13 @@ def most(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
     """The threads of each graph that was loaded."""
     counted: list[int | None] = []
-    real = OnnxForward.__init__
+    real = onnx_forward.open_session
 
-    def init(self: OnnxForward, folder: Path, sizes: Any, weights: Any, threads: Any) -> None:
+    def open_session(path: Path, threads: int | None) -> InferenceSession:
         counted.append(threads)
-        real(self, folder, sizes, weights, threads)
+        return real(path, threads)
 
-    monkeypatch.setattr(OnnxForward, "__init__", init)
+    monkeypatch.setattr(onnx_forward, "open_session", open_session)
     return counted
 
 
@@ -164,30 +167,43 @@ def test_no_memory_for_the_copy_is_said_and_costs_speed_only(
     def refuse(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(runtime_file, "OnnxForward", refuse)
+    monkeypatch.setattr(onnx_forward, "open_session", refuse)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             np.testing.assert_array_equal(starved.embed(TEXTS), right)
     assert [record.getMessage() for record in caplog.records] == [
-        "memory does not suffice for batches in flight: one at a time"
+        "batches are computed one at a time, which is slower: the model could not be loaded a "
+        "second time (MemoryError)"
     ]
 
 
-def test_a_copy_of_other_weights_is_refused(
-    narrow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("there", ["other weights", "nothing", "no cached graph"])
+def test_a_copy_is_of_the_loaded_weights(
+    narrow: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, there: str
 ) -> None:
-    folder = checkpoints.build(tmp_path / "model", checkpoints.SHAPES["narrow"])
-    changing = embedder(folder, 2)
-    changing.embed_query("loaded")
-    real = OnnxForward.__init__
+    right = embedder(narrow, 1).embed(TEXTS)
+    folder, cache = tmp_path / "model", tmp_path / "cache"
+    shutil.copytree(narrow, folder)
+    loaded = Embedder(OnnxRuntime(folder, precision="int8", threads=2, cache_dir=cache))
+    loaded.embed_query("loaded")
+    shutil.rmtree(cache if there == "no cached graph" else folder)
+    if there == "other weights":
+        checkpoints.build(folder, checkpoints.SHAPES["narrow"], seed=1)
+    with caplog.at_level(logging.WARNING):
+        np.testing.assert_array_equal(loaded.embed(TEXTS), right)
+    assert len(caplog.records) == (there == "no cached graph")
 
-    def init(self: OnnxForward, *arguments: Any) -> None:
-        real(self, *arguments)
-        os.utime(folder / "model.safetensors")
 
-    monkeypatch.setattr(OnnxForward, "__init__", init)
-    with pytest.raises(ModelChanged):
-        changing.embed(TEXTS)
+def test_a_runtime_that_is_let_go_frees_its_weights(narrow: Path) -> None:
+    some = embedder(narrow, 2)
+    some.embed(TEXTS)
+    forward = weakref.ref(some.runtime._load().forward)  # type: ignore[attr-defined]
+    gc.disable()
+    try:
+        del some
+        assert forward() is None
+    finally:
+        gc.enable()
 
 
 def test_whoever_stops_reading_stops_the_work(
@@ -235,6 +251,27 @@ def test_an_interrupt_ends_it(narrow: Path) -> None:
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=20)
     assert (out, process.returncode) == ("stopped\n", 0)
+
+
+AFTER_MAIN = """
+import sys, threading
+from gemma_embed import Embedder
+from gemma_embed.runtimes import OnnxRuntime
+embedder = Embedder(OnnxRuntime(sys.argv[1], precision="int8", threads=2))
+texts = [f"{n} " * 150 for n in range(200)]
+embedder.embed(texts[:100])
+def work():
+    threading.main_thread().join()
+    print(embedder.embed(texts).shape)
+threading.Thread(target=work).start()
+"""
+
+
+def test_a_thread_goes_on_after_the_main_one(narrow: Path) -> None:
+    # Python ends the threads of every pool before it waits for those of a program's own.
+    command = [sys.executable, "-c", AFTER_MAIN, str(narrow)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("(200, 768)\n", "")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from gemma_embed.errors import OutOfMemory
 from gemma_embed.runtimes.base import Batch
 from gemma_embed.runtimes.local.loaded import Forward
-from gemma_embed.runtimes.local.memory import is_out_of_memory, within_memory
+from gemma_embed.runtimes.local.memory import within_memory
 
 logger = logging.getLogger("gemma_embed")
 
@@ -44,7 +44,8 @@ class Crew:
         """Compute batches; see ``within_memory``.
 
         Args:
-            lock: As there; taken for what does not fit beside others, which comes last, alone.
+            lock: As there; taken for what does not fit beside others or finds no thread, which
+                comes last, alone.
             batches: Rows of each.
             ids: Tokens of each row.
 
@@ -62,7 +63,11 @@ class Crew:
             while True:
                 # Some more than are computed, so that no thread waits for the caller.
                 while len(flying) < 2 * self.size and (rows := next(coming, None)):
-                    flying.append((rows, self.pool.submit(compute, rows)))
+                    try:
+                        flying.append((rows, self.pool.submit(compute, rows)))
+                    except RuntimeError:
+                        # No thread can be started, or the main one has ended while others go on.
+                        alone.append(rows)
                 if not flying:
                     break
                 rows, future = flying.popleft()
@@ -96,7 +101,8 @@ class InFlight:
     def crew_for(self, batches: int) -> Crew | None:
         """Return what computes a call of so many batches, or None if that is no faster.
 
-        Errors are those of loading, but for a lack of memory: batches go one by one then.
+        Where the copy cannot be loaded, batches go one by one, with a warning: memory may not
+        suffice, or the cached graph is gone. The model that is loaded needs neither.
         """
         if batches < 2 * self._size or self._size < 2:
             return None
@@ -105,10 +111,12 @@ class InFlight:
             if self._crew is None and self._seen >= _PAYS:
                 try:
                     forward = self._load()
-                except Exception as error:  # ONNX Runtime's have no other base in common.
-                    if not is_out_of_memory(error):
-                        raise
-                    logger.warning("memory does not suffice for batches in flight: one at a time")
+                except Exception as error:  # noqa: BLE001 - ONNX Runtime's have no base in common
+                    logger.warning(
+                        "batches are computed one at a time, which is slower: the model could not "
+                        "be loaded a second time (%s)",
+                        str(error) or type(error).__name__,
+                    )
                     self._size = 1
                 else:
                     pool = ThreadPoolExecutor(self._size, "gemma-embed")

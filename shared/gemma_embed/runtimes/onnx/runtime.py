@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Never, get_args
 
@@ -169,15 +168,14 @@ class OnnxRuntime(LocalRuntime):
             with loading(str(graph), f"download the model again{_OR_UPDATE}"):
                 forward: Forward = PublishedForward(graph, self._threads)
         else:
-            forward = self._written(checkpoint, cache, self._threads)
+            forward = written = self._written(checkpoint, cache)
             if self._precision != "float32":
-                load = partial(self._of_one_thread, checkpoint, cache)
-                in_flight = InFlight(load, self._threads or processor_cores())
+                in_flight = InFlight(written.of_one_thread, self._threads or processor_cores())
         check_vectors(forward, checkpoint, "onnxruntime")
         check_unchanged(checkpoint.files)
         return _Network(tokenize, batches_by_length, forward, in_flight)
 
-    def _written(self, checkpoint: Checkpoint, cache: Cache, threads: int | None) -> Forward:
+    def _written(self, checkpoint: Checkpoint, cache: Cache) -> OnnxForward:
         """Load a checkpoint's graph, and write it if it is not cached."""
         sizes = Architecture.of(checkpoint.config, checkpoint.max_tokens)
         weights = checkpoint.tensors()
@@ -190,14 +188,7 @@ class OnnxRuntime(LocalRuntime):
 
         folder = cache.folder(self._precision, VERSION, write)
         with loading(str(folder), f"remove that folder, so that it is recreated{_OR_UPDATE}"):
-            return OnnxForward(folder, sizes, weights, threads)
-
-    def _of_one_thread(self, checkpoint: Checkpoint, cache: Cache) -> Forward:
-        """Load it once more, from the same files."""
-        with explained(self._name):
-            forward = self._written(checkpoint, cache, 1)
-        check_unchanged(checkpoint.files)
-        return forward
+            return OnnxForward(folder, sizes, weights, self._threads)
 
 
 @dataclass(frozen=True)
