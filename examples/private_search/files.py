@@ -122,7 +122,8 @@ def _front_matter(block: str) -> dict[str, str]:
     except (yaml.YAMLError, ValueError):
         # Names with a colon in them are common, and not YAML.
         found = dict(re.findall(r"^(\w+):[ \t]*[\"'\[]?(.*?)[\"'\]]?[ \t]*$", block, re.MULTILINE))
-    return {key: _words(found[key]) for key in found} if isinstance(found, dict) else {}
+    # YAML writes characters that no database takes as \ud800.
+    return {key: visible(_words(found[key])) for key in found} if isinstance(found, dict) else {}
 
 
 def _words(value: object) -> str:

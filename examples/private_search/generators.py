@@ -18,6 +18,8 @@ Part = dict[str, Any]
 TOKENS, CONTEXT = 256, 8192
 # Nothing for so many seconds, from a server, is an error. It may have to load the model first.
 _SILENCE = 120
+# Bytes of a line: a server that sends more does not answer, and would fill the memory.
+_LONGEST = 1_000_000
 
 
 def open_generator(name: str) -> Generator | None:
@@ -118,14 +120,31 @@ def _streamed(address: str, prompt: str, *, key: str = "", **options: object) ->
     client = httpx.Client(headers=headers, timeout=timeout, trust_env=False)
     try:
         with client, client.stream("POST", address, json=body) as reply:
-            for line in reply.iter_lines():
-                data = line.removeprefix("data: ")
-                part = json.loads(data) if data.startswith("{") else {}
+            for line in _lines(reply.iter_bytes()):
+                data = line.removeprefix(b"data: ").strip()
+                part = json.loads(data) if data.startswith(b"{") else {}
                 if "error" in part:
                     raise ServerFailed(f"the generator failed: {part['error']}")
                 yield part
-                if part.get("done") or data == "[DONE]":
+                if part.get("done") or data == b"[DONE]":
                     return
     except (httpx.HTTPError, ValueError) as error:
         raise ServerFailed(f"the generator failed: {error!r}") from error
     raise ServerFailed("the generator failed: its answer ended early")
+
+
+def _lines(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Split an answer into lines; of a piece in which none ends, give an empty one.
+
+    So whoever counts the seconds can do so.
+
+    Raises:
+        ValueError: If a line does not end.
+    """
+    waiting = b""
+    for piece in pieces:
+        *lines, waiting = (waiting + piece).split(b"\n")
+        if len(waiting) > _LONGEST:
+            raise ValueError(f"a line of more than {_LONGEST} bytes")
+        yield from lines or [b""]
+    yield waiting

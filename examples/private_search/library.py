@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 from gemma_embed import Embedder
 from gemma_embed.chroma import ChromaIndex
 from gemma_embed.chroma.lock import locked
-from gemma_embed.errors import CollectionDamaged, MissingDependency
+from gemma_embed.errors import CollectionDamaged, ConfigurationError, MissingDependency
 from gemma_embed.passages import Passage
 from gemma_embed.runtimes import Runtime
 from private_search.catalogue import Catalogue, Found
@@ -130,12 +130,23 @@ class Library:
             for source in sources:
                 paths = json.dumps([path and os.fspath(path) for path in vars(source).values()])
                 kind = type(source).__name__
+                # Another source of that name reads its files in another way.
+                self.catalogue.db.execute(
+                    "UPDATE units SET stamp = NULL WHERE source = ? "
+                    "AND (source, ?, ?) NOT IN (SELECT name, kind, paths FROM sources)",
+                    (source.name, kind, paths),
+                )
                 self.catalogue.insert("sources", name=source.name, kind=kind, paths=paths)
 
     def forget(self, name: str) -> None:
-        """Leave a source out from now on; the next update removes what it gave."""
+        """Leave a source out from now on; the next update removes what it gave.
+
+        Raises:
+            ConfigurationError: If there is none of this name.
+        """
         with self.catalogue.db as db:
-            db.execute("DELETE FROM sources WHERE name = ?", (name,))
+            if not db.execute("DELETE FROM sources WHERE name = ?", (name,)).rowcount:
+                raise ConfigurationError(f"{name} is no source: status lists them by their names")
 
     def sources(self) -> list[Source]:
         """Return the sources, in the order of their names."""
@@ -161,7 +172,6 @@ class Library:
             except CollectionDamaged:
                 # A killed writer; the store has all vectors that were computed.
                 self._drop(current=True)
-                self.__dict__.pop("collection", None)
                 self._embed(changes, progress)
         return changes
 
@@ -171,6 +181,8 @@ class Library:
         known_units = "SELECT key, stamp FROM units WHERE source = ? AND within IS NULL"
         work: list[tuple[Source, Unit | Skipped, str]] = []
         for source in self.sources():
+            # Looking may take minutes, too.
+            db.commit()
             known = dict(self.catalogue.all(f"{known_units} ORDER BY number", source.name))
             for unit in source.units():
                 changes.units += 1
@@ -220,7 +232,9 @@ class Library:
 
     def _embed(self, changes: Changes, progress: Callable[[Progress], None]) -> None:
         catalogue, started = self.catalogue, time.monotonic()
-        # A collection that was deleted or recreated has another id, and nothing in it.
+        # A collection that was deleted or recreated, by another process as well, has another id,
+        # and nothing in it.
+        self.__dict__.pop("collection", None)
         mark = f"last document in {self.collection.id}"
         waiting = catalogue.all(_NEWER, int(catalogue.setting(mark) or 0))
         gone = [name for (name,) in catalogue.all("SELECT id FROM documents WHERE unit IS NULL")]

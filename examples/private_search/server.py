@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 import socket
+import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from collections.abc import Generator as Parts
@@ -27,7 +28,7 @@ from starlette.responses import FileResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from gemma_embed.errors import ConfigurationError
+from gemma_embed.errors import ConfigurationError, EmbeddingError
 from private_search.answer import answered
 from private_search.catalogue import Filter, Found, start_of
 from private_search.documents import Kind, Source
@@ -250,7 +251,9 @@ def application(desk: Desk, port: int, secret: str) -> Guard:
         Route("/original/{number:int}", desk.original),
         Mount("/", StaticFiles(directory=PAGE, html=True)),
     ]
-    refused = dict.fromkeys((ValueError, OSError, RuntimeError), _refused)
+    # Of numbers that SQLite does not take, an OverflowError.
+    errors = (ValueError, OSError, RuntimeError, OverflowError, sqlite3.Error, EmbeddingError)
+    refused = dict.fromkeys(errors, _refused)
     return Guard(Starlette(routes=routes, exception_handlers=refused), port, secret)
 
 
@@ -269,7 +272,9 @@ def _json(value: object) -> Response:
 def _refused(_: Request, error: Exception) -> Response:
     if isinstance(error, ValidationError):
         first = error.errors()[0]
-        return PlainTextResponse(f"{first['loc'][0]}: {first['msg']}", 400)
+        # What is no JSON object has no place.
+        place = ".".join(map(str, first["loc"])) or "body"
+        return PlainTextResponse(f"{place}: {first['msg']}", 400)
     return PlainTextResponse(str(error), 400)
 
 

@@ -171,7 +171,7 @@ def test_a_generator_that_does_not_stop_is_stopped(hits: tuple[Hit, ...]) -> Non
 # What a server says of its models, and how the answers of those end that do.
 WRITES: dict[str, Any] = {"capabilities": ["completion"], "details": {}}
 SHOWN = {
-    **dict.fromkeys(("gemma3:270m", "gemma3", "killed", "cut", "ended"), WRITES),
+    **dict.fromkeys(("gemma3:270m", "gemma3", "killed", "cut", "ended", "babbling"), WRITES),
     "old": {"details": {}},
     "embeddinggemma": {"capabilities": ["embedding"]},
     "away": {**WRITES, "remote_host": "https://ollama.com:443", "remote_model": "gpt-oss:20b"},
@@ -200,6 +200,8 @@ def ollama(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
             asked.append({**body, "headers": dict(self.headers)})
             self.begin()
             try:
+                while body["model"] == "babbling":
+                    self.wfile.write(b" " * 100_000)
                 for number in range(3) if body["model"] in ENDS else itertools.count():
                     content = f"The roof needs {number} square metres. "
                     self.say({"message": {"role": "assistant", "content": content}})
@@ -274,6 +276,17 @@ def test_a_generator_that_is_gone_is_told(
     assert next(sentences).text == "The roof needs 0 square metres."
     with pytest.raises(ServerFailed, match=said):
         list(sentences)
+
+
+def test_a_line_without_an_end_fills_no_memory(
+    hits: tuple[Hit, ...], ollama: list[dict[str, Any]]
+) -> None:
+    generator = open_generator("babbling")
+    assert generator is not None
+    with pytest.raises(ServerFailed, match="a line of more than"):
+        list(answered(generator, "How many square metres?", hits))
+    # The time counts within it, too.
+    assert list(answered(generator, "How many square metres?", hits, seconds=0)) == []
 
 
 def test_a_generator_that_ends_has_written_all(

@@ -96,6 +96,19 @@ def test_front_matter_that_explodes_is_no_title(tmp_path: Path, name: str) -> No
     assert (found.title, found.labels, found.text) == ("a", "", "The text.")
 
 
+@pytest.mark.parametrize("front", ['tags: "\\ud800a"', 'title: "\\ud800a"'])
+def test_halves_of_characters_in_front_matter_stop_nothing(opened, tmp_path: Path, front) -> None:
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "a.md").write_text(f"---\n{front}\n---\n# A\n\nThe text.")
+    (notes / "b.md").write_text(f"---\n{front}\n---\n")
+    (notes / "c.md").write_text("The other text.")
+    library = opened(Folder(notes))
+    library.update()
+    assert "The other text." in [found.text for found in library.catalogue.passages()]
+    assert library.coverage()[0].documents >= 2
+
+
 def test_long_front_matter_costs_nothing(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_bytes(b"---\n" + b"a: [1, 2, 3]\n" * 100_000 + b"---\nThe text.")
     (found,) = read(Folder(tmp_path))

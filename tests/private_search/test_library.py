@@ -67,6 +67,32 @@ def test_a_source_that_is_forgotten_leaves(opened, notes: Path) -> None:
     assert rows(library) == set()
 
 
+def test_only_a_source_can_be_forgotten(opened, notes: Path) -> None:
+    library = opened(Folder(notes))
+    with pytest.raises(ConfigurationError, match="no source"):
+        library.forget("notes")
+
+
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_a_folder_that_turns_out_to_be_mail_is_read_as_mail(
+    opened, tmp_path: Path, forgotten: bool
+) -> None:
+    boxes = tmp_path / "boxes"
+    boxes.mkdir()
+    (boxes / "Inbox").write_text("From a Mon Jan 1 00:00:00 2026\nSubject: One\n\nBody\n")
+    library = opened(Folder(boxes))
+    library.update()
+    if forgotten:
+        library.forget(str(boxes))
+    library.add(Mail(boxes))
+    library.update()
+    (found,) = library.catalogue.passages()
+    assert (found.kind, found.title) == ("mail", "One")
+    assert rows(library) == numbers(library)
+    library.add(Mail(boxes))
+    assert library.update().changed == 0
+
+
 def test_a_folder_that_is_not_there_keeps_nothing_and_says_so(opened, notes: Path) -> None:
     library = opened(Folder(notes / "none"))
     library.update()
@@ -245,6 +271,20 @@ def test_a_collection_that_was_deleted_is_filled_from_the_store(
     assert not [text for text in runtime.texts if "What there is to say" in text]
 
 
+def test_a_library_that_stays_open_fills_a_collection_that_another_model_replaced(
+    tmp_path: Path, notes: Path
+) -> None:
+    folder = tmp_path / "library"
+    with Library(folder, FakeRuntime()) as open_all_the_time:
+        open_all_the_time.add(Folder(notes))
+        open_all_the_time.update()
+        with Library(folder, FakeRuntime(), dimensions=256) as other:
+            assert other.update().embedded == 3
+        assert open_all_the_time.update().embedded == 3
+        assert rows(open_all_the_time) == numbers(open_all_the_time)
+        assert open_all_the_time.update().embedded == 0
+
+
 def test_what_comes_back_after_its_vectors_left_gets_them_again(opened, notes: Path) -> None:
     library = opened(Folder(notes))
     library.update()
@@ -270,6 +310,23 @@ def test_a_library_opens_while_another_one_is_written(tmp_path: Path) -> None:
         writing.catalogue.db.execute("INSERT INTO settings VALUES ('a', 'b')")
         # It would wait 30 seconds, and fail.
         Library(tmp_path, FakeRuntime()).close()
+
+
+def test_questions_write_while_a_source_is_looked_at(
+    opened, notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library, units = opened(Folder(notes), Folder(notes.parent)), Folder.units
+
+    def looking(folder: Folder):
+        with closing(sqlite3.connect(library.folder / "catalogue.sqlite", timeout=0)) as other:
+            other.execute("INSERT OR REPLACE INTO settings VALUES ('calibration', '')")
+            other.commit()
+        return units(folder)
+
+    monkeypatch.setattr(Folder, "units", looking)
+    library.update()
+    (notes / "cat.md").unlink()
+    assert library.update().removed == 2
 
 
 def test_the_folder_is_for_nobody_else(opened) -> None:

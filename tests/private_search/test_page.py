@@ -208,12 +208,18 @@ def test_both_days_of_a_filter_count() -> None:
         ("ask", {"question": "x", "after": "soon"}, "after"),
         ("ask", {"question": "x", "depth": 3}, "depth"),
         ("add", {"kind": "files", "path": "/no/such/folder"}, "/no/such/folder"),
+        ("ask", [1], "body"),
     ],
 )
 def test_what_cannot_be_is_refused(client, path, body, word) -> None:
     answer = client.post(f"/api/{path}", json=body, headers={"origin": HOME})
     assert answer.status_code == 400
     assert word in answer.text
+
+
+@pytest.mark.parametrize("path", ["original/", "api/passage/", "api/state?units="])
+def test_a_number_that_no_database_takes_is_refused(client, path: str) -> None:
+    assert client.get(f"/{path}{10**30}").status_code == 400
 
 
 def test_originals_are_text_or_saved_and_never_markup(client, shelf: Library) -> None:
