@@ -32,6 +32,7 @@ from gemma_embed.one_text import TextFaults
 from gemma_embed.parquet import finished_ids, load
 from gemma_embed.passages import Passage
 from gemma_embed.ray import EmbedBatch
+from gemma_embed.ray.missing import unfinished
 
 TEXTS = ["Mars is called the Red Planet.", "Venus is hot.", "Saturn has rings."]
 
@@ -214,6 +215,20 @@ def test_ids_of_types_that_cannot_be_compared_are_refused(
     pq.write_table(numbers, tmp_path / "c.parquet")
     with pytest.raises(CollectionMismatch, match=r"string in .*a\.parquet and int64 in .*c\.parq"):
         finished_ids(tmp_path, embedder.fingerprint)
+
+
+@pytest.mark.parametrize("there", [pa.string(), pa.dictionary(pa.int32(), pa.string())])
+@pytest.mark.parametrize("here", [pa.string(), pa.dictionary(pa.int64(), pa.string())])
+def test_what_is_left_of_a_source(
+    tmp_path: Path, embedder: Embedder, here: pa.DataType, there: pa.DataType
+) -> None:
+    result = job(tmp_path, table(*TEXTS[:2]))
+    ids = pa.array(["0", None]).cast(there)
+    pq.write_table(result.set_column(0, "id", ids), tmp_path / "a.parquet")
+    done = finished_ids(tmp_path, embedder.fingerprint)
+    source = pa.table({"id": pa.array(["0", "1", None, None]).cast(here), "row": range(4)})
+    # A row without an id is done again, and never left out for another one.
+    assert unfinished(source, done, "id")["row"].to_pylist() == [1, 2, 3]
 
 
 @pytest.mark.parametrize("kind", ["float32", "float16", "int8"])

@@ -63,7 +63,9 @@ def one_type(types: Mapping[str, pa.DataType], column: str) -> pa.DataType:
     """
     common, first = pa.null(), ""
     for place, kind in types.items():
-        pair = [pa.schema([(column, each)]) for each in (common, kind)]
+        # Arrow compares no dictionaries, as of pandas' categories, but the values in them.
+        plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+        pair = [pa.schema([(column, each)]) for each in (common, plain)]
         try:
             common = pa.unify_schemas(pair, promote_options="permissive").field(0).type
         except pa.ArrowTypeError as error:

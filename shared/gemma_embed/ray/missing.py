@@ -24,7 +24,8 @@ def missing(
         dataset: The source; each id once.
         folder: The results of earlier runs; see ``finished_ids``, which reads them now.
         fingerprint: Of the job: ``EmbedBatch.fingerprint``.
-        id_column: The column of ids, here and there. An id names one text.
+        id_column: The column of ids, here and there. An id names one text; a row whose id is null
+            is never finished.
 
     Raises:
         CollectionMismatch: If a result has another fingerprint, or ids of another type; those of
@@ -46,7 +47,13 @@ def missing(
 def _without(batch: pa.Table, done: ObjectRef, id_column: str) -> pa.Table:
     import ray
 
-    ids, finished = batch[id_column], ray.get(done)
+    return unfinished(batch, ray.get(done), id_column)
+
+
+def unfinished(batch: pa.Table, finished: pa.ChunkedArray, id_column: str) -> pa.Table:
+    """Return the rows whose ids are not among the finished; raises CollectionMismatch."""
+    ids = batch[id_column]
     kind = one_type({"the source": ids.type, "the results": finished.type}, id_column)
-    there = pc.is_in(ids.cast(kind), value_set=finished.cast(kind))
+    # One null among the finished says nothing of the other rows without an id.
+    there = pc.is_in(ids.cast(kind), value_set=finished.cast(kind), skip_nulls=True)
     return batch.filter(pc.invert(there))
