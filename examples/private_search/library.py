@@ -34,6 +34,10 @@ _NEWER = """
 SELECT documents.number, id, count(*) FROM documents JOIN passages ON document = documents.number
 WHERE documents.number > ? AND unit IS NOT NULL GROUP BY documents.number
 """
+_FAILED = """
+UPDATE units SET stamp = '', state = 'failed', reason = 'not embedded: ' || ?
+WHERE number = (SELECT unit FROM documents WHERE id = ?)
+"""
 _STATES = {True: "failed", False: "skipped"}
 _SOURCES: dict[str, type[Source]] = {kind.__name__: kind for kind in (Folder, Mail, History)}
 
@@ -257,9 +261,14 @@ class Library:
             step = waiting[start : start + _STEP]
             found = (catalogue.passages("document = ?", document) for _, document, _ in step)
             page = map(_passage, chain.from_iterable(found))
-            self.vectors.ingest(page, progress=advanced)
+            report = self.vectors.ingest(page, progress=advanced)
             changes.embedded += sum(passages for *_, passages in step)
-            with catalogue.db:
+            with catalogue.db as db:
+                # Told by the coverage report, and read again at the next update.
+                failed = [(failure.reason, failure.source) for failure in report.failed]
+                db.executemany(_FAILED, failed)
+                db.executemany("UPDATE documents SET unit = NULL WHERE id = ?",
+                               ((name,) for _, name in failed))  # fmt: skip
                 catalogue.insert("settings", name=mark, value=step[-1][0])
         if waiting:
             self._drop(current=False)

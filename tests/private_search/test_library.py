@@ -7,13 +7,15 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 from fakes import FakeRuntime
 
-from gemma_embed.errors import CollectionDamaged, ConfigurationError
+from gemma_embed.errors import CollectionDamaged, ConfigurationError, ServerFailed
+from gemma_embed.runtimes import Batch, TooLong
 from private_search.catalogue import Filter
 from private_search.files import Folder
 from private_search.library import Library, Progress
@@ -57,6 +59,39 @@ def test_it_follows_the_disk(opened, notes: Path) -> None:
     assert rows(library) == numbers(library)
     assert not library.catalogue.matching('"cat"', Filter(), 5)
     assert library.catalogue.matching('"96"', Filter(), 5)
+
+
+class FailsOnCats(FakeRuntime):
+    """A server that breaks down on one text, until it is repaired."""
+
+    repaired = False
+
+    def embed(self, texts: Sequence[str], *, truncate: bool = False) -> Iterator[Batch | TooLong]:
+        for row, text in enumerate(texts):
+            if "cat" in text and not self.repaired:
+                raise ServerFailed("the server failed", index=row)
+        yield from super().embed(texts, truncate=truncate)
+
+
+def test_what_cannot_be_embedded_is_reported_and_tried_again(tmp_path: Path, notes: Path) -> None:
+    runtime = FailsOnCats()
+    with Library(tmp_path / "library", runtime) as library:
+        library.add(Folder(notes))
+        for _ in range(2):
+            library.update()
+            (coverage,) = library.coverage()
+            assert coverage.states == {"indexed": 2, "failed": 1}
+            (told,) = coverage.units
+            assert told["unit"].endswith("cat.md")
+            assert told["reason"].startswith("not embedded: ")
+            assert "say of" not in told["reason"]
+            assert len(rows(library)) == 2
+        runtime.repaired = True
+        library.update()
+        assert library.coverage()[0].states == {"indexed": 3}
+        assert rows(library) == numbers(library)
+        assert len(rows(library)) == 3
+        assert library.update().changed == 0
 
 
 def test_a_source_that_is_forgotten_leaves(opened, notes: Path) -> None:
