@@ -31,7 +31,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -112,6 +111,8 @@ def run_job(
         "RAY_USAGE_STATS_ENABLED": "0",
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
     }
+    import psutil
+
     begin = time.monotonic()
     arguments = [str(source), str(target), json.dumps(settings), str(batch), str(workers)]
     process = subprocess.Popen(

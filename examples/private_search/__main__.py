@@ -85,10 +85,10 @@ def _parser() -> argparse.ArgumentParser:
     writer.add_argument("--generator", default="gemma3:270m", help=said)
 
     index = commands.add_parser("index", parents=[shared], help="read what is new")
-    index.add_argument("--files", type=Path, nargs="+", default=[], help="folders")
-    index.add_argument("--mail", type=Path, nargs="+", default=[], help="mbox, Maildir, folders")
-    index.add_argument("--history", type=Path, help="History of Chrome, places.sqlite of Firefox")
-    index.add_argument("--pages", type=Path, help="a folder of saved pages, with --history")
+    index.add_argument("--files", type=_there, nargs="+", default=[], help="folders")
+    index.add_argument("--mail", type=_there, nargs="+", default=[], help="mbox, Maildir, folders")
+    index.add_argument("--history", type=_there, help="History of Chrome, places.sqlite of Firefox")
+    index.add_argument("--pages", type=_there, help="a folder of saved pages, with --history")
     index.add_argument("--forget", nargs="+", default=[], help="sources to leave out from now on")
     index.add_argument("--watch", action="store_true", help="go on, whenever something changes")
     index.set_defaults(run=_index)
@@ -117,6 +117,13 @@ def _parser() -> argparse.ArgumentParser:
     mcp = commands.add_parser("mcp", parents=[shared], help="tools for an assistant, over stdio")
     mcp.set_defaults(run=_mcp)
     return parser
+
+
+def _there(text: str) -> Path:
+    path = Path(text).expanduser().resolve()
+    if not path.exists():
+        raise argparse.ArgumentTypeError(on_terminal(f"there is no {path}"))
+    return path
 
 
 def _runtime(name: str, model: str | None) -> Runtime:
@@ -167,11 +174,9 @@ def _update(library: Library) -> bool:
 def _index(library: Library, options: argparse.Namespace) -> int:
     for name in options.forget:
         library.forget(name)
-    library.add(*(Folder(path.resolve()) for path in options.files))
-    library.add(*(Mail(path.resolve()) for path in options.mail))
+    library.add(*map(Folder, options.files), *map(Mail, options.mail))
     if options.history:
-        pages = options.pages and options.pages.resolve()
-        library.add(History(options.history.resolve(), pages))
+        library.add(History(options.history, options.pages))
     updated = _update(library)
     _print_status(library)
     if options.watch:
@@ -197,8 +202,12 @@ def _ask(library: Library, options: argparse.Namespace) -> int:
     after, before = start_of(options.after), start_of(options.before)
     filters = Filter(options.kind, after, before, options.sender, options.folder, options.site)
     results = Search(library).ask(options.question, filters, limit=options.limit)
+    if not library.catalogue.count():
+        print("Nothing is indexed: index --files FOLDER; status --units names what was left out.")
+        return 1
     if not results.hits or not (results.answerable or options.weak):
-        print(NOTHING)
+        # Words alone may find nothing; meaning finds something in whatever passes the filters.
+        print(NOTHING if results.hits else "Nothing passes these filters.")
         for hit in results.hits[:1]:
             print(f"Nearest, and hardly an answer: {on_terminal(hit.found.title)} "
                   "(--weak shows it).")  # fmt: skip
@@ -256,8 +265,9 @@ def _status(library: Library, options: argparse.Namespace) -> int:
 def _print_status(library: Library, *, units: bool = False) -> None:
     for each in library.coverage():
         states = ", ".join(f"{count} {state}" for state, count in sorted(each.states.items()))
+        why = "" if units or not each.units else " (why: status --units)"
         print(on_terminal(f"{each.source}: {states or 'not read yet'}; {each.documents} documents, "
-                          f"{each.passages} passages"))  # fmt: skip
+                          f"{each.passages} passages{why}"))  # fmt: skip
         for unit in each.units if units else ():
             print(on_terminal(f"  {unit['state']}: {unit['unit']}: {unit['reason']}"))
 

@@ -34,11 +34,28 @@ def test_index_ask_status(
     assert f"{notes}/tyres.md, line 3" in told
     assert "\x1b" not in told
 
-    assert run(capsys, "ask", "tyres", "--kind", "mail", code=1) == "Not in your documents.\n"
+    told = run(capsys, "ask", "tyres", "--kind", "mail", code=1)
+    assert told == "Nothing passes these filters.\n"
+    assert "(why: status --units)" in run(capsys, "status")
     assert "1 skipped; 2 documents" in run(capsys, "status")
     (report,) = json.loads(run(capsys, "status", "--json"))
     assert report["states"] == {"indexed": 2, "skipped": 1}
     assert "no reader for .jpg" in run(capsys, "status", "--units")
+
+
+def test_an_empty_library_says_so(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    library = ["--library", str(tmp_path / "library")]
+    assert run(capsys, "ask", "tyres", *library, code=1).startswith("Nothing is indexed: index --f")
+
+
+@pytest.mark.parametrize("option", ["--files", "--mail", "--history", "--pages"])
+def test_a_place_that_is_not_there_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, option: str
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["index", "--library", str(tmp_path / "library"), option, str(tmp_path / "no")])
+    assert f"there is no {tmp_path}/no" in capsys.readouterr().err
+    assert not (tmp_path / "library").exists()
 
 
 def test_an_error_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
