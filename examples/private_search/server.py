@@ -136,7 +136,7 @@ class Desk:
             except Exception as error:  # noqa: BLE001 - the page shows it
                 yield to_json({"error": f"{type(error).__name__}: {error}"}) + b"\n"
             finally:
-                # Who asks anew, or ends the program: nothing more is written.
+                # After a new question, or the end of the program, nothing more is written.
                 hung_up.set()
                 with suppress(ValueError):  # A thread is at it, and sees the other sign.
                     parts.close()

@@ -40,8 +40,8 @@ class OnnxForward:
             threads: Threads that compute; None for one a processor core.
         """
         self._table = Rows(weights["embed_tokens.weight"])
-        self._graph = folder / GRAPH
-        self._session = open_session(self._graph, threads)
+        self.graph = folder / GRAPH
+        self._session = open_session(self.graph, threads)
         self._sizes = sizes
 
     def of_one_thread(self) -> OnnxForward:
@@ -50,7 +50,7 @@ class OnnxForward:
         The table is shared: its path may lead to other weights by now, or to none.
         """
         other = copy(self)
-        other._session = open_session(self._graph, 1)
+        other._session = open_session(self.graph, 1)
         return other
 
     def __call__(self, tokens: Sequence[Sequence[int]]) -> Floats:

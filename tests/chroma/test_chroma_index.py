@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -225,6 +227,21 @@ def test_a_deleted_collection_leaves_no_vectors_on_the_disk(
     with ChromaIndex(folder, "notes", embedder) as opened:
         np.testing.assert_array_equal(opened.open().get(include=["embeddings"])["embeddings"], kept)
         assert opened.check() == 60
+
+
+def test_nothing_outside_the_folder_is_deleted(
+    fake: FakeRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = tmp_path / "others"
+    others.mkdir()
+    with ChromaIndex(tmp_path / "db", "notes", Embedder(fake)) as index:
+        index.ingest(documents(2))
+        # As the database of a stranger might have it. Chroma 1.5 takes no such name, another might.
+        with closing(sqlite3.connect(tmp_path / "db" / "chroma.sqlite3")) as database, database:
+            database.execute("UPDATE segments SET id = '../others' WHERE scope = 'VECTOR'")
+        monkeypatch.setattr(index.client, "delete_collection", lambda _: None)
+        index.drop(index.collection_name, current=True)
+    assert others.is_dir()
 
 
 def test_only_generations_are_dropped(index: ChromaIndex) -> None:

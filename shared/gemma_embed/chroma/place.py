@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 from gemma_embed.chroma.failures import explanation, lost, read_only
 from gemma_embed.chroma.lock import MARK, Writing, locked, only_writer
@@ -94,10 +95,11 @@ class Place:
         """
         files: list[Path] = []
         if self.folder is not None:
-            # A later Chroma may have other tables, and delete its files by itself.
-            with suppress(sqlite3.Error), closing(_connected(self.folder)) as opened:
+            # A later Chroma may have other tables, and delete its files by itself. A name that is
+            # no UUID may lead out of the folder.
+            with suppress(sqlite3.Error, ValueError), closing(_connected(self.folder)) as opened:
                 found = opened.execute(_SEGMENTS, (str(collection.id),))
-                files = [self.folder / name for (name,) in found]
+                files = [self.folder / str(UUID(str(name))) for (name,) in found]
         self.client.delete_collection(collection.name)
         for segment in files:
             shutil.rmtree(segment, ignore_errors=True)

@@ -177,7 +177,9 @@ def test_no_memory_for_the_copy_is_said_and_costs_speed_only(
     ]
 
 
-@pytest.mark.parametrize("there", ["other weights", "nothing", "no cached graph"])
+@pytest.mark.parametrize(
+    "there", ["other weights", "nothing", "no cached graph", "a damaged cached graph"]
+)
 def test_a_copy_is_of_the_loaded_weights(
     narrow: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, there: str
 ) -> None:
@@ -186,13 +188,21 @@ def test_a_copy_is_of_the_loaded_weights(
     shutil.copytree(narrow, folder)
     loaded = Embedder(OnnxRuntime(folder, precision="int8", threads=2, cache_dir=cache))
     loaded.embed_query("loaded")
-    # Not deleted: a new file could get the inode of the old one, which reads as written over.
-    (cache if there == "no cached graph" else folder).rename(tmp_path / "old")
+    if there == "a damaged cached graph":
+        largest = max(cache.glob("*int8*/*"), key=lambda file: file.stat().st_size)
+        damaged = bytearray(largest.read_bytes())
+        damaged[len(damaged) // 2] ^= 0x40
+        # Another file, since the loaded model may have mapped the first.
+        (tmp_path / "new").write_bytes(damaged)
+        (tmp_path / "new").replace(largest)
+    else:
+        # Not deleted: a new file could get the inode of the old one, which reads as written over.
+        (cache if there == "no cached graph" else folder).rename(tmp_path / "old")
     if there == "other weights":
         checkpoints.build(folder, checkpoints.SHAPES["narrow"], seed=1)
     with caplog.at_level(logging.WARNING):
         np.testing.assert_array_equal(loaded.embed(TEXTS), right)
-    assert len(caplog.records) == (there == "no cached graph")
+    assert len(caplog.records) == ("cached graph" in there)
 
 
 def test_a_runtime_that_is_let_go_frees_its_weights(narrow: Path) -> None:

@@ -94,7 +94,7 @@ class Cache:
     def _has(self, entry: Path) -> bool:
         if not entry.is_dir():
             return False
-        if not _is_valid(entry):
+        if not is_valid(entry):
             logger.warning("%s is damaged, and not used", entry)
             _remove(entry)
             return False
@@ -142,11 +142,12 @@ def _move(new: Path, entry: Path) -> None:
         new.rename(entry)
     except OSError:
         # Another process was faster: what it wrote is the same.
-        if not _is_valid(entry):
+        if not is_valid(entry):
             raise
 
 
-def _is_valid(folder: Path) -> bool:
+def is_valid(folder: Path) -> bool:
+    """Tell whether a cached folder is complete, and as it was written."""
     try:
         return (folder / _CHECKSUM).read_bytes() == _checksum(folder).encode()
     except OSError:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Never, get_args
 
-from gemma_embed.errors import ConfigurationError, WrongModel
+from gemma_embed.errors import ConfigurationError, ModelCorrupt, WrongModel
 from gemma_embed.files import expanded
 from gemma_embed.identity import Identity
-from gemma_embed.runtimes.local.cache import Cache
+from gemma_embed.runtimes.local.cache import Cache, is_valid
 from gemma_embed.runtimes.local.checkpoint import Checkpoint
 from gemma_embed.runtimes.local.files import check_unchanged
 from gemma_embed.runtimes.local.in_flight import InFlight
@@ -170,7 +171,8 @@ class OnnxRuntime(LocalRuntime):
         else:
             forward = written = self._written(checkpoint, cache)
             if self._precision != "float32":
-                in_flight = InFlight(written.of_one_thread, self._threads or processor_cores())
+                load = partial(_loaded_again, written)
+                in_flight = InFlight(load, self._threads or processor_cores())
         check_vectors(forward, checkpoint, "onnxruntime")
         check_unchanged(checkpoint.files)
         return _Network(tokenize, batches_by_length, forward, in_flight)
@@ -197,6 +199,13 @@ class _Network:
     batches: Callable[[Mapping[int, int]], Iterator[list[int]]]
     forward: Forward
     in_flight: InFlight | None
+
+
+def _loaded_again(forward: OnnxForward) -> OnnxForward:
+    """Load a cached graph once more, for one thread: raises ModelCorrupt if it changed since."""
+    if not is_valid(forward.graph.parent):
+        raise ModelCorrupt(f"{forward.graph.parent} is gone, or was damaged since it was loaded")
+    return forward.of_one_thread()
 
 
 def _is_published(checkpoint: Checkpoint) -> bool:
