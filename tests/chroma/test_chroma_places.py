@@ -139,6 +139,21 @@ def test_no_second_database_in_another_working_folder(
     assert len(everything(index)) == 6
 
 
+def test_a_log_that_chroma_cannot_read_is_no_wrong_argument(
+    index: ChromaIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index.ingest(documents(2))
+
+    def fails(*_: object, **__: object) -> None:
+        # As Chroma 1.5.9 said where it could not open one more connection.
+        said = "Error in compaction: Failed to pull logs from the log store"
+        raise chromadb.errors.InvalidArgumentError(said)
+
+    monkeypatch.setattr(chromadb.Collection, "upsert", fails)
+    with pytest.raises(CollectionError, match=r"Chroma failed on the collection.*log store"):
+        index.ingest(documents(3))
+
+
 def test_a_missing_collection_is_not_damaged(index: ChromaIndex) -> None:
     assert index.generations() == []
     with pytest.raises(CollectionError, match=r"no collection 'notes-.*db.*ingest") as caught:

@@ -19,6 +19,8 @@ _READ_ONLY = r"(code: (8|14)|os error (13|30))\)"
 _LOST = r"code: (11|26)\)"
 _BUSY = r"code: (5|6)\)"
 _FULL = r"(code: 13|os error 28)\)"
+# Chroma's own work after a write, which it reports as a wrong argument when it cannot read its log.
+_ITS_OWN = re.compile("Error in compaction")
 RECREATE = (
     "call recreate(passages) with all the passages it was filled from; their vectors come from the "
     "embedding store, without the model"
@@ -45,7 +47,7 @@ def explanation(error: BaseException, name: str, place: Path | str) -> Embedding
     panic = type(error).__name__ == "PanicException"
     if not isinstance(error, ChromaError) and not panic:
         return None
-    if isinstance(error, InvalidArgumentError):
+    if isinstance(error, InvalidArgumentError) and not _ITS_OWN.search(said):
         return ConfigurationError(f"Chroma does not take these arguments for {what}: {error}")
     if isinstance(error, NotFoundError):
         return CollectionError(f"{what} was deleted meanwhile ({error}): open() again")
